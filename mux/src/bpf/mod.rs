@@ -1,0 +1,1 @@
+//! The parser VM: decoding, verification and interpretation of SOCKET_FILTER programs.

@@ -1,0 +1,1 @@
+//! TCP/IP engine as a sans-I/O state machine.

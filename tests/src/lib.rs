@@ -1,0 +1,1 @@
+//! Lanes, guest runner and trace comparison for the integration tests.
