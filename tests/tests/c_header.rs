@@ -1,0 +1,217 @@
+//! `c-header/` as a C or C++ program meets it: numbers, layouts, and the parsers' answers.
+//!
+//! The programs in `abi/` are compiled here with every compiler at hand, so that a header that
+//! only one of them accepts, or only in one order of inclusion, fails the build it would break.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Exit status of `abi/parsers.c` where the kernel lets this user load no program.
+const CANNOT_LOAD: i32 = 77;
+
+/// A compiler with a language standard. The first of each language must exist, others may.
+struct Compiler {
+    command: &'static str,
+    options: &'static [&'static str],
+    required: bool,
+}
+
+const COMPILERS: &[Compiler] = &[
+    Compiler {
+        command: "cc",
+        options: &["-std=c99"],
+        required: true,
+    },
+    Compiler {
+        command: "cc",
+        options: &["-std=gnu17"],
+        required: true,
+    },
+    Compiler {
+        command: "c++",
+        options: &["-x", "c++", "-std=c++11"],
+        required: true,
+    },
+    Compiler {
+        command: "c++",
+        options: &["-x", "c++", "-std=c++20"],
+        required: true,
+    },
+    Compiler {
+        command: "clang",
+        options: &["-std=c99"],
+        required: false,
+    },
+    Compiler {
+        command: "clang++",
+        options: &["-x", "c++", "-std=c++11"],
+        required: false,
+    },
+];
+
+const STRICT: &[&str] = &["-pedantic", "-Wall", "-Wextra", "-Werror", "-O1"];
+
+/// Values of the kernel's interface: `docs` of each are in the header itself.
+const NUMBERS: &str = "\
+AF_KCM 41
+PF_KCM 41
+SOL_KCM 281
+MSG_BATCH 262144
+KCMPROTO_CONNECTED 0
+KCM_RECV_DISABLE 1
+SIOCKCMATTACH 35296
+SIOCKCMUNATTACH 35297
+SIOCKCMCLONE 35298
+sizeof(struct kcm_attach) 8
+offsetof(struct kcm_attach, fd) 0
+offsetof(struct kcm_attach, bpf_fd) 4
+sizeof(struct kcm_unattach) 4
+offsetof(struct kcm_unattach, fd) 0
+sizeof(struct kcm_clone) 4
+offsetof(struct kcm_clone, fd) 0
+";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the workspace")
+}
+
+fn exists(command: &str) -> bool {
+    Command::new(command)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+/// Compiles `abi/SOURCE` and returns the program, or fails with the compiler's words.
+fn compile(compiler: &Compiler, source: &str, defines: &[&str]) -> PathBuf {
+    let mut name = source.replace('.', "_");
+    for part in compiler
+        .options
+        .iter()
+        .chain(defines)
+        .chain(&[compiler.command])
+    {
+        let _ = write!(
+            name,
+            "-{}",
+            part.replace(|c: char| !c.is_alphanumeric(), "")
+        );
+    }
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let output = Command::new(compiler.command)
+        .args(compiler.options)
+        .args(STRICT)
+        .args(defines.iter().map(|define| format!("-D{define}")))
+        .arg("-I")
+        .arg(root().join("c-header"))
+        .arg(root().join("tests/abi").join(source))
+        .arg("-o")
+        .arg(&program)
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", compiler.command));
+    assert!(
+        output.status.success(),
+        "{} {:?} {defines:?} {source}:\n{}",
+        compiler.command,
+        compiler.options,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    program
+}
+
+fn compilers() -> impl Iterator<Item = &'static Compiler> {
+    COMPILERS
+        .iter()
+        .filter(|compiler| compiler.required || exists(compiler.command))
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Output {
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", program.display()))
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The header alone, with `<linux/kcm.h>` before and behind it, and that one alone as the judge.
+#[test]
+fn numbers_and_layouts_equal_the_kernels() {
+    let linux = Path::new("/usr/include/linux/kcm.h").exists();
+    let orders: &[&str] = if linux {
+        &["KCM_ONLY", "KCM_FIRST", "LINUX_FIRST", "LINUX_ONLY"]
+    } else {
+        &["KCM_ONLY"]
+    };
+    for compiler in compilers() {
+        for order in orders {
+            let output = run(&compile(compiler, "numbers.c", &[order]), &[]);
+            assert_eq!(text(&output), NUMBERS, "{} {order}", compiler.command);
+        }
+    }
+}
+
+/// C and C++ compilers make the same instructions of the parser header.
+#[test]
+fn every_compiler_builds_the_same_programs() {
+    let mut first: Option<String> = None;
+    for compiler in compilers() {
+        let output = run(&compile(compiler, "parsers.c", &[]), &[]);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let programs = text(&output);
+        assert!(
+            programs.lines().count() > 2000,
+            "{}",
+            programs.lines().count()
+        );
+        match &first {
+            None => first = Some(programs),
+            Some(first) => assert!(*first == programs, "{} differs", compiler.command),
+        }
+    }
+}
+
+/// The kernel's verifier accepts each parser, and each gives the length the table asks for.
+#[test]
+fn parsers_agree_with_the_kernel() {
+    let program = compile(&COMPILERS[0], "parsers.c", &[]);
+    let output = run(&program, &["kernel"]);
+    let words = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(0) => assert!(
+            text(&output).ends_with(" cases, 0 wrong\n"),
+            "{}",
+            text(&output)
+        ),
+        // Without the right to load programs the first load must be what failed, and how.
+        Some(CANNOT_LOAD) => assert!(
+            words.contains("Operation not permitted") || words.contains("not implemented"),
+            "{words}"
+        ),
+        _ => panic!("{}{words}", text(&output)),
+    }
+}
+
+/// `kcm.pc.in` becomes a file that names the header's folder.
+#[test]
+fn pkg_config_template_has_two_holes() {
+    let template = std::fs::read_to_string(root().join("c-header/kcm.pc.in")).expect("kcm.pc.in");
+    let filled = template
+        .replace("@PREFIX@", "/usr/local")
+        .replace("@VERSION@", "0.1.0");
+    assert!(!filled.contains('@'), "{filled}");
+    assert!(
+        filled.contains("prefix=/usr/local\nincludedir=${prefix}/include\n"),
+        "{filled}"
+    );
+    assert!(filled.contains("\nCflags: -I${includedir}\n"), "{filled}");
+}
