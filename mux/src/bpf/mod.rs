@@ -1,1 +1,139 @@
-//! The parser VM: decoding, verification and interpretation of SOCKET_FILTER programs.
+//! The parser VM: eBPF programs of type `SOCKET_FILTER` that delimit messages.
+//!
+//! [`Program::verify`] admits a program no kernel has seen, [`Program::trusted`] one a kernel
+//! accepted; [`Program::run`] returns r0, whose low 32 bits are the message's length, 0 for "need
+//! more bytes", or a negative errno. Programs see virtual addresses only ([`mem`]), every access
+//! is checked as it happens, and a run is bounded ([`INSN_BUDGET`]).
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `insn` | encoding; nothing executes there |
+//! | `decode` | bytes to instructions, maps and jump targets resolved |
+//! | `interp` | one run |
+//! | `alu` | what arithmetic means |
+//! | `mem` | the address space of a program |
+//! | `skb` | packet and context |
+//! | `helper` | helper functions by number |
+//! | `map` | array and hash maps |
+//! | `error` | why a program is refused |
+//!
+//! Not here: tail calls, per-CPU and other map types, BTF, kernel functions, callbacks
+//! (`bpf_loop`), `may_goto`. Programs that need them are refused with a named reason.
+
+use alloc::sync::Arc;
+
+pub use self::error::VerifyError;
+pub use self::interp::{Env, FRAMES_MAX, Fault, INSN_BUDGET, STACK_BYTES};
+pub use self::map::{Map, MapError, MapSpec};
+pub use self::skb::{CB_WORDS, Packet};
+
+mod alu;
+mod decode;
+mod error;
+mod helper;
+pub mod insn;
+mod interp;
+pub mod map;
+mod mem;
+mod skb;
+
+/// Slots a program may have: the kernel's limit for privileged loaders.
+pub const PROG_INSNS_MAX: usize = 1_000_000;
+/// Different maps a program may use: the kernel's `MAX_USED_MAPS`.
+pub const PROG_MAPS_MAX: usize = 64;
+
+/// A decoded parser program, immutable and shared between threads.
+#[derive(Debug)]
+pub struct Program {
+    code: decode::Code,
+    footprint: interp::Footprint,
+}
+
+impl Program {
+    /// Admits a program that a kernel verified: the encoding is checked, register contents are
+    /// not. `insns` is the array of `struct bpf_insn` as given to `BPF_PROG_LOAD`, with map file
+    /// descriptors that `map_by_fd` knows.
+    ///
+    /// # Errors
+    /// [`VerifyError`], whose `errno` is the one to fail with.
+    pub fn trusted(
+        insns: &[u8],
+        map_by_fd: &dyn Fn(i32) -> Option<Arc<Map>>,
+    ) -> Result<Self, VerifyError> {
+        let code = decode::Code::decode(insns, map_by_fd)?;
+        let footprint = interp::Footprint::of(&code);
+        Ok(Self { code, footprint })
+    }
+
+    /// Admits a program no kernel verified.
+    ///
+    /// # Errors
+    /// [`VerifyError`], whose `errno` is the one `BPF_PROG_LOAD` fails with.
+    pub fn verify(
+        insns: &[u8],
+        map_by_fd: &dyn Fn(i32) -> Option<Arc<Map>>,
+    ) -> Result<Self, VerifyError> {
+        Self::trusted(insns, map_by_fd)
+    }
+
+    /// Runs the program over a message. The result is r0; a caller takes its low 32 bits as
+    /// `int`. A [`Fault`] gives its negative errno.
+    ///
+    /// `cb` is the context's five writable words; what the program stores there persists as far
+    /// as the caller keeps them.
+    pub fn run<P: Packet + ?Sized>(&self, packet: &P, cb: &mut [u32; CB_WORDS], env: &Env) -> u64 {
+        self.try_run(packet, cb, env)
+            .unwrap_or_else(|fault| i64::from(fault.errno()).wrapping_neg() as u64)
+    }
+
+    /// Like [`Program::run`], with the fault as it is.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn try_run<P: Packet + ?Sized>(
+        &self,
+        packet: &P,
+        cb: &mut [u32; CB_WORDS],
+        env: &Env,
+    ) -> Result<u64, Fault> {
+        interp::run(&self.code, self.footprint, packet, cb, env)
+    }
+}
+
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "registers and memory share the byte order"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::insn::RawInsn;
+    use super::*;
+    use std::vec::Vec;
+
+    fn program(slots: &[(u8, u8, u8, i16, i32)]) -> Vec<u8> {
+        let slot = |&(code, dst, src, off, imm): &_| RawInsn {
+            code,
+            dst,
+            src,
+            off,
+            imm,
+        };
+        slots.iter().map(slot).flat_map(RawInsn::to_bytes).collect()
+    }
+
+    #[test]
+    fn clangs_length_prefix_parser_returns_body_plus_header() {
+        let bytes = program(&[
+            (0xbf, 6, 1, 0, 0), // r6 = r1
+            (0x20, 0, 0, 0, 0), // r0 = be32 at 0
+            (0x07, 0, 0, 0, 4), // r0 += 4
+            (0x95, 0, 0, 0, 0),
+        ]);
+        let parser = Program::verify(&bytes, &|_| None).unwrap();
+        let run = |bytes: &[u8]| parser.run(bytes, &mut [0; CB_WORDS], &Env::default());
+        assert_eq!(run(&[0, 0, 1, 2, 9]), 0x106);
+        assert_eq!(run(&[0xff; 4]), 0x1_0000_0003);
+        assert_eq!(run(&[0, 0, 1]), 0);
+    }
+}
