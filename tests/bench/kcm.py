@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""ci/bench kcm: KCM under the library against what people write by hand, and against kernel KCM in a VM."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+
+import build
+import vm
+from measure import Bar, Group, Program, as_json, print_table, run_group, summary
+
+IDLE_COUNT = 10_000  # connections, and KCM sockets, of the memory figures
+IDLE_MS = 5_000      # of the idle process
+SMALL, LARGE = 64, 16384
+KIB = 1024
+
+
+def native_groups(bin_dir, lib, duration_ms):
+    """The groups that run on this machine's kernel, KCM programs under the library."""
+    preload = {"LD_PRELOAD": str(lib)}
+
+    def rival(name, program, *options, **more):
+        return Program(name, [str(bin_dir / program), "-d", str(duration_ms), *map(str, options)], **more)
+
+    def kcm(name, program, *options, **more):
+        return rival(name, program, *options, env=preload, **more)
+
+    shared = ("-c", 4, "-k", 4, "-t", 2)
+    return [
+        Group(
+            f"receive {SMALL} B",
+            [
+                rival("in-place framing", "rx_inplace"),
+                rival("header then body", "rx_header_body"),
+                rival("reader, queue, worker", "rx_queue"),
+                rival("ZeroMQ PUSH/PULL", "rx_zmq"),
+                kcm("KCM recvmsg", "rx_kcm"),
+                kcm("KCM recvmmsg(64)", "rx_kcm", "-m", "recvmmsg"),
+                kcm("KCM recvmsg, 4 x 4, 2 threads", "rx_kcm", *shared),
+                kcm("KCM recvmmsg, 4 x 4, 2 threads", "rx_kcm", "-m", "recvmmsg", *shared),
+            ],
+            [
+                Bar("KCM recvmsg", ">=", 0.35, 0.6, "in-place framing"),
+                Bar("KCM recvmsg", ">=", 10, None, "header then body"),
+                Bar("KCM recvmsg", ">=", 3, None, "ZeroMQ PUSH/PULL"),
+                Bar("KCM recvmsg", ">=", 2, None, "reader, queue, worker"),
+                Bar("KCM recvmmsg(64)", ">=", 0.5, 0.8, "in-place framing"),
+                Bar("KCM recvmsg, 4 x 4, 2 threads", ">=", 0.9, None, "KCM recvmsg"),
+                Bar("KCM recvmmsg, 4 x 4, 2 threads", ">=", 0.9, None, "KCM recvmmsg(64)"),
+            ],
+        ),
+        Group(
+            f"receive {LARGE // KIB} KiB",
+            [
+                rival("in-place framing", "rx_inplace", "-s", LARGE),
+                kcm("KCM recvmsg", "rx_kcm", "-s", LARGE),
+            ],
+            [Bar("KCM recvmsg", ">=", 0.8, 0.95, "in-place framing")],
+        ),
+        Group(
+            f"send {SMALL} B",
+            [
+                rival("raw write each", "tx_raw"),
+                rival("64 gathered by hand, one write", "tx_raw", "-m", "gather"),
+                kcm("KCM sendmsg each", "tx_kcm"),
+                kcm("KCM MSG_BATCH, 64", "tx_kcm", "-m", "batch"),
+                kcm("KCM sendmmsg(64)", "tx_kcm", "-m", "sendmmsg"),
+            ],
+            [
+                Bar("KCM sendmsg each", ">=", 0.95, None, "raw write each"),
+                Bar("KCM MSG_BATCH, 64", ">=", 15, 35, "raw write each"),
+                Bar("KCM sendmmsg(64)", ">=", 15, 35, "raw write each"),
+            ],
+        ),
+        Group(
+            f"send {LARGE // KIB} KiB",
+            [
+                rival("raw write each", "tx_raw", "-s", LARGE),
+                kcm("KCM sendmmsg(64)", "tx_kcm", "-s", LARGE, "-m", "sendmmsg"),
+            ],
+            [Bar("KCM sendmmsg(64)", ">=", 0.95, None, "raw write each")],
+        ),
+        Group(
+            f"ping-pong {SMALL} B, blocking",
+            [
+                rival("raw TCP", "pingpong", "-m", "raw", value="p50_us", unit="us"),
+                kcm("KCM", "pingpong", "-m", "kcm", value="p50_us", unit="us"),
+            ],
+            [
+                Bar("KCM", "<=", 1.05, None, "raw TCP"),
+                Bar("KCM", "<=", 1.05, None, "raw TCP", value="p99_us"),
+            ],
+        ),
+        Group(
+            f"memory in the process, each of {IDLE_COUNT}",
+            [
+                kcm("attached connection, idle", "memory_kcm", "-c", IDLE_COUNT, value="bytes_each", unit="B"),
+                kcm("KCM socket, idle", "memory_kcm", "-m", "sockets", "-k", IDLE_COUNT, value="bytes_each", unit="B"),
+            ],
+            [
+                Bar("attached connection, idle", "<=", 4096, None, None, "B"),
+                Bar("attached connection, idle", "<=", 4096, None, None, "B", "bytes_each_used"),
+                Bar("KCM socket, idle", "<=", 4096, None, None, "B"),
+            ],
+            rounds=3,
+        ),
+        Group(
+            f"idle process, {IDLE_MS // 1000} s, 2 threads waiting",
+            [
+                Program(
+                    "wake-ups", [str(bin_dir / "idle_kcm"), "-c", "4", "-d", str(IDLE_MS)], "wakeups", "", preload,
+                ),
+            ],
+            [
+                Bar("wake-ups", "<=", 0, None, None, ""),
+                # Two looks at the clock cost this much; a timer or a spin costs far more in five seconds.
+                Bar("wake-ups", "<=", 2, None, None, "ms", "cpu_ms"),
+            ],
+            rounds=1,
+        ),
+    ]
+
+
+def parser_group(progress):
+    """The parser VM's own benchmark in mux/, if there is one: `NAME: N ns` a line."""
+    progress("parser VM: cargo bench -p kcm-mux")
+    bench = subprocess.run(
+        ["cargo", "bench", "--quiet", "-p", "kcm-mux", "--bench", "parser"], cwd=build.ROOT, capture_output=True, text=True,
+    )
+    figures = dict(re.findall(r"^(\w[\w -]*?):\s+([\d.]+) ns", bench.stdout, re.M))
+    if not figures:
+        return None
+    programs = [
+        Program(name, [], "ns", "ns", results=[{"ns": float(ns)}]) for name, ns in figures.items()
+    ]
+    return Group("parser VM, clang's 4 instructions", programs)
+
+
+def main():
+    arguments = argparse.ArgumentParser(prog="ci/bench kcm", description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=5, help="alternated rounds a group (5)")
+    arguments.add_argument("--long", action="store_true", help="2 s a measurement instead of 0.3 s")
+    arguments.add_argument("--lib", help="a libkcmshim.so to use instead of a release build")
+    arguments.add_argument("--vm", action="store_true", help="only kernel KCM against the library, inside the oracle VM")
+    arguments.add_argument("--all", action="store_true", help="this machine and the VM in one table")
+    arguments.add_argument("--only", metavar="TEXT", help="only groups whose title contains TEXT")
+    arguments.add_argument("--json", action="store_true", help="the same as JSON on standard output")
+    arguments.add_argument("--check", action="store_true", help="exit with 1 when a bar is missed")
+    options = arguments.parse_args()
+
+    def progress(message):
+        if sys.stderr.isatty():
+            print(f"\r\033[K{message}", end="", file=sys.stderr, flush=True)
+
+    duration_ms = 2000 if options.long else 300
+    build.install("gcc", "libc6-dev", "linux-libc-dev", "libzmq3-dev")
+    lib, bin_dir = build.library(options.lib), build.compile_programs()
+    groups = []
+    if not options.vm:
+        groups += native_groups(bin_dir, lib, duration_ms)
+    if options.vm or options.all:
+        groups += vm.groups(bin_dir, lib)
+    if options.only:
+        groups = [group for group in groups if options.only in group.title]
+    for group in groups:
+        if isinstance(group, vm.VmGroup):
+            vm.run_group(group, options.rounds, bin_dir, lib, progress)
+        else:
+            run_group(group, options.rounds, progress)
+    if not options.vm and not options.only:
+        parser = parser_group(progress)
+        groups += [parser] if parser else []
+    progress("")
+    if options.json:
+        json.dump({**as_json(groups), "cpus": os.cpu_count(), "rounds": options.rounds}, sys.stdout, indent=1)
+        print()
+    else:
+        print_table(groups, sys.stdout)
+        met, missed, failed = summary(groups)
+        print(f"\n{met} bars met, {missed} missed, {failed} failed; {options.rounds} alternated rounds, "
+              f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+    _, missed, failed = summary(groups)
+    sys.exit(1 if failed or (options.check and missed) else 0)
+
+
+if __name__ == "__main__":
+    main()
