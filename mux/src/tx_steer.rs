@@ -1,0 +1,562 @@
+//! Transmit steering: which psock carries a KCM socket's messages (kcm-semantics §5.7, §6).
+//!
+//! * *avail*: psocks free for sending; the head is taken, a released one joins the tail.
+//! * *waiters*: KCM sockets with messages and no psock (TxWait), longest waiting first.
+//! * *scheduled*: reserved psocks with bytes to write, not blocked, nothing in flight.
+//!
+//! A psock stays reserved until its KCM socket has nothing queued, so the bytes of a message
+//! are contiguous on one TCP stream. A psock that fails is aborted for good (TxStop) and the
+//! message restarts from its first byte elsewhere.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::error::{EPIPE, SendError};
+use crate::kcm::{Flight, Kcm};
+use crate::limits::{OPEN_MSG_BYTES_MAX, TX_PACK_BYTES_MAX};
+use crate::mux::{Event, Events, KcmId, PsockId};
+use crate::psock::{Psock, TxOwner};
+use crate::slots::Slots;
+use crate::stats::{MuxStats, PsockStats};
+use crate::transmit::{SendFlags, Transmit, TxResult};
+use crate::tx_queue::{self, TxPool, Written};
+
+/// The three lists of one mux.
+#[derive(Debug, Default)]
+pub(crate) struct TxSteer {
+    pub(crate) avail: VecDeque<PsockId>,
+    pub(crate) waiters: VecDeque<KcmId>,
+    scheduled: VecDeque<PsockId>,
+}
+
+/// The mux as the transmit side sees it.
+pub(crate) struct TxSide<'a> {
+    pub(crate) kcms: &'a mut Slots<Kcm>,
+    pub(crate) psocks: &'a mut Slots<Psock>,
+    pub(crate) steer: &'a mut TxSteer,
+    pub(crate) pool: &'a mut TxPool,
+    pub(crate) events: &'a mut Events,
+    pub(crate) stats: &'a mut MuxStats,
+    /// Counters of psocks already unattached.
+    pub(crate) retired: &'a mut PsockStats,
+}
+
+impl TxSide<'_> {
+    /// Adds `parts` to the open message, or starts one; completes it when `flags.end`.
+    pub(crate) fn send(
+        &mut self,
+        id: KcmId,
+        parts: &[&[u8]],
+        flags: SendFlags,
+    ) -> Result<usize, SendError> {
+        let accepted = self.accept(id, parts, flags);
+        match accepted {
+            Ok(_) if flags.end && !flags.batch => self.kick(id),
+            Ok(_) => {}
+            // What was batched goes out before its sender sleeps or gives up (§5.6).
+            Err(_) => self.kick(id),
+        }
+        accepted
+    }
+
+    fn accept(&mut self, id: KcmId, parts: &[&[u8]], flags: SendFlags) -> Result<usize, SendError> {
+        let kcm = self.kcms.get_mut(id.0).ok_or(SendError::NoSocket)?;
+        let tx = &mut kcm.tx;
+        let len = parts.iter().map(|part| part.len()).sum::<usize>();
+        if tx.open.is_none() && tx.queued_bytes >= tx.sndbuf as usize {
+            return Err(SendError::WouldBlock);
+        }
+        match (tx.open.take(), flags.end) {
+            // There is no empty message (§5.5).
+            (None, _) if len == 0 => return Ok(0),
+            (None, true) => tx.queue.push(parts, len, self.pool)?,
+            (open, end) => {
+                let mut open = open.unwrap_or_default();
+                let appended = append_open(&mut open, parts, len, end);
+                if let Err(error) = appended {
+                    tx.open = (!open.is_empty()).then_some(open);
+                    return Err(error);
+                }
+                if !end {
+                    tx.open = Some(open);
+                } else if open.len() <= TX_PACK_BYTES_MAX {
+                    tx.queue.push(&[&open], open.len(), self.pool)?;
+                } else {
+                    tx.queue.push_owned(open);
+                }
+            }
+        }
+        tx.queued_bytes += len;
+        kcm.stats.tx_bytes += len as u64;
+        if flags.end {
+            kcm.stats.tx_msgs += 1;
+            tx.wait_more |= flags.batch;
+        }
+        Ok(len)
+    }
+
+    /// Starts transmission of whatever is queued, batched messages included.
+    pub(crate) fn kick(&mut self, id: KcmId) {
+        let Some(kcm) = self.kcms.get_mut(id.0) else {
+            return;
+        };
+        kcm.tx.wait_more = false;
+        if kcm.tx.queue.is_empty() || kcm.tx.flight != Flight::None || kcm.tx.waiting {
+            return;
+        }
+        match kcm.tx.psock.or_else(|| self.reserve(id)) {
+            Some(psock) => self.schedule(psock),
+            None => self.wait(id),
+        }
+    }
+
+    /// Discards the open message.
+    pub(crate) fn abort_open(&mut self, id: KcmId) {
+        if let Some(kcm) = self.kcms.get_mut(id.0)
+            && let Some(open) = kcm.tx.open.take()
+        {
+            kcm.tx.queued_bytes -= open.len();
+            kcm.stats.tx_bytes -= open.len() as u64;
+        }
+        self.kick(id);
+    }
+
+    /// Takes the head of the available list. A psock with a pending error fails as the
+    /// transmission on it would (§6.2), and the next one is tried.
+    fn reserve(&mut self, id: KcmId) -> Option<PsockId> {
+        while let Some(psock_id) = self.steer.avail.pop_front() {
+            self.bind(id, psock_id);
+            if self.pending_error(psock_id) {
+                self.abort(psock_id);
+                self.unbind(id);
+                self.stats.tx_retries += 1;
+                continue;
+            }
+            return Some(psock_id);
+        }
+        None
+    }
+
+    fn pending_error(&self, id: PsockId) -> bool {
+        self.psocks.get(id.0).is_some_and(|psock| psock.error != 0)
+    }
+
+    fn bind(&mut self, id: KcmId, psock_id: PsockId) {
+        if let Some(kcm) = self.kcms.get_mut(id.0)
+            && let Some(psock) = self.psocks.get_mut(psock_id.0)
+        {
+            kcm.tx.psock = Some(psock_id);
+            psock.tx.owner = TxOwner::Kcm(id);
+            psock.stats.reserved += 1;
+        }
+    }
+
+    /// Ends a reservation without deciding what becomes of the psock.
+    fn unbind(&mut self, id: KcmId) -> Option<PsockId> {
+        let psock_id = self.kcms.get_mut(id.0)?.tx.psock.take()?;
+        let psock = self.psocks.get_mut(psock_id.0)?;
+        psock.tx.owner = TxOwner::Nobody;
+        psock.stats.unreserved += 1;
+        Some(psock_id)
+    }
+
+    fn wait(&mut self, id: KcmId) {
+        if let Some(kcm) = self.kcms.get_mut(id.0)
+            && !core::mem::replace(&mut kcm.tx.waiting, true)
+        {
+            self.steer.waiters.push_back(id);
+        }
+    }
+
+    pub(crate) fn leave_waiters(&mut self, id: KcmId) {
+        if let Some(kcm) = self.kcms.get_mut(id.0)
+            && core::mem::take(&mut kcm.tx.waiting)
+        {
+            self.steer.waiters.retain(|&waiter| waiter != id);
+        }
+    }
+
+    /// A psock nobody reserves: the longest waiting KCM socket gets it, else it joins the
+    /// tail of the available list.
+    pub(crate) fn make_available(&mut self, psock_id: PsockId) {
+        let Some(psock) = self.psocks.get(psock_id.0) else {
+            return;
+        };
+        if psock.tx.stopped {
+            return;
+        }
+        let Some(id) = self.steer.waiters.pop_front() else {
+            self.steer.avail.push_back(psock_id);
+            return;
+        };
+        if let Some(kcm) = self.kcms.get_mut(id.0) {
+            kcm.tx.waiting = false;
+            kcm.tx.wait_more = false;
+        }
+        self.bind(id, psock_id);
+        self.schedule(psock_id);
+    }
+
+    /// Releases the psock of a KCM socket that has nothing left to send.
+    fn release(&mut self, id: KcmId) {
+        if let Some(psock_id) = self.unbind(id) {
+            self.make_available(psock_id);
+        }
+    }
+
+    /// Sending on the psock has failed for good (TxStop); posts EPIPE.
+    fn abort(&mut self, psock_id: PsockId) {
+        if let Some(psock) = self.psocks.get_mut(psock_id.0)
+            && !core::mem::replace(&mut psock.tx.stopped, true)
+        {
+            psock.stats.tx_aborts += 1;
+            psock.error = EPIPE;
+            self.events.push(Event::PsockError(psock_id));
+        }
+    }
+
+    /// A transmission of `id` failed hard: its psock is aborted, and the message restarts
+    /// from its first byte on another one.
+    fn fail_over(&mut self, id: KcmId) {
+        if let Some(psock_id) = self.unbind(id) {
+            self.abort(psock_id);
+        }
+        self.restart(id);
+    }
+
+    /// Queues the message under way from its first byte again and looks for a psock.
+    fn restart(&mut self, id: KcmId) {
+        let Some(kcm) = self.kcms.get_mut(id.0) else {
+            return;
+        };
+        kcm.tx.queued_bytes += kcm.tx.queue.restart();
+        if !kcm.tx.queue.is_empty() {
+            self.stats.tx_retries += 1;
+        }
+        self.kick(id);
+    }
+
+    fn schedule(&mut self, psock_id: PsockId) {
+        if let Some(psock) = self.psocks.get_mut(psock_id.0)
+            && !psock.tx.blocked
+            && !psock.tx.in_flight
+            && !core::mem::replace(&mut psock.tx.scheduled, true)
+        {
+            self.steer.scheduled.push_back(psock_id);
+        }
+    }
+
+    pub(crate) fn handle_writable(&mut self, psock_id: PsockId) {
+        let Some(psock) = self.psocks.get_mut(psock_id.0) else {
+            return;
+        };
+        psock.tx.blocked = false;
+        psock.tx.space_seen = psock.tx.in_flight;
+        if let TxOwner::Kcm(_) = psock.tx.owner {
+            self.schedule(psock_id);
+        }
+    }
+
+    /// The connection is dead. If bytes wait for its write space they would wait for ever:
+    /// fail over at once (§15.5).
+    pub(crate) fn handle_reset(&mut self, psock_id: PsockId) {
+        let Some(psock) = self.psocks.get(psock_id.0) else {
+            return;
+        };
+        if let TxOwner::Kcm(id) = psock.tx.owner
+            && !psock.tx.in_flight
+        {
+            self.fail_over(id);
+        }
+    }
+
+    pub(crate) fn begin_transmit(&mut self) -> Option<Transmit> {
+        while let Some(psock_id) = self.steer.scheduled.pop_front() {
+            let Some(psock) = self.psocks.get_mut(psock_id.0) else {
+                continue;
+            };
+            psock.tx.scheduled = false;
+            let TxOwner::Kcm(id) = psock.tx.owner else {
+                continue;
+            };
+            if psock.tx.blocked || psock.tx.in_flight {
+                continue;
+            }
+            if psock.error != 0 {
+                self.fail_over(id);
+                continue;
+            }
+            let Some(kcm) = self.kcms.get_mut(id.0) else {
+                continue;
+            };
+            if kcm.tx.queue.is_empty() {
+                self.release(id);
+                continue;
+            }
+            psock.tx.in_flight = true;
+            psock.tx.space_seen = false;
+            kcm.tx.flight = Flight::Queued;
+            kcm.tx.wait_more = false;
+            return Some(Transmit {
+                psock: psock_id,
+                psock_serial: psock.serial,
+                kcm: id,
+                kcm_serial: kcm.serial,
+                bufs: kcm.tx.queue.take_front(),
+            });
+        }
+        None
+    }
+
+    pub(crate) fn finish_transmit(&mut self, transmit: Transmit, result: TxResult) {
+        let Transmit {
+            psock,
+            psock_serial,
+            kcm: id,
+            kcm_serial,
+            mut bufs,
+        } = transmit;
+        let offered: usize = bufs.iter().map(|buf| buf.unwritten().len()).sum();
+        let mut landing = Landing {
+            psock,
+            psock_serial,
+            owner: None,
+            written: Written::default(),
+            complete: result == TxResult::Sent(offered),
+            failed: matches!(result, TxResult::Failed(_)),
+            mid_message: false,
+        };
+        match self
+            .kcms
+            .get_mut(id.0)
+            .filter(|kcm| kcm.serial == kcm_serial)
+        {
+            Some(kcm) => {
+                landing.owner = Some(id);
+                landing.written = kcm.tx.queue.put_back(bufs, result.sent(), self.pool);
+                landing.mid_message = kcm.tx.queue.mid_message();
+                kcm.tx.queued_bytes -= landing.written.bytes;
+                kcm.tx.flight = Flight::None;
+            }
+            None => {
+                landing.written = tx_queue::advance(&mut bufs, result.sent());
+                landing.mid_message = bufs.iter().any(tx_queue::TxBuf::mid_message);
+                bufs.into_iter().for_each(|buf| self.pool.give(buf));
+            }
+        }
+        self.land(landing);
+    }
+
+    /// Reserves a psock for a message the caller writes from its own memory.
+    pub(crate) fn reserve_direct(&mut self, id: KcmId) -> Option<PsockId> {
+        let tx = &self.kcms.get(id.0)?.tx;
+        let idle = tx.queue.is_empty()
+            && tx.open.is_none()
+            && tx.flight == Flight::None
+            && tx.psock.is_none();
+        if !idle || tx.waiting {
+            return None;
+        }
+        let psock_id = self.reserve(id)?;
+        let psock = self.psocks.get_mut(psock_id.0)?;
+        psock.tx.in_flight = true;
+        psock.tx.space_seen = false;
+        self.kcms.get_mut(id.0)?.tx.flight = Flight::Direct(psock_id, psock.serial);
+        Some(psock_id)
+    }
+
+    pub(crate) fn finish_direct(
+        &mut self,
+        id: KcmId,
+        psock_id: PsockId,
+        parts: &[&[u8]],
+        result: TxResult,
+    ) {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let sent = result.sent().min(len);
+        let complete = result == TxResult::Sent(len);
+        let mut landing = Landing {
+            psock: psock_id,
+            psock_serial: 0,
+            owner: None,
+            written: Written {
+                bytes: sent,
+                msgs: usize::from(complete && len > 0),
+            },
+            complete,
+            failed: matches!(result, TxResult::Failed(_)),
+            mid_message: !complete && sent > 0,
+        };
+        match self.kcms.get_mut(id.0) {
+            Some(kcm) if matches!(kcm.tx.flight, Flight::Direct(psock, _) if psock == psock_id) => {
+                if let Flight::Direct(_, serial) = kcm.tx.flight {
+                    landing.psock_serial = serial;
+                }
+                landing.owner = Some(id);
+                kcm.tx.flight = Flight::None;
+                kcm.stats.tx_msgs += u64::from(len > 0);
+                kcm.stats.tx_bytes += len as u64;
+                if !complete {
+                    kcm.tx.queue.push_front_written(parts, sent);
+                    kcm.tx.queued_bytes += len - sent;
+                }
+            }
+            // The KCM socket was closed meanwhile; its psock remembers.
+            _ => {
+                let Some(psock) = self.psocks.get(psock_id.0) else {
+                    return;
+                };
+                if psock.tx.owner != TxOwner::Closed {
+                    return;
+                }
+                landing.psock_serial = psock.serial;
+            }
+        }
+        self.land(landing);
+    }
+
+    /// Bytes were in flight and their fate is known; decides what the psock does next.
+    fn land(&mut self, landing: Landing) {
+        let Landing {
+            psock: psock_id,
+            written,
+            complete,
+            ..
+        } = landing;
+        let psock = self.psocks.get_mut(psock_id.0);
+        let psock = psock.filter(|psock| psock.serial == landing.psock_serial);
+        let unattached = psock.is_none();
+        let mut failed = landing.failed;
+        let mut blocked = false;
+        let stats = match psock {
+            Some(psock) => {
+                psock.tx.in_flight = false;
+                // A reset that came meanwhile leaves nobody to report write space.
+                failed |= psock.dead && !complete;
+                blocked = !complete && !psock.tx.space_seen;
+                &mut psock.stats
+            }
+            None => &mut *self.retired,
+        };
+        stats.tx_bytes += written.bytes as u64;
+        stats.tx_msgs += written.msgs as u64;
+        let Some(id) = landing.owner else {
+            self.land_orphan(psock_id, unattached, failed || landing.mid_message);
+            return;
+        };
+        self.events.push(Event::Writable(id));
+        if unattached {
+            self.restart(id);
+        } else if failed {
+            self.fail_over(id);
+        } else if self
+            .kcms
+            .get(id.0)
+            .is_none_or(|kcm| kcm.tx.queue.is_empty())
+        {
+            self.release(id);
+        } else {
+            if let Some(psock) = self.psocks.get_mut(psock_id.0) {
+                psock.tx.blocked = blocked;
+            }
+            self.schedule(psock_id);
+        }
+    }
+
+    /// The KCM socket was closed while its bytes were in flight (§6.5).
+    fn land_orphan(&mut self, psock_id: PsockId, unattached: bool, unusable: bool) {
+        if unattached {
+            return;
+        }
+        if let Some(psock) = self.psocks.get_mut(psock_id.0) {
+            psock.tx.owner = TxOwner::Nobody;
+            psock.stats.unreserved += 1;
+        }
+        if unusable {
+            self.abort(psock_id);
+        }
+        self.make_available(psock_id);
+    }
+
+    /// A KCM socket closes: what it queued is dropped, and a psock with part of a message on
+    /// the wire is lost for sending (§6.5).
+    pub(crate) fn close(&mut self, id: KcmId) {
+        self.leave_waiters(id);
+        let Some(kcm) = self.kcms.get_mut(id.0) else {
+            return;
+        };
+        let mid_message = kcm.tx.queue.mid_message();
+        kcm.tx.queue.clear(self.pool);
+        kcm.tx.open = None;
+        kcm.tx.queued_bytes = 0;
+        if kcm.tx.flight != Flight::None {
+            if let Some(psock) = kcm.tx.psock.and_then(|psock| self.psocks.get_mut(psock.0)) {
+                psock.tx.owner = TxOwner::Closed;
+            }
+        } else if let Some(psock_id) = self.unbind(id) {
+            if mid_message {
+                self.abort(psock_id);
+            }
+            self.make_available(psock_id);
+        }
+    }
+
+    /// A psock leaves the mux. Returns the KCM socket whose message it was carrying; call
+    /// [`psock_gone`](Self::psock_gone) for it once the psock is removed.
+    pub(crate) fn unattach(&mut self, psock_id: PsockId) -> Option<KcmId> {
+        self.steer.avail.retain(|&avail| avail != psock_id);
+        let owner = self.psocks.get(psock_id.0)?.tx.owner;
+        let owner = match owner {
+            TxOwner::Nobody => return None,
+            TxOwner::Kcm(id) => {
+                self.unbind(id);
+                Some(id)
+            }
+            TxOwner::Closed => None,
+        };
+        self.stats.psock_unattach_rsvd += 1;
+        self.abort(psock_id);
+        owner
+    }
+
+    /// The psock that carried messages of `id` is gone.
+    pub(crate) fn psock_gone(&mut self, id: KcmId) {
+        // In flight, the message restarts when its buffers come back.
+        if self
+            .kcms
+            .get(id.0)
+            .is_some_and(|kcm| kcm.tx.flight == Flight::None)
+        {
+            self.restart(id);
+        }
+    }
+}
+
+/// How bytes in flight ended.
+struct Landing {
+    psock: PsockId,
+    psock_serial: u64,
+    /// The KCM socket that sent them, unless it was closed meanwhile.
+    owner: Option<KcmId>,
+    written: Written,
+    /// TCP took everything offered.
+    complete: bool,
+    failed: bool,
+    /// The last byte taken is not the last of a message.
+    mid_message: bool,
+}
+
+/// Grows the open message; leaves it as it was on an error.
+fn append_open(
+    open: &mut Vec<u8>,
+    parts: &[&[u8]],
+    len: usize,
+    completes: bool,
+) -> Result<(), SendError> {
+    if !completes && len > OPEN_MSG_BYTES_MAX.saturating_sub(open.len()) {
+        return Err(SendError::OpenMessageTooLong);
+    }
+    open.try_reserve(len).map_err(|_| SendError::NoMemory)?;
+    parts.iter().for_each(|part| open.extend_from_slice(part));
+    Ok(())
+}
