@@ -5,6 +5,7 @@ use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 use crate::batch::RxBatch;
+use crate::bpf::Env;
 use crate::chunk::{Chunk, ReadBuf, ReadOutcome, ReadResult, Slice};
 use crate::error::{EPIPE, ETIMEDOUT, SendError};
 use crate::kcm::Kcm;
@@ -89,6 +90,8 @@ pub struct Mux {
     rx: RxSteer,
     tx: TxSteer,
     timers: BTreeSet<(Nanos, PsockId)>,
+    /// What parser programs may know of the world.
+    env: Env,
     events: Events,
     pool: Pool,
     /// The last serial given out; see [`Psock::serial`].
@@ -112,6 +115,7 @@ impl Mux {
             rx: RxSteer::default(),
             tx: TxSteer::default(),
             timers: BTreeSet::new(),
+            env: Env::default(),
             events: Events::default(),
             pool: Pool::default(),
             serial: 0,
@@ -375,6 +379,12 @@ enum Rcvbuf {
 
 /// Receiving.
 impl Mux {
+    /// What parser programs learn from their helpers: time, CPU, random seed. Each
+    /// [`finish_read`](Self::finish_read) moves both times on to its `now`.
+    pub fn set_env(&mut self, env: Env) {
+        self.env = env;
+    }
+
     /// Whether a read of the psock's TCP socket is wanted: not paused behind a parked message,
     /// stopped, at its end, or already being read.
     #[must_use]
@@ -427,6 +437,8 @@ impl Mux {
             return ReadOutcome::Unattached(unread);
         };
         state.reading = false;
+        self.env.boot_ns += now.saturating_sub(self.env.now_ns);
+        self.env.now_ns = now;
         let freed = match result {
             ReadResult::Bytes(1..) => state.strp.push(buf, n),
             _ => Some(buf.chunk.into_shared()),
@@ -574,7 +586,9 @@ impl Mux {
             &mut self.pool,
             &mut self.events,
         );
-        let parsed = psock.strp.run(psock.rcvbuf, &mut psock.stats, &mut pass);
+        let parsed = psock
+            .strp
+            .run(psock.rcvbuf, &mut self.env, &mut psock.stats, &mut pass);
         psock.ready = pass.finish();
         if psock.ready.is_some() {
             self.rx.ready.push_back(id);

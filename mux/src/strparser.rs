@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::batch::Desc;
+use crate::bpf::{CB_WORDS, Env, Packet, Program};
 use crate::chunk::{ReadBuf, Slice};
 use crate::error::{EMSGSIZE, ENODATA, EPROTO, ESTRPIPE};
 use crate::limits::{CARRY_BYTES_MAX, CHUNK_BYTES, COMPACT_BYTES_MAX};
@@ -22,13 +23,38 @@ use crate::stats::PsockStats;
 /// Scratch words a program keeps for one message: `cb[0..5]` of its context.
 ///
 /// Zero at the first run on a message, kept between the runs on the same one.
-pub type Cb = [u32; 5];
+pub type Cb = [u32; CB_WORDS];
 
 /// A parser program: tells where the message ends that begins at the view's first byte.
 pub trait ParseMsg {
     /// Returns the message's length in bytes; 0 when `msg` is too short to tell; a negative
     /// errno to stop the stream. Called again with more bytes after 0.
-    fn parse(&self, msg: &MsgView<'_>, cb: &mut Cb) -> i32;
+    fn parse(&self, msg: &MsgView<'_>, cb: &mut Cb, env: &Env) -> i32;
+}
+
+impl ParseMsg for Program {
+    #[inline]
+    fn parse(&self, msg: &MsgView<'_>, cb: &mut Cb, env: &Env) -> i32 {
+        // The kernel takes the low 32 bits as an int (kcm-semantics §9.2).
+        self.run(msg, cb, env) as i32
+    }
+}
+
+impl Packet for MsgView<'_> {
+    #[inline]
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    fn head(&self) -> &[u8] {
+        self.head
+    }
+
+    #[inline]
+    fn load(&self, off: usize, dst: &mut [u8]) -> bool {
+        self.read(off, dst)
+    }
 }
 
 /// A parser program that psocks share.
@@ -246,10 +272,12 @@ impl StreamParser {
 
     /// Cuts messages until bytes or room run out.
     ///
-    /// `rcvbuf` is SO_RCVBUF of the TCP socket: the longest message accepted.
+    /// `rcvbuf` is SO_RCVBUF of the TCP socket: the longest message accepted. `env` is what
+    /// programs may know; its seed moves on with each run.
     pub(crate) fn run(
         &mut self,
         rcvbuf: u32,
+        env: &mut Env,
         stats: &mut PsockStats,
         sink: &mut impl Sink,
     ) -> Parsed {
@@ -284,7 +312,8 @@ impl StreamParser {
                 };
                 if self.msg_len == 0 {
                     program_ran = true;
-                    let result = self.program.parse(&view, &mut self.cb);
+                    let result = self.program.parse(&view, &mut self.cb, env);
+                    env.seed = env.seed.wrapping_add(1);
                     match classify(result, view.len, self.consumed, rcvbuf) {
                         Verdict::Len(len) => self.msg_len = len,
                         other => break (Some(other), view.len),
