@@ -1,0 +1,344 @@
+//! A value behind a lock, and the plain futex lock.
+//!
+//! Differences from `std::sync::Mutex`: a lock knows its owner and answers [`Reentered`] where
+//! another would deadlock; there is no poisoning, since a panic ends the process; and a forked
+//! child can make a lock usable again that died with a thread of its parent.
+
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+
+use super::atomic::{AtomicUsize, Ordering};
+use super::{ThreadToken, const_unless_loom, futex};
+
+/// The calling thread holds this lock already: a signal handler interrupted its own thread inside
+/// the shim. Waiting would never end; the caller does without, or passes the call through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reentered;
+
+/// A way of excluding other threads.
+///
+/// # Safety
+/// Between a successful `lock` or `try_lock` and the matching `unlock` no other such call succeeds,
+/// on this thread or another, and what was written before an `unlock` is visible after the next
+/// `lock`.
+#[allow(
+    unsafe_code,
+    reason = "the guard's access to the value rests on the implementation"
+)]
+pub(crate) unsafe trait RawLock {
+    /// How the lock is held; `unlock` wants it back.
+    type Held: Copy;
+
+    /// Takes the lock, sleeping if another thread has it.
+    fn lock(&self) -> Result<Self::Held, Reentered>;
+
+    /// Takes the lock if that needs no waiting for another thread.
+    fn try_lock(&self) -> Option<Self::Held>;
+
+    /// Gives the lock back.
+    ///
+    /// # Safety
+    /// The calling thread holds the lock in the way `held` says.
+    unsafe fn unlock(&self, held: Self::Held);
+
+    /// Makes the lock free, whatever state it is in.
+    ///
+    /// # Safety
+    /// No other thread of this process uses the lock, and no guard of it will be dropped.
+    unsafe fn reset(&self);
+}
+
+/// A value that one thread at a time may use.
+pub(crate) struct Lock<R, T: ?Sized> {
+    raw: R,
+    value: UnsafeCell<T>,
+}
+
+/// A value behind the plain lock: eight bytes and the value.
+pub(crate) type Mutex<T> = Lock<RawMutex, T>;
+
+// SAFETY: the lock hands the value to one thread at a time, which is all that `T: Send` asks for.
+#[allow(unsafe_code, reason = "a lock is what makes a value shareable")]
+unsafe impl<R: RawLock + Sync, T: ?Sized + Send> Sync for Lock<R, T> {}
+
+impl<T> Mutex<T> {
+    const_unless_loom! {
+        /// A free lock around `value`.
+        pub(crate) fn new(value: T) -> Self {
+            Self::from_parts(RawMutex::new(), value)
+        }
+    }
+}
+
+impl<R, T> Lock<R, T> {
+    /// Joins a free `raw` lock and the value it shall guard.
+    pub(super) const fn from_parts(raw: R, value: T) -> Self {
+        Self {
+            raw,
+            value: UnsafeCell::new(value),
+        }
+    }
+
+    /// The lock without its value, for tests of its inner state.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn raw(&self) -> &R {
+        &self.raw
+    }
+}
+
+#[allow(unsafe_code, reason = "hands out what the raw lock guards")]
+impl<R: RawLock, T: ?Sized> Lock<R, T> {
+    /// Takes the lock, sleeping while another thread holds it.
+    ///
+    /// # Errors
+    /// [`Reentered`] when the calling thread holds it.
+    #[inline]
+    pub(crate) fn lock(&self) -> Result<Guard<'_, R, T>, Reentered> {
+        self.raw.lock().map(|held| Guard { lock: self, held })
+    }
+
+    /// Takes the lock if no thread, the calling one included, holds it.
+    #[inline]
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_, R, T>> {
+        self.raw.try_lock().map(|held| Guard { lock: self, held })
+    }
+
+    /// The value, without locking: the borrow proves that nobody else has it.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+
+    /// Frees the lock in the child of a fork, where the threads that might have held it are gone.
+    ///
+    /// The value is as the holder left it, perhaps in the middle of a change: the forking thread
+    /// therefore takes the lock before the fork wherever the value must be consistent in the child.
+    ///
+    /// # Safety
+    /// The process has one thread, and no [`Guard`] of this lock will be dropped in it.
+    pub(crate) unsafe fn force_unlock_in_child(&self) {
+        // SAFETY: the caller vouches for the same.
+        unsafe { self.raw.reset() }
+    }
+}
+
+impl<R, T> fmt::Debug for Lock<R, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock").finish_non_exhaustive()
+    }
+}
+
+/// Access to the value of a locked [`Lock`]; dropping it unlocks.
+///
+/// Not `Send`: the lock is its thread's.
+#[must_use = "the lock is freed at once if the guard is dropped"]
+pub(crate) struct Guard<'a, R: RawLock, T: ?Sized> {
+    lock: &'a Lock<R, T>,
+    held: R::Held,
+}
+
+#[allow(
+    unsafe_code,
+    reason = "a guard stands for the exclusive right to the value"
+)]
+impl<R: RawLock, T: ?Sized> Deref for Guard<'_, R, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: while this guard exists its thread holds the lock, so nobody changes the value.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+#[allow(
+    unsafe_code,
+    reason = "a guard stands for the exclusive right to the value"
+)]
+impl<R: RawLock, T: ?Sized> DerefMut for Guard<'_, R, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: while this guard exists its thread holds the lock, and the guard is borrowed
+        // exclusively, so this is the only reference to the value.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+#[allow(unsafe_code, reason = "gives back what the guard stands for")]
+impl<R: RawLock, T: ?Sized> Drop for Guard<'_, R, T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the guard was made from this very `held`, by this thread, and is dropped once.
+        unsafe { self.lock.raw.unlock(self.held) }
+    }
+}
+
+/// The plain lock: a word that is zero, or the owner's token, plus a flag when somebody sleeps.
+///
+/// Owner and state share one word, so there is no instant at which a lock is taken and its owner not
+/// yet known: a signal handler may arrive at any instant.
+pub(crate) struct RawMutex {
+    word: AtomicUsize,
+}
+
+/// Somebody sleeps, or is about to: the owner must wake one when it unlocks.
+const CONTENDED: usize = 1;
+
+/// Looks at a taken lock before its waiter sleeps. Sections last well under a microsecond, and a
+/// sleep with its wake-up costs about ten.
+const SPINS_MAX: u32 = if cfg!(loom) { 0 } else { 100 };
+
+impl RawMutex {
+    const_unless_loom! {
+        /// A free lock.
+        pub(crate) fn new() -> Self {
+            Self { word: AtomicUsize::new(0) }
+        }
+    }
+
+    /// Takes the lock; also says whether that happened at the first try.
+    #[inline]
+    pub(super) fn acquire(&self) -> Result<FirstTry, Reentered> {
+        let me = ThreadToken::current().word();
+        if self.claim(me) {
+            Ok(FirstTry(true))
+        } else {
+            self.acquire_contended(me)
+        }
+    }
+
+    #[inline]
+    fn claim(&self, word: usize) -> bool {
+        self.word
+            .compare_exchange(0, word, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    #[cold]
+    fn acquire_contended(&self, me: usize) -> Result<FirstTry, Reentered> {
+        if self.word.load(Ordering::Relaxed) & !CONTENDED == me {
+            return Err(Reentered);
+        }
+        for _ in 0..SPINS_MAX {
+            if self.word.load(Ordering::Relaxed) == 0 && self.claim(me) {
+                return Ok(FirstTry(false));
+            }
+            core::hint::spin_loop();
+        }
+        loop {
+            let seen = self.word.load(Ordering::Relaxed);
+            if seen == 0 {
+                // Others may still sleep on behalf of the flag that the last owner took away.
+                if self.claim(me | CONTENDED) {
+                    return Ok(FirstTry(false));
+                }
+                continue;
+            }
+            let flagged = seen | CONTENDED;
+            let announced = seen == flagged
+                || self
+                    .word
+                    .compare_exchange(seen, flagged, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok();
+            if announced {
+                futex::wait(&self.word, flagged);
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn release(&self) {
+        if self.word.swap(0, Ordering::Release) & CONTENDED != 0 {
+            futex::wake_one(&self.word);
+        }
+    }
+}
+
+/// Whether a lock was free when first looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FirstTry(pub(super) bool);
+
+// SAFETY: only the thread whose compare-and-swap from zero succeeded holds the lock until it stores
+// zero again; acquire on the first and release on the second order what happens in between.
+#[allow(unsafe_code, reason = "promises mutual exclusion")]
+unsafe impl RawLock for RawMutex {
+    type Held = ();
+
+    #[inline]
+    fn lock(&self) -> Result<(), Reentered> {
+        self.acquire().map(|_| ())
+    }
+
+    #[inline]
+    fn try_lock(&self) -> Option<()> {
+        self.claim(ThreadToken::current().word()).then_some(())
+    }
+
+    #[inline]
+    unsafe fn unlock(&self, (): ()) {
+        self.release();
+    }
+
+    unsafe fn reset(&self) {
+        self.word.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn lock_held_by_this_thread_is_reentered() {
+        let lock = Mutex::new(1);
+        let guard = lock.lock().unwrap();
+        assert_eq!(lock.lock().map(|_| ()), Err(Reentered));
+        assert!(lock.try_lock().is_none());
+        drop(guard);
+        assert_eq!(*lock.lock().unwrap(), 1);
+    }
+
+    #[test]
+    fn lock_wanted_by_others_stays_known_as_ours() {
+        let lock = Mutex::new(());
+        let guard = lock.lock().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| drop(lock.lock().unwrap()));
+            while lock.raw.word.load(Ordering::Relaxed) & CONTENDED == 0 {
+                thread::yield_now();
+            }
+            assert_eq!(lock.lock().map(|_| ()), Err(Reentered));
+            drop(guard);
+        });
+        assert!(lock.try_lock().is_some());
+    }
+
+    #[test]
+    fn child_of_a_fork_can_free_a_lock_whose_holder_is_gone() {
+        let lock = Mutex::new(7);
+        thread::scope(|scope| {
+            scope.spawn(|| core::mem::forget(lock.lock().unwrap()));
+        });
+        assert!(lock.try_lock().is_none());
+        // SAFETY: the other thread has ended and forgot its guard.
+        #[allow(unsafe_code, reason = "stands in for a forked child")]
+        unsafe {
+            lock.force_unlock_in_child();
+        }
+        assert_eq!(*lock.lock().unwrap(), 7);
+    }
+
+    #[test]
+    fn increments_under_the_lock_are_never_lost() {
+        const THREADS: usize = 4;
+        const ROUNDS: usize = 20_000;
+        let lock = Mutex::new(0);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| (0..ROUNDS).for_each(|_| *lock.lock().unwrap() += 1));
+            }
+        });
+        assert_eq!(*lock.lock().unwrap(), THREADS * ROUNDS);
+    }
+}
