@@ -71,7 +71,6 @@ class Server:
 
     def __init__(self, port):
         self.kcm = socket.socket(AF_KCM, socket.SOCK_SEQPACKET, KCMPROTO_CONNECTED)
-        self.kcm.setblocking(False)
         self.bpf = load_parser()
         self.listener = socket.create_server(("127.0.0.1", port))
         self.poll = select.poll()
@@ -83,7 +82,11 @@ class Server:
     def attach(self):
         connection, _ = self.listener.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        fcntl.ioctl(self.kcm, SIOCKCMATTACH, struct.pack("=ii", connection.fileno(), self.bpf))
+        try:
+            fcntl.ioctl(self.kcm, SIOCKCMATTACH, struct.pack("=ii", connection.fileno(), self.bpf))
+        except OSError:
+            connection.close()  # the peer has reset it already
+            return
         # The KCM socket never shows the end of a connection, its TCP socket does.
         self.poll.register(connection, select.POLLRDHUP)
         self.connections[connection.fileno()] = connection
@@ -96,7 +99,7 @@ class Server:
     def echo(self):
         try:
             while True:
-                self.kcm.send(self.kcm.recv(MESSAGE_MAX), MSG_EOR)
+                self.kcm.send(self.kcm.recv(MESSAGE_MAX, socket.MSG_DONTWAIT), MSG_EOR)
                 self.echoed += 1
         except BlockingIOError:
             pass  # no message is left
