@@ -201,17 +201,66 @@ fn parsers_agree_with_the_kernel() {
     }
 }
 
-/// `kcm.pc.in` becomes a file that names the header's folder.
+/// `kcm.pc.in`, filled in as its first lines say, names the header's folder and nothing else.
 #[test]
-fn pkg_config_template_has_two_holes() {
+fn pkg_config_template_fills_in() {
     let template = std::fs::read_to_string(root().join("c-header/kcm.pc.in")).expect("kcm.pc.in");
-    let filled = template
-        .replace("@PREFIX@", "/usr/local")
-        .replace("@VERSION@", "0.1.0");
+    let filled: String = template
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            line.replace("@PREFIX@", "/usr/local")
+                .replace("@VERSION@", "0.1.0")
+                + "\n"
+        })
+        .collect();
     assert!(!filled.contains('@'), "{filled}");
     assert!(
-        filled.contains("prefix=/usr/local\nincludedir=${prefix}/include\n"),
+        filled.starts_with("prefix=/usr/local\nincludedir=${prefix}/include\n"),
         "{filled}"
     );
-    assert!(filled.contains("\nCflags: -I${includedir}\n"), "{filled}");
+    assert!(
+        filled.contains("\nVersion: 0.1.0\nCflags: -I${includedir}\n"),
+        "{filled}"
+    );
+}
+
+/// Each example builds by the line its first comment gives, and states its output.
+#[test]
+fn examples_build_with_cc_alone() {
+    let mut built = 0;
+    for entry in std::fs::read_dir(root().join("examples-c")).expect("examples-c") {
+        let source = entry.expect("examples-c").path();
+        if source.extension().is_none_or(|extension| extension != "c") {
+            continue;
+        }
+        let stem = source
+            .file_stem()
+            .expect("a file name")
+            .to_string_lossy()
+            .into_owned();
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("example-{stem}"));
+        let output = Command::new("cc")
+            .args(["-O2", "-Wall", "-Wextra", "-Werror"])
+            .arg(&source)
+            .arg("-o")
+            .arg(&program)
+            .arg("-pthread")
+            .output()
+            .expect("cc");
+        assert!(
+            output.status.success(),
+            "{stem}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let words = std::fs::read_to_string(&source).expect("an example");
+        for promise in [
+            format!("cc -O2 {stem}.c -o {stem} -pthread"),
+            "Expected output".into(),
+        ] {
+            assert!(words.contains(&promise), "{stem} lacks {promise:?}");
+        }
+        built += 1;
+    }
+    assert!(built >= 7, "{built} examples");
 }
