@@ -260,5 +260,7 @@ int main(int argc, char **argv)
 	report(&load);
 	if (!complete)
 		fprintf(stderr, "kcm_load: %" PRIu64 " of %" PRIu64 " messages came back\n", load.echoed, load.sent);
+	free(load.latency);
+	free(load.message);
 	return !complete;
 }
