@@ -1,1 +1,9 @@
-//! Lanes, guest runner and trace comparison for the integration tests.
+//! Cross-crate proof: guest programs on two lanes, traces compared.
+//!
+//! A *lane* is a way to run an unmodified guest program of `tests/programs`: on a real kernel with
+//! `AF_KCM` (`ci/oracle`, whose traces are checked in under `tests/traces`), or natively under
+//! `LD_PRELOAD=libkcmshim.so`. [`guest`] builds and runs guests, [`trace`] reads and compares what
+//! they print.
+
+pub mod guest;
+pub mod trace;

@@ -1,0 +1,139 @@
+//! Builds guest programs with `cc` and runs them under `libkcmshim.so`.
+//!
+//! Artifacts go beside the test executable's profile directory, so that any `CARGO_TARGET_DIR`
+//! and profile work. Nothing here knows what a trace means.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+/// How many cases of one guest run at a time. Cases mostly sleep, so more than there are CPUs.
+const CASES_AT_ONCE: &str = "6";
+/// Seconds one case may take before its trace says `HANG`; the slowest good one takes about 3.
+const CASE_SECONDS: &str = "20";
+/// When a whole guest is given up. Guests end their own cases; this catches a stuck runner.
+const GUEST_DEADLINE: Duration = Duration::from_secs(150);
+
+/// The `tests` directory of the source tree.
+#[must_use]
+pub fn tests_dir() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `<target>/<profile>`, found from the running test executable in `<target>/<profile>/deps`.
+fn profile_dir() -> PathBuf {
+    let exe = env::current_exe().expect("a running test has an executable");
+    let deps = exe.parent().expect("executables lie in a directory");
+    deps.parent()
+        .expect("deps lies in the profile directory")
+        .to_path_buf()
+}
+
+/// `libkcmshim.so`: the file named by `KCMSHIM_LIB`, or one built now with this test's profile.
+///
+/// # Panics
+/// When the library cannot be built.
+#[must_use]
+pub fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| match env::var_os("KCMSHIM_LIB") {
+        Some(path) => fs::canonicalize(path).expect("KCMSHIM_LIB names a file"),
+        None => build_library(&profile_dir()),
+    })
+}
+
+fn build_library(profile_dir: &Path) -> PathBuf {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(tests_dir())
+        .args(["build", "--quiet", "--package", "kcmshim"]);
+    cargo
+        .arg("--target-dir")
+        .arg(profile_dir.parent().expect("profiles lie in the target"));
+    // The directory of the dev profile is called "debug".
+    match profile_dir.file_name().and_then(OsStr::to_str) {
+        Some("debug") | None => {}
+        Some(profile) => drop(cargo.args(["--profile", profile])),
+    }
+    let status = cargo.status().expect("cargo runs");
+    assert!(status.success(), "building kcmshim failed");
+    profile_dir.join("libkcmshim.so")
+}
+
+/// Compiles `tests/programs/kcm_<section>.c` with the common guest sources; returns the program.
+///
+/// # Panics
+/// When `cc` is missing or refuses the program: guests must be free of warnings.
+#[must_use]
+pub fn build(section: &str) -> PathBuf {
+    let out_dir = profile_dir().join("guests");
+    fs::create_dir_all(&out_dir).expect("the target directory is writable");
+    let program = out_dir.join(format!("kcm_{section}"));
+    let sources = tests_dir().join("programs");
+    let output = Command::new("cc")
+        .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+        .arg(&program)
+        .arg(sources.join(format!("kcm_{section}.c")))
+        .args(["guest.c", "guest_proc.c", "guest_main.c"].map(|name| sources.join(name)))
+        .output()
+        .expect("cc runs");
+    let diagnostics = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "cc refused {section}:\n{diagnostics}"
+    );
+    program
+}
+
+/// Runs one set (`strict` or `quirk`) of a guest under the shim; returns what it printed.
+///
+/// What the program writes to stderr (the shim's log) follows under a line of its own when the
+/// program did not end well.
+///
+/// # Panics
+/// When the guest does not start, or is not done after [`GUEST_DEADLINE`].
+#[must_use]
+pub fn run_under_shim(program: &Path, set: &str) -> String {
+    let mut child = Command::new(program)
+        .args(["-j", CASES_AT_ONCE, "-t", CASE_SECONDS, set])
+        .env("LD_PRELOAD", library())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the guest starts");
+    let mut stdout = child.stdout.take().expect("stdout is piped");
+    let reader = thread::spawn(move || {
+        let mut text = Vec::new();
+        stdout
+            .read_to_end(&mut text)
+            .map(|_| String::from_utf8_lossy(&text).into_owned())
+    });
+    let deadline = Instant::now() + GUEST_DEADLINE;
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("the guest is our child") {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().expect("the guest is our child");
+            panic!(
+                "{} {set}: not done in {GUEST_DEADLINE:?}",
+                program.display()
+            );
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    let text = reader
+        .join()
+        .expect("the reader does not panic")
+        .expect("a pipe can be read");
+    assert!(
+        status.success(),
+        "{} {set}: {status}\n{text}",
+        program.display()
+    );
+    text
+}

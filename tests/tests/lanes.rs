@@ -1,0 +1,149 @@
+//! The shim lane against the recorded traces, one test per section of cases.
+//!
+//! Strict and tolerant cases must print what kernel 6.12 printed (`traces/kernel-6.12`). Quirk and
+//! version cases must print what the shim is known to do (`traces/shim`), and wherever that is not
+//! what the kernel does, `notes/divergences.md` must say why.
+//!
+//! `LANES_RECORD=1` writes the shim's quirk traces instead of comparing them.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::PathBuf;
+use std::{env, fs, io};
+
+use kcm_tests::guest;
+use kcm_tests::trace::{Trace, render};
+
+/// Cases that may state what their lane lacks: privilege, or a feature of the machine's kernel.
+const MAY_LACK: [&str; 8] = ["A18", "B05", "B26", "B27", "B28", "B29", "G26", "K20"];
+
+fn trace_path(lane: &str, file: &str) -> PathBuf {
+    guest::tests_dir().join("traces").join(lane).join(file)
+}
+
+fn recorded(lane: &str, file: &str) -> Trace {
+    let path = trace_path(lane, file);
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    Trace::parse(&text)
+}
+
+/// Fails with every differing case, save those whose lane says what it lacks.
+fn assert_same(what: &str, got: &Trace, expected: &Trace) {
+    let lacking: BTreeSet<&str> = got
+        .lacking()
+        .map(|(heading, reason)| {
+            // Past the test harness's capture: a case that did not run is always said.
+            let _ = writeln!(
+                io::stderr(),
+                "{what}: {heading} not run, this lane lacks {reason}"
+            );
+            heading.split(' ').next().unwrap_or_default()
+        })
+        .filter(|id| MAY_LACK.contains(id))
+        .collect();
+    let mut differences = got.differences(expected);
+    differences.retain(|difference| !lacking.contains(difference.id()));
+    assert!(
+        differences.is_empty(),
+        "{what}: {} cases differ (- expected, + got)\n{}",
+        differences.len(),
+        render(&differences)
+    );
+}
+
+fn strict(section: &str) {
+    let got = Trace::parse(&guest::run_under_shim(&guest::build(section), "strict"));
+    let expected = recorded("kernel-6.12", &format!("{section}.txt"));
+    assert_ne!(
+        expected.case_count(),
+        0,
+        "{section}: no recorded kernel trace"
+    );
+    assert_same(
+        &format!("{section}, shim against kernel 6.12"),
+        &got,
+        &expected,
+    );
+}
+
+fn quirk(section: &str) {
+    let file = format!("{section}.quirk.txt");
+    let text = guest::run_under_shim(&guest::build(section), "quirk");
+    if env::var_os("LANES_RECORD").is_some() {
+        let path = trace_path("shim", &file);
+        fs::create_dir_all(path.parent().expect("traces lie in a directory"))
+            .and_then(|()| fs::write(&path, &text))
+            .expect("the source tree is writable when recording");
+    }
+    assert_same(
+        &format!("{section}, shim's quirks"),
+        &Trace::parse(&text),
+        &recorded("shim", &file),
+    );
+}
+
+macro_rules! sections {
+    ($($section:ident: $($set:ident)+;)*) => {
+        /// Every section, for the tests that look at all of them.
+        const SECTIONS: &[&str] = &[$(stringify!($section)),*];
+        $(mod $section {
+            $(#[test]
+            fn $set() {
+                super::$set(stringify!($section));
+            })+
+        })*
+    };
+}
+
+sections! {
+    a_create: strict;
+    b_ioctl: strict quirk;
+    c_options: strict;
+    d_send: strict quirk;
+    e_flow: strict;
+    f_failure: strict quirk;
+    g_recv: strict quirk;
+    h_poll: strict quirk;
+    i_steering: strict quirk;
+    j_parser: strict quirk;
+    k_lifetime: strict quirk;
+}
+
+/// Identifiers in the first column of the table of divergences.
+fn explained() -> BTreeSet<String> {
+    let notes = fs::read_to_string(guest::tests_dir().join("notes/divergences.md"))
+        .expect("notes/divergences.md exists");
+    notes
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
+        .flat_map(|ids| ids.split(", "))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_divergence_from_the_kernel_has_a_reason() {
+    let explained = explained();
+    for section in SECTIONS {
+        let file = format!("{section}.quirk.txt");
+        let differences = recorded("shim", &file).differences(&recorded("kernel-6.12", &file));
+        for difference in differences {
+            assert!(
+                explained.contains(difference.id()),
+                "notes/divergences.md does not explain\n{difference}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_program_is_a_section() {
+    let programs = fs::read_dir(guest::tests_dir().join("programs")).expect("programs exist");
+    for program in programs {
+        let name = program.expect("the directory can be read").file_name();
+        let name = name.to_str().expect("file names are text");
+        if let Some(section) = name.strip_prefix("kcm_").and_then(|n| n.strip_suffix(".c")) {
+            assert!(SECTIONS.contains(&section), "{section} is not tested");
+        }
+    }
+}
