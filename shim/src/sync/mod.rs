@@ -20,6 +20,8 @@
 
 mod bell;
 mod biased;
+#[cfg(all(test, not(loom)))]
+mod cost;
 mod doorbell;
 mod futex;
 mod lock;
