@@ -221,6 +221,11 @@ impl TxQueue {
         again
     }
 
+    /// Bytes to write of the buffers not taken out.
+    pub(crate) fn unwritten_bytes(&self) -> usize {
+        self.bufs.iter().map(|buf| buf.unwritten().len()).sum()
+    }
+
     /// Drops everything.
     pub(crate) fn clear(&mut self, pool: &mut TxPool) {
         self.bufs.drain(..).for_each(|buf| pool.give(buf));

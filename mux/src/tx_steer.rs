@@ -156,6 +156,7 @@ impl TxSide<'_> {
         let psock_id = self.kcms.get_mut(id.0)?.tx.psock.take()?;
         let psock = self.psocks.get_mut(psock_id.0)?;
         psock.tx.owner = TxOwner::Nobody;
+        psock.tx.blocked = false;
         psock.stats.unreserved += 1;
         Some(psock_id)
     }
@@ -221,19 +222,33 @@ impl TxSide<'_> {
         if let Some(psock_id) = self.unbind(id) {
             self.abort(psock_id);
         }
+        self.stats.tx_retries += 1;
         self.restart(id);
     }
 
-    /// Queues the message under way from its first byte again and looks for a psock.
-    fn restart(&mut self, id: KcmId) {
-        let Some(kcm) = self.kcms.get_mut(id.0) else {
-            return;
-        };
-        kcm.tx.queued_bytes += kcm.tx.queue.restart();
-        if !kcm.tx.queue.is_empty() {
-            self.stats.tx_retries += 1;
+    /// The psock that carried messages of `id` is gone.
+    pub(crate) fn psock_gone(&mut self, id: KcmId) {
+        // In flight, the message restarts when its buffers come back.
+        if self
+            .kcms
+            .get(id.0)
+            .is_some_and(|kcm| kcm.tx.flight == Flight::None)
+        {
+            let again = self.restart(id);
+            self.stats.tx_retries += u64::from(again > 0);
         }
+    }
+
+    /// Queues the message under way from its first byte again and looks for a psock. Returns
+    /// the bytes that were written in vain.
+    fn restart(&mut self, id: KcmId) -> usize {
+        let Some(kcm) = self.kcms.get_mut(id.0) else {
+            return 0;
+        };
+        let again = kcm.tx.queue.restart();
+        kcm.tx.queued_bytes += again;
         self.kick(id);
+        again
     }
 
     fn schedule(&mut self, psock_id: PsockId) {
@@ -446,7 +461,7 @@ impl TxSide<'_> {
         };
         self.events.push(Event::Writable(id));
         if unattached {
-            self.restart(id);
+            self.psock_gone(id);
         } else if failed {
             self.fail_over(id);
         } else if self
@@ -515,20 +530,12 @@ impl TxSide<'_> {
             TxOwner::Closed => None,
         };
         self.stats.psock_unattach_rsvd += 1;
-        self.abort(psock_id);
-        owner
-    }
-
-    /// The psock that carried messages of `id` is gone.
-    pub(crate) fn psock_gone(&mut self, id: KcmId) {
-        // In flight, the message restarts when its buffers come back.
-        if self
-            .kcms
-            .get(id.0)
-            .is_some_and(|kcm| kcm.tx.flight == Flight::None)
-        {
-            self.restart(id);
+        // No event: the error leaves with the psock.
+        if let Some(psock) = self.psocks.get_mut(psock_id.0) {
+            psock.stats.tx_aborts += 1;
+            psock.error = EPIPE;
         }
+        owner
     }
 }
 
