@@ -127,7 +127,8 @@ static const char *bits(char *text, int value, const struct bit *table, size_t c
 const char *msg_flags(int flags)
 {
 	static char text[96];
-	static const struct bit table[] = {{MSG_TRUNC, "TRUNC"}, {MSG_EOR, "EOR"}, {MSG_CTRUNC, "CTRUNC"}, {MSG_CMSG_CLOEXEC, "CMSG_CLOEXEC"}};
+	static const struct bit table[] = {
+		{MSG_TRUNC, "TRUNC"}, {MSG_EOR, "EOR"}, {MSG_CTRUNC, "CTRUNC"}, {MSG_CMSG_CLOEXEC, "CMSG_CLOEXEC"}};
 	return bits(text, flags, table, sizeof table / sizeof *table);
 }
 
@@ -135,7 +136,9 @@ const char *poll_bits(int events)
 {
 	static char text[96];
 	static const struct bit table[] = {
-		{POLLIN, "IN"}, {POLLRDNORM, "RDNORM"}, {POLLPRI, "PRI"}, {POLLOUT, "OUT"}, {POLLWRNORM, "WRNORM"}, {POLLWRBAND, "WRBAND"}, {POLLERR, "ERR"}, {POLLHUP, "HUP"}, {POLLRDHUP, "RDHUP"}, {POLLNVAL, "NVAL"}};
+		{POLLIN, "IN"}, {POLLRDNORM, "RDNORM"}, {POLLPRI, "PRI"}, {POLLOUT, "OUT"},
+		{POLLWRNORM, "WRNORM"}, {POLLWRBAND, "WRBAND"}, {POLLERR, "ERR"},
+		{POLLHUP, "HUP"}, {POLLRDHUP, "RDHUP"}, {POLLNVAL, "NVAL"}};
 	return bits(text, events, table, sizeof table / sizeof *table);
 }
 
@@ -274,7 +277,8 @@ void so_error(const char *name, int fd)
 
 void polls(const char *name, int fd)
 {
-	struct pollfd p = {.fd = fd, .events = POLLIN | POLLRDNORM | POLLPRI | POLLOUT | POLLWRNORM | POLLWRBAND | POLLRDHUP};
+	const int all = POLLIN | POLLRDNORM | POLLPRI | POLLOUT | POLLWRNORM | POLLWRBAND | POLLRDHUP;
+	struct pollfd p = {.fd = fd, .events = all};
 	if (poll(&p, 1, 0) < 0)
 		say("poll(%s) = %s", name, errno_name(errno));
 	else

@@ -9,15 +9,31 @@
 
 static char text[1 << 16];
 
-static void slurp(const char *path)
+char *proc_read(const char *path)
 {
-	FILE *f = fopen(path, "r");
-	size_t len = f ? fread(text, 1, sizeof text - 1, f) : 0;
-	text[len] = 0;
-	if (f)
-		fclose(f);
-	else
+	size_t len = 0;
+	ssize_t got;
+	int fd = open(path, O_RDONLY);
+	if (fd < 0)
 		say("open %s = %s", path, errno_name(errno));
+	while (fd >= 0 && (got = read(fd, text + len, sizeof text - 1 - len)) > 0)
+		len += got;
+	if (fd >= 0)
+		close(fd);
+	text[len] = 0;
+	return text;
+}
+
+int proc_same_by_stdio(const char *path)
+{
+	static char again[sizeof text];
+	proc_read(path);
+	FILE *f = fopen(path, "r");
+	if (!f)
+		return 0;
+	again[fread(again, 1, sizeof again - 1, f)] = 0;
+	fclose(f);
+	return !strcmp(text, again);
 }
 
 static void show_mux(const char *line)
@@ -41,7 +57,8 @@ static void show_member(const char *line)
 	char kind[8], index[16], q[4][16], again[256];
 	const char *status;
 	int is_kcm;
-	if (sscanf(line, " %7[a-z]-%15s %lu %lu %lu %lu %15s %15s %15s %15s", kind, index, &n[0], &n[1], &n[2], &n[3], q[0], q[1], q[2], q[3]) != 10) {
+	if (sscanf(line, " %7[a-z]-%15s %lu %lu %lu %lu %15s %15s %15s %15s", kind, index,
+			&n[0], &n[1], &n[2], &n[3], q[0], q[1], q[2], q[3]) != 10) {
 		say("unreadable: '%s'", line);
 		return;
 	}
@@ -52,7 +69,8 @@ static void show_member(const char *line)
 	if (strcmp(again, line))
 		say("layout: '%s'", line);
 	if (is_kcm)
-		say("kcm-%s rx %lu/%lu tx %lu/%lu recv-q %s send-q %s smem %s '%s'", index, n[0], n[1], n[2], n[3], q[0], q[2], q[3], status);
+		say("kcm-%s rx %lu/%lu tx %lu/%lu recv-q %s send-q %s smem %s '%s'", index,
+			n[0], n[1], n[2], n[3], q[0], q[2], q[3], status);
 	else
 		say("psock-%s rx %lu/%lu tx %lu/%lu '%s'", index, n[0], n[1], n[2], n[3], status);
 }
@@ -60,7 +78,7 @@ static void show_member(const char *line)
 void show_kcm(void)
 {
 	char *line, *rest;
-	slurp("/proc/net/kcm");
+	proc_read("/proc/net/kcm");
 	for (line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
 		if (!strncmp(line, "mux", 3))
 			show_mux(line);
@@ -71,7 +89,7 @@ void show_kcm(void)
 void show_kcm_header(void)
 {
 	char *line, *rest;
-	slurp("/proc/net/kcm");
+	proc_read("/proc/net/kcm");
 	line = strtok_r(text, "\n", &rest);
 	for (int i = 0; line && i < 2; i++, line = strtok_r(NULL, "\n", &rest))
 		say("'%s'", line);
@@ -80,7 +98,7 @@ void show_kcm_header(void)
 long kcm_stat(const char *object, const char *column)
 {
 	char *line[STAT_LINES] = {0}, *rest, *names_rest, *values_rest;
-	slurp("/proc/net/kcm_stats");
+	proc_read("/proc/net/kcm_stats");
 	for (char *l = strtok_r(text, "\n", &rest), **to = line; l && to < line + STAT_LINES; l = strtok_r(NULL, "\n", &rest))
 		*to++ = l;
 	for (int i = 0; i + 1 < STAT_LINES && line[i] && line[i + 1]; i += 2) {
@@ -102,7 +120,7 @@ long kcm_stat(const char *object, const char *column)
 void show_stats_header(void)
 {
 	char *line, *rest;
-	slurp("/proc/net/kcm_stats");
+	proc_read("/proc/net/kcm_stats");
 	line = strtok_r(text, "\n", &rest);
 	for (int i = 0; line && i < STAT_LINES; i++, line = strtok_r(NULL, "\n", &rest))
 		say("%zu characters '%s'", strlen(line), i % 2 ? "values" : line);

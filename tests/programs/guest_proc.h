@@ -2,6 +2,10 @@
 #ifndef GUEST_PROC_H
 #define GUEST_PROC_H
 
+/* The whole file, by open and read; the buffer is reused by the next call of this header. */
+char *proc_read(const char *path);
+/* Whether fopen and fread show what open and read show. */
+int proc_same_by_stdio(const char *path);
 /* Every mux, KCM socket and psock line, without buffer charges and mux counters. */
 void show_kcm(void);
 /* The two header lines. */

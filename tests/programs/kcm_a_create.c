@@ -54,7 +54,9 @@ static void option_values(int type)
 	static const struct {
 		int name;
 		const char *text;
-	} options[] = {{SO_TYPE, "SO_TYPE"}, {SO_DOMAIN, "SO_DOMAIN"}, {SO_PROTOCOL, "SO_PROTOCOL"}, {SO_ERROR, "SO_ERROR"}, {SO_ACCEPTCONN, "SO_ACCEPTCONN"}, {SO_RCVLOWAT, "SO_RCVLOWAT"}};
+	} options[] = {
+		{SO_TYPE, "SO_TYPE"}, {SO_DOMAIN, "SO_DOMAIN"}, {SO_PROTOCOL, "SO_PROTOCOL"},
+		{SO_ERROR, "SO_ERROR"}, {SO_ACCEPTCONN, "SO_ACCEPTCONN"}, {SO_RCVLOWAT, "SO_RCVLOWAT"}};
 	int k = kcm(type);
 	for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
 		int value = -1;

@@ -59,7 +59,9 @@ static void attach_other_program_types(int type)
 	static const struct {
 		enum bpf_prog_type type;
 		const char *name;
-	} types[] = {{BPF_PROG_TYPE_XDP, "XDP"}, {BPF_PROG_TYPE_SCHED_CLS, "SCHED_CLS"}, {BPF_PROG_TYPE_SK_SKB, "SK_SKB"}, {BPF_PROG_TYPE_CGROUP_SKB, "CGROUP_SKB"}, {BPF_PROG_TYPE_TRACEPOINT, "TRACEPOINT"}};
+	} types[] = {
+		{BPF_PROG_TYPE_XDP, "XDP"}, {BPF_PROG_TYPE_SCHED_CLS, "SCHED_CLS"}, {BPF_PROG_TYPE_SK_SKB, "SK_SKB"},
+		{BPF_PROG_TYPE_CGROUP_SKB, "CGROUP_SKB"}, {BPF_PROG_TYPE_TRACEPOINT, "TRACEPOINT"}};
 	const struct bpf_insn insns[] = {MOV_I(0, 0), EXIT};
 	int k = kcm(type);
 	struct pair t = pair();
@@ -361,7 +363,10 @@ static void clone_compat(int type)
 	int *arg = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 	int number = 54; /* ioctl of the 32-bit table */
 	int result = number;
-	__asm__ volatile("int $0x80" : "+a"(result) : "b"(k), "c"(SIOCKCMCLONE), "d"((int)(intptr_t)arg) : "memory", "r8", "r9", "r10", "r11");
+	__asm__ volatile("int $0x80"
+		: "+a"(result)
+		: "b"(k), "c"(SIOCKCMCLONE), "d"((int)(intptr_t)arg)
+		: "memory", "r8", "r9", "r10", "r11");
 	say("int 0x80 ioctl(k, SIOCKCMCLONE) = %s", result < 0 ? errno_name(-result) : "ok");
 #else
 	(void)type;

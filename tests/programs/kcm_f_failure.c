@@ -172,7 +172,8 @@ static void unattach_half_sent(int type)
 	long before = kcm_stat("MUX", "Unattach") + kcm_stat("MUX", "UnattchRsvd");
 	R(unattach(k, t.a));
 	SO_ERR(t.a);
-	say("Unattach and UnattchRsvd together grew by %ld", kcm_stat("MUX", "Unattach") + kcm_stat("MUX", "UnattchRsvd") - before);
+	long after = kcm_stat("MUX", "Unattach") + kcm_stat("MUX", "UnattchRsvd");
+	say("Unattach and UnattchRsvd together grew by %ld", after - before);
 }
 
 static void reattach_half_sent(int type)

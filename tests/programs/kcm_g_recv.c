@@ -24,7 +24,9 @@ static void whole(int type)
 	struct sockaddr_storage name;
 	char control[64];
 	struct iovec iov = {buf, sizeof buf};
-	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_name = &name, .msg_namelen = sizeof name, .msg_control = control, .msg_controllen = sizeof control};
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_name = &name, .msg_namelen = sizeof name,
+		.msg_control = control, .msg_controllen = sizeof control};
 	open_queued(type);
 	R(recvmsg(k, &m, 0));
 	say("flags %s namelen %u controllen %zu", msg_flags(m.msg_flags), m.msg_namelen, (size_t)m.msg_controllen);

@@ -166,11 +166,7 @@ static void close_then_clone(int type)
 	LETTERS(k[1], 4);
 	LETTERS(k[2], 2);
 	k[3] = clone_kcm(k[1]);
-	char line[256];
-	FILE *f = fopen("/proc/net/kcm", "r");
-	while (f && fgets(line, sizeof line, f))
-		if (strstr(line, "kcm-"))
-			say("%.5s", line + 3);
+	show_kcm();
 	spell(t.p, "xyz");
 	LETTERS(k[1], 1);
 	LETTERS(k[2], 1);

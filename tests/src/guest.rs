@@ -15,6 +15,8 @@ use std::{env, fs, thread};
 const CASES_AT_ONCE: &str = "6";
 /// Seconds one case may take before its trace says `HANG`; the slowest good one takes about 3.
 const CASE_SECONDS: &str = "20";
+/// The traditional user without rights.
+const NOBODY: &str = "65534";
 /// When a whole guest is given up. Guests end their own cases; this catches a stuck runner.
 const GUEST_DEADLINE: Duration = Duration::from_secs(150);
 
@@ -89,6 +91,15 @@ pub fn build(section: &str) -> PathBuf {
     program
 }
 
+/// Whose rights a guest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// Those of the test. As root, the kernel loads parser programs.
+    Caller,
+    /// Nobody's: the kernel refuses parser programs, so the shim verifies and holds them itself.
+    Ordinary,
+}
+
 /// Runs one set (`strict` or `quirk`) of a guest under the shim; returns what it printed.
 ///
 /// What the program writes to stderr (the shim's log) follows under a line of its own when the
@@ -97,9 +108,13 @@ pub fn build(section: &str) -> PathBuf {
 /// # Panics
 /// When the guest does not start, or is not done after [`GUEST_DEADLINE`].
 #[must_use]
-pub fn run_under_shim(program: &Path, set: &str) -> String {
+pub fn run_under_shim(program: &Path, set: &str, user: User) -> String {
+    let uid = match user {
+        User::Caller => "0",
+        User::Ordinary => NOBODY,
+    };
     let mut child = Command::new(program)
-        .args(["-j", CASES_AT_ONCE, "-t", CASE_SECONDS, set])
+        .args(["-j", CASES_AT_ONCE, "-t", CASE_SECONDS, "-u", uid, set])
         .env("LD_PRELOAD", library())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -36,6 +36,14 @@ impl Trace {
         self.cases.len()
     }
 
+    /// Whether the trace holds the case with this identifier, of whatever class and type.
+    #[must_use]
+    pub fn has(&self, id: &str) -> bool {
+        self.cases
+            .keys()
+            .any(|heading| heading.split(' ').next() == Some(id))
+    }
+
     /// Cases this lane could not run, each with its stated reason.
     pub fn lacking(&self) -> impl Iterator<Item = (&str, &str)> {
         self.cases.iter().filter_map(|(heading, lines)| {

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::{env, fs, io};
 
-use kcm_tests::guest;
+use kcm_tests::guest::{self, User};
 use kcm_tests::trace::{Trace, render};
 
 /// Cases that may state what their lane lacks: privilege, or a feature of the machine's kernel.
@@ -52,7 +52,19 @@ fn assert_same(what: &str, got: &Trace, expected: &Trace) {
 }
 
 fn strict(section: &str) {
-    let got = Trace::parse(&guest::run_under_shim(&guest::build(section), "strict"));
+    strict_as(section, User::Caller);
+}
+
+fn ordinary_user(section: &str) {
+    strict_as(section, User::Ordinary);
+}
+
+fn strict_as(section: &str, user: User) {
+    let got = Trace::parse(&guest::run_under_shim(
+        &guest::build(section),
+        "strict",
+        user,
+    ));
     let expected = recorded("kernel-6.12", &format!("{section}.txt"));
     assert_ne!(
         expected.case_count(),
@@ -60,7 +72,7 @@ fn strict(section: &str) {
         "{section}: no recorded kernel trace"
     );
     assert_same(
-        &format!("{section}, shim against kernel 6.12"),
+        &format!("{section} as {user:?}, shim against kernel 6.12"),
         &got,
         &expected,
     );
@@ -68,7 +80,7 @@ fn strict(section: &str) {
 
 fn quirk(section: &str) {
     let file = format!("{section}.quirk.txt");
-    let text = guest::run_under_shim(&guest::build(section), "quirk");
+    let text = guest::run_under_shim(&guest::build(section), "quirk", User::Caller);
     if env::var_os("LANES_RECORD").is_some() {
         let path = trace_path("shim", &file);
         fs::create_dir_all(path.parent().expect("traces lie in a directory"))
@@ -83,9 +95,9 @@ fn quirk(section: &str) {
 }
 
 macro_rules! sections {
-    ($($section:ident: $($set:ident)+;)*) => {
-        /// Every section, for the tests that look at all of them.
-        const SECTIONS: &[&str] = &[$(stringify!($section)),*];
+    ($($section:ident($cases:literal): $($set:ident)+;)*) => {
+        /// Every section with its number of cases, for the tests that look at all of them.
+        const SECTIONS: &[(&str, usize)] = &[$((stringify!($section), $cases)),*];
         $(mod $section {
             $(#[test]
             fn $set() {
@@ -96,17 +108,17 @@ macro_rules! sections {
 }
 
 sections! {
-    a_create: strict;
-    b_ioctl: strict quirk;
-    c_options: strict;
-    d_send: strict quirk;
-    e_flow: strict;
-    f_failure: strict quirk;
-    g_recv: strict quirk;
-    h_poll: strict quirk;
-    i_steering: strict quirk;
-    j_parser: strict quirk;
-    k_lifetime: strict quirk;
+    a_create(18): strict;
+    b_ioctl(29): strict ordinary_user quirk;
+    c_options(10): strict;
+    d_send(35): strict quirk;
+    e_flow(18): strict;
+    f_failure(18): strict quirk;
+    g_recv(28): strict quirk;
+    h_poll(10): strict quirk;
+    i_steering(24): strict quirk;
+    j_parser(46): strict ordinary_user quirk;
+    k_lifetime(24): strict quirk;
 }
 
 /// Identifiers in the first column of the table of divergences.
@@ -124,7 +136,7 @@ fn explained() -> BTreeSet<String> {
 #[test]
 fn every_divergence_from_the_kernel_has_a_reason() {
     let explained = explained();
-    for section in SECTIONS {
+    for (section, _) in SECTIONS {
         let file = format!("{section}.quirk.txt");
         let differences = recorded("shim", &file).differences(&recorded("kernel-6.12", &file));
         for difference in differences {
@@ -143,7 +155,26 @@ fn every_program_is_a_section() {
         let name = program.expect("the directory can be read").file_name();
         let name = name.to_str().expect("file names are text");
         if let Some(section) = name.strip_prefix("kcm_").and_then(|n| n.strip_suffix(".c")) {
-            assert!(SECTIONS.contains(&section), "{section} is not tested");
+            assert!(
+                SECTIONS.iter().any(|(known, _)| *known == section),
+                "{section} is not tested"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_case_is_recorded() {
+    for (section, cases) in SECTIONS {
+        let letter = section[..1].to_uppercase();
+        let traces = [format!("{section}.txt"), format!("{section}.quirk.txt")]
+            .map(|file| recorded("kernel-6.12", &file));
+        for number in 1..=*cases {
+            let id = format!("{letter}{number:02}");
+            assert!(
+                traces.iter().any(|trace| trace.has(&id)),
+                "{id} is not recorded"
+            );
         }
     }
 }
