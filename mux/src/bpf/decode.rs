@@ -29,26 +29,23 @@ pub(crate) type MapByFd<'a> = &'a dyn Fn(i32) -> Option<Arc<Map>>;
 impl Code {
     /// Decodes and checks a program.
     pub(crate) fn decode(bytes: &[u8], map_by_fd: MapByFd<'_>) -> Result<Self, VerifyError> {
-        let (raw, rest) = bytes.as_chunks::<{ RawInsn::BYTES }>();
-        if !rest.is_empty() {
+        let raw = bytes.chunks_exact(RawInsn::BYTES);
+        if !raw.remainder().is_empty() {
             return Err(VerifyError::TruncatedInsn { pc: raw.len() });
         }
-        if raw.is_empty() || raw.len() > PROG_INSNS_MAX {
+        if bytes.is_empty() || raw.len() > PROG_INSNS_MAX {
             return Err(VerifyError::BadLength);
         }
         let mut decoder = Decoder {
             code: Self {
-                insns: Vec::with_capacity(raw.len()),
+                insns: Vec::with_capacity(bytes.len() / RawInsn::BYTES),
                 maps: Vec::new(),
                 functions: Vec::new(),
             },
             fds: Vec::new(),
             map_by_fd,
         };
-        let mut slots = raw
-            .iter()
-            .map(|&slot| RawInsn::from_bytes(slot))
-            .enumerate();
+        let mut slots = raw.filter_map(RawInsn::from_slice).enumerate();
         while let Some((pc, slot)) = slots.next() {
             let insn = if slot.code == LD_IMM64 {
                 let (_, high) = slots.next().ok_or(VerifyError::TruncatedInsn { pc })?;
@@ -100,7 +97,7 @@ impl Code {
 }
 
 /// The second slot of `LD_IMM64`. `JCOND` is refused everywhere else, so nothing else looks so.
-const HOLE: Insn = Insn {
+pub(crate) const HOLE: Insn = Insn {
     code: class::JMP | jmp::JCOND,
     dst: 0,
     src: 0,

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use super::helper::foreign_name;
+
 /// A rejected program. Slots count 8-byte instructions from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -74,26 +76,230 @@ pub enum VerifyError {
         /// Where.
         pc: usize,
     },
+    /// A register is read that nothing was written to on some path.
+    UninitRegister {
+        /// Where.
+        pc: usize,
+        /// Which register.
+        reg: u8,
+    },
+    /// r10 is written.
+    FramePointerWrite {
+        /// Where.
+        pc: usize,
+    },
+    /// An operation that makes no sense on an address, or on this kind of it.
+    PointerArithmetic {
+        /// Where.
+        pc: usize,
+    },
+    /// Arithmetic on the result of a map lookup before its null check.
+    NullableArithmetic {
+        /// Where.
+        pc: usize,
+    },
+    /// A pointer moves farther than any object is large.
+    PointerOffset {
+        /// Where.
+        pc: usize,
+    },
+    /// Division by the constant zero.
+    DivisionByZero {
+        /// Where.
+        pc: usize,
+    },
+    /// A constant shift count not below the width.
+    BadShift {
+        /// Where.
+        pc: usize,
+    },
+    /// A load or store through something that is not the address of memory.
+    NotAPointer {
+        /// Where.
+        pc: usize,
+    },
+    /// A load or store through the result of a map lookup before its null check.
+    NullableAccess {
+        /// Where.
+        pc: usize,
+    },
+    /// A stack access or an atomic operation off its natural alignment.
+    Misaligned {
+        /// Where.
+        pc: usize,
+    },
+    /// A stack access that may fall outside the frame.
+    StackOutOfBounds {
+        /// Where.
+        pc: usize,
+    },
+    /// A stack byte is read that nothing was written to on some path.
+    UninitStack {
+        /// Where.
+        pc: usize,
+        /// Which byte.
+        off: i64,
+    },
+    /// Part of an address is stored to the stack.
+    PartialSpill {
+        /// Where.
+        pc: usize,
+    },
+    /// Part of a stored address is loaded from the stack.
+    PartialFill {
+        /// Where.
+        pc: usize,
+    },
+    /// An address of a stack is stored to a caller's stack.
+    ForeignStackSpill {
+        /// Where.
+        pc: usize,
+    },
+    /// A function returns an address of a stack.
+    ReturnsStackPointer {
+        /// Where.
+        pc: usize,
+    },
+    /// A context field that may not be loaded or stored, or not in this width.
+    BadContextAccess {
+        /// Where.
+        pc: usize,
+        /// Which byte.
+        off: i64,
+    },
+    /// The context is used through a pointer that was moved.
+    MovedContext {
+        /// Where.
+        pc: usize,
+    },
+    /// An atomic operation on the context.
+    AtomicOnContext {
+        /// Where.
+        pc: usize,
+    },
+    /// `LD_ABS` or `LD_IND` while r6 is not the context.
+    PacketLoadWithoutContext {
+        /// Where.
+        pc: usize,
+    },
+    /// `LD_ABS` or `LD_IND` outside the main function.
+    PacketLoadInFunction {
+        /// Where.
+        pc: usize,
+    },
+    /// A map value access that may fall outside the value.
+    ValueOutOfBounds {
+        /// Where.
+        pc: usize,
+    },
+    /// The map's flags forbid programs this access.
+    MapAccess {
+        /// Where.
+        pc: usize,
+    },
+    /// A helper's argument is not of the kind it takes.
+    BadArgument {
+        /// Where.
+        pc: usize,
+        /// Which register.
+        reg: u8,
+    },
+    /// No path leads here.
+    Unreachable {
+        /// Where.
+        pc: usize,
+    },
+    /// A loop that makes no progress.
+    InfiniteLoop {
+        /// Where.
+        pc: usize,
+    },
+    /// More paths than the verifier explores.
+    TooComplex,
+    /// More functions than the kernel admits.
+    TooManyFunctions,
+    /// More than [`super::FRAMES_MAX`] nested calls.
+    CallsTooDeep {
+        /// Where.
+        pc: usize,
+    },
+    /// The deepest chain of calls needs more than [`super::STACK_BYTES`] of stack in all.
+    StacksTooDeep {
+        /// What it needs.
+        bytes: usize,
+    },
 }
 
 impl VerifyError {
     /// The errno `BPF_PROG_LOAD` fails with, positive.
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::BadLength | Self::TooManyMaps { .. } => E2BIG,
+            Self::BadLength
+            | Self::TooManyMaps { .. }
+            | Self::TooComplex
+            | Self::TooManyFunctions
+            | Self::CallsTooDeep { .. } => E2BIG,
             Self::BadMapFd { .. } => EBADF,
-            _ => EINVAL,
+            Self::MapValueUnsupported { .. } => ENOTSUPP,
+            Self::UninitRegister { .. }
+            | Self::FramePointerWrite { .. }
+            | Self::PointerArithmetic { .. }
+            | Self::NullableArithmetic { .. }
+            | Self::NotAPointer { .. }
+            | Self::NullableAccess { .. }
+            | Self::Misaligned { .. }
+            | Self::StackOutOfBounds { .. }
+            | Self::UninitStack { .. }
+            | Self::PartialSpill { .. }
+            | Self::PartialFill { .. }
+            | Self::BadContextAccess { .. }
+            | Self::MovedContext { .. }
+            | Self::AtomicOnContext { .. }
+            | Self::ValueOutOfBounds { .. }
+            | Self::MapAccess { .. }
+            | Self::BadArgument { .. }
+            | Self::StacksTooDeep { .. } => EACCES,
+            Self::TruncatedInsn { .. }
+            | Self::UnknownOpcode { .. }
+            | Self::BadRegister { .. }
+            | Self::ReservedField { .. }
+            | Self::BadJump { .. }
+            | Self::FallsThrough { .. }
+            | Self::BadMapValue { .. }
+            | Self::UnknownHelper { .. }
+            | Self::KernelFunction { .. }
+            | Self::PointerOffset { .. }
+            | Self::DivisionByZero { .. }
+            | Self::BadShift { .. }
+            | Self::ForeignStackSpill { .. }
+            | Self::ReturnsStackPointer { .. }
+            | Self::PacketLoadWithoutContext { .. }
+            | Self::PacketLoadInFunction { .. }
+            | Self::Unreachable { .. }
+            | Self::InfiniteLoop { .. } => EINVAL,
         }
     }
 }
 
 const E2BIG: i32 = 7;
 const EBADF: i32 = 9;
+const EACCES: i32 = 13;
 const EINVAL: i32 = 22;
+/// Kernel-internal, but bpf(2) lets it out.
+const ENOTSUPP: i32 = 524;
 
 impl fmt::Display for VerifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
+        match self {
+            Self::UnknownHelper { pc, number } => {
+                write!(
+                    f,
+                    "insn {pc}: helper {} (#{number}) is not available",
+                    foreign_name(*number)
+                )
+            }
+            other => write!(f, "{other:?}"),
+        }
     }
 }
 

@@ -181,6 +181,11 @@ impl RawInsn {
         }
     }
 
+    /// Reads one slot. None unless it is eight bytes.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self::from_bytes)
+    }
+
     /// The slot's bytes, the inverse of [`RawInsn::from_bytes`].
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
         let [o0, o1] = self.off.to_le_bytes();

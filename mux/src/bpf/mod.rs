@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `insn` | encoding; nothing executes there |
 //! | `decode` | bytes to instructions, maps and jump targets resolved |
+//! | `verifier` | whether an unverified program may run |
 //! | `interp` | one run |
 //! | `alu` | what arithmetic means |
 //! | `mem` | the address space of a program |
@@ -26,6 +27,7 @@ pub use self::error::VerifyError;
 pub use self::interp::{Env, FRAMES_MAX, Fault, INSN_BUDGET, STACK_BYTES};
 pub use self::map::{Map, MapError, MapSpec};
 pub use self::skb::{CB_WORDS, Packet};
+pub use self::verifier::COMPLEXITY_INSNS_MAX;
 
 mod alu;
 mod decode;
@@ -36,6 +38,7 @@ mod interp;
 pub mod map;
 mod mem;
 mod skb;
+mod verifier;
 
 /// Slots a program may have: the kernel's limit for privileged loaders.
 pub const PROG_INSNS_MAX: usize = 1_000_000;
@@ -73,7 +76,10 @@ impl Program {
         insns: &[u8],
         map_by_fd: &dyn Fn(i32) -> Option<Arc<Map>>,
     ) -> Result<Self, VerifyError> {
-        Self::trusted(insns, map_by_fd)
+        let code = decode::Code::decode(insns, map_by_fd)?;
+        verifier::verify(&code)?;
+        let footprint = interp::Footprint::of(&code);
+        Ok(Self { code, footprint })
     }
 
     /// Runs the program over a message. The result is r0; a caller takes its low 32 bits as

@@ -97,6 +97,29 @@ fn ctx_word(off: usize, packet_len: usize, cb: &[u32; CB_WORDS]) -> u32 {
     }
 }
 
+/// Whether the verifier lets a program make this access, as the kernel does for this program
+/// type: packet pointers, time stamps, addresses, ports, the traffic class and the socket are out
+/// of reach (`sk` is readable in the kernel; a message has none), `cb` is writable, and the rest
+/// is readable in aligned parts of a word.
+pub(crate) fn ctx_access_allowed(off: i64, bytes: usize, write: bool) -> bool {
+    let Some(off) = usize::try_from(off).ok().filter(|off| off % bytes == 0) else {
+        return false;
+    };
+    let end = off + bytes;
+    if (CB_OFFSET..CB_END).contains(&off) {
+        return end <= CB_END;
+    }
+    let hidden = match off {
+        72..=83 => true,   // tc_classid, data, data_end
+        88..=143 => true,  // family to local_port, data_meta
+        144..=163 => true, // flow_keys, tstamp, wire_len
+        168..=175 => true, // sk
+        180.. => true,     // tstamp_type, padding, hwtstamp
+        _ => false,
+    };
+    !write && !hidden && bytes <= 4
+}
+
 /// A context load of 1, 2, 4 or 8 bytes. None outside the structure.
 pub(crate) fn ctx_load(
     off: usize,
@@ -104,7 +127,7 @@ pub(crate) fn ctx_load(
     packet_len: usize,
     cb: &[u32; CB_WORDS],
 ) -> Option<u64> {
-    if off.checked_add(bytes)? > CTX_BYTES || !off.is_multiple_of(bytes) {
+    if off.checked_add(bytes)? > CTX_BYTES || off % bytes != 0 {
         return None;
     }
     let low = u64::from(ctx_word(off & !3, packet_len, cb));
@@ -123,7 +146,7 @@ pub(crate) fn ctx_store(
     value: u64,
     cb: &mut [u32; CB_WORDS],
 ) -> Option<()> {
-    if off < CB_OFFSET || off.checked_add(bytes)? > CB_END || !off.is_multiple_of(bytes) {
+    if off < CB_OFFSET || off.checked_add(bytes)? > CB_END || off % bytes != 0 {
         return None;
     }
     let shift = 8 * (off & 3);
