@@ -1,6 +1,7 @@
 //! Receive memory: chunks filled by one read each, and reference-counted slices of them.
 
 use alloc::sync::Arc;
+use alloc::vec;
 use core::fmt;
 use core::ops::Deref;
 
@@ -16,7 +17,7 @@ impl Chunk {
     /// A zeroed chunk of [`CHUNK_BYTES`].
     #[must_use]
     pub fn new() -> Self {
-        Self(core::iter::repeat_n(0, CHUNK_BYTES).collect())
+        Self(Arc::from(vec![0; CHUNK_BYTES]))
     }
 
     /// The chunk behind `bytes`, if nobody else refers to it and it has full size.

@@ -14,7 +14,9 @@ use crate::{
 mod assembly;
 mod proc;
 mod receive;
+mod rx_model;
 mod transmit;
+mod tx_model;
 
 pub(crate) const BUF: u32 = 212_992;
 pub(crate) const END: SendFlags = SendFlags {
