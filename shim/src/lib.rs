@@ -1,1 +1,41 @@
 //! LD_PRELOAD library: AF_KCM sockets for unmodified programs.
+//!
+//! The life of a call: a function of `interpose` looks the descriptor up in `fd::table`. One that
+//! is not ours goes to the next definition (`real`). For one that is, decoded arguments
+//! (`user_mem`) go to `ops`, `message`, `ioctl`, `poll`, `epoll` or `descriptor`, and from there to
+//! the kind of file: `kcm` (a mux of the `kcm-mux` crate over real TCP sockets), `tcp` (attached
+//! sockets), `bpf` (parser programs). Sleeping is `wait`; work that is due while no thread of the
+//! program is here is the `housekeeper`'s.
+
+#![deny(unsafe_code)]
+
+mod bpf;
+mod config;
+mod descriptor;
+mod epoll;
+mod errno;
+mod fd;
+mod heap;
+mod housekeeper;
+mod init;
+mod interpose;
+mod ioctl;
+mod kcm;
+mod log;
+mod message;
+mod ops;
+mod own;
+mod poll;
+mod pool;
+mod proc_net;
+mod process;
+mod ready;
+mod real;
+mod select;
+mod signal;
+mod sync;
+mod sys;
+mod tcp;
+mod user_mem;
+mod wait;
+mod watch;

@@ -1,0 +1,91 @@
+//! `KCMSHIM_*` variables, read once at start. An unknown name or value is named in one line and
+//! ignored: a foreign environment never stops a program.
+
+use core::str;
+
+use crate::log::{self, Level};
+
+/// What the environment asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Config {
+    /// `KCMSHIM_KCM=shim|kernel`: whose AF_KCM sockets programs get.
+    pub(crate) serve_kcm: bool,
+    /// `KCMSHIM_IO_URING=refuse|allow`: whether io_uring_setup answers ENOSYS.
+    pub(crate) refuse_io_uring: bool,
+    /// `KCMSHIM_LOG=off|error|warn|info|debug`.
+    pub(crate) log: Level,
+}
+
+impl Config {
+    const DEFAULT: Self = Self {
+        serve_kcm: true,
+        refuse_io_uring: true,
+        log: Level::Warn,
+    };
+
+    pub(crate) fn read<'a>(environment: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut config = Self::DEFAULT;
+        for (name, value) in environment {
+            let Some(name) = name.strip_prefix(b"KCMSHIM_") else {
+                continue;
+            };
+            let known = match (name, value) {
+                (b"KCM", b"shim") => Some(config.serve_kcm = true),
+                (b"KCM", b"kernel") => Some(config.serve_kcm = false),
+                (b"IO_URING", b"refuse") => Some(config.refuse_io_uring = true),
+                (b"IO_URING", b"allow") => Some(config.refuse_io_uring = false),
+                (b"LOG", level) => Level::parse(level).map(|level| config.log = level),
+                _ => None,
+            };
+            if known.is_none() {
+                log::unknown_setting(
+                    str::from_utf8(name).unwrap_or("?"),
+                    str::from_utf8(value).unwrap_or("?"),
+                );
+            }
+        }
+        config
+    }
+}
+
+/// Puts into force what no other module asks for itself.
+pub(crate) fn apply(config: &Config) {
+    log::set_level(config.log);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(env: &[(&str, &str)]) -> Config {
+        Config::read(env.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes())))
+    }
+
+    #[test]
+    fn nothing_set_gives_the_defaults() {
+        assert_eq!(read(&[("PATH", "/bin")]), Config::DEFAULT);
+    }
+
+    #[test]
+    fn known_values_are_taken() {
+        let config = read(&[
+            ("KCMSHIM_KCM", "kernel"),
+            ("KCMSHIM_IO_URING", "allow"),
+            ("KCMSHIM_LOG", "off"),
+        ]);
+        let expected = Config {
+            serve_kcm: false,
+            refuse_io_uring: false,
+            log: Level::Off,
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn unknown_values_are_ignored() {
+        assert_eq!(
+            read(&[("KCMSHIM_KCM", "maybe"), ("KCMSHIM_NOSUCH", "1")]),
+            Config::DEFAULT
+        );
+    }
+}

@@ -1,0 +1,102 @@
+//! What close, dup and the sweepers mean for files of ours.
+
+use crate::errno::{Errno, Outcome};
+use crate::fd::{File, Kind, lookup, table};
+use crate::{process, tcp};
+
+/// close(2) of a number that is ours. `native` closes the kernel's side.
+pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
+    if file.kind() == Kind::Own {
+        return Err(Errno::EBADF.into()); // not the program's to close
+    }
+    if process::is_foreign() {
+        return Ok(native()); // a vfork child has its own descriptors and our memory
+    }
+    if file.kind() == Kind::Tcp {
+        tcp::before_close(file, fd);
+    }
+    if !table::remove_if(fd, file) {
+        return Ok(native()); // another thread was faster
+    }
+    let done = native();
+    file.release();
+    Ok(done)
+}
+
+/// `new` is a fresh duplicate of `old`.
+pub(crate) fn duplicated(old: i32, new: i32) {
+    if lookup(old).is_none() && lookup(new).is_none() || process::is_foreign() {
+        return;
+    }
+    table::fresh(new);
+    if let Some(file) = lookup(old)
+        && file.kind() != Kind::Own
+        && file.retain()
+    {
+        table::install(new, file);
+    }
+}
+
+/// dup2(2) and dup3(2) where `old` or `new` is ours: what stood at `new` is closed on the way.
+pub(crate) fn dup_onto(old: i32, new: i32, native: impl FnOnce() -> i32) -> i32 {
+    let replaced = lookup(new);
+    if process::is_foreign() || old == new {
+        return native();
+    }
+    match replaced.map(|f| f.kind()) {
+        Some(Kind::Own) => {
+            Errno::EBUSY.set();
+            return -1;
+        }
+        Some(Kind::Tcp) => {
+            if let Some(file) = replaced {
+                tcp::before_close(file, new);
+            }
+        }
+        _ => {}
+    }
+    let done = native();
+    if done >= 0 {
+        duplicated(old, done);
+    }
+    done
+}
+
+/// CLOSE_RANGE_CLOEXEC and CLOSE_RANGE_UNSHARE (linux/close_range.h).
+const UNSHARE: u32 = 2;
+const CLOEXEC: u32 = 4;
+
+/// close_range(2) over a range that holds numbers of ours: the kernel sweeps what lies between our
+/// own descriptors, which stay open.
+pub(crate) fn close_range(
+    first: u32,
+    last: u32,
+    flags: u32,
+    native: impl Fn(u32, u32) -> i32,
+) -> i32 {
+    if first > last || flags & !(UNSHARE | CLOEXEC) != 0 || flags & CLOEXEC != 0 {
+        return native(first, last);
+    }
+    if process::is_foreign() {
+        return native(first, last);
+    }
+    let mut from = first;
+    for fd in table::ours_in(first, last).collect::<Vec<_>>() {
+        let Some(file) = lookup(fd) else { continue };
+        if file.kind() == Kind::Own {
+            let at = fd as u32;
+            if from < at && native(from, at - 1) != 0 {
+                return -1;
+            }
+            from = at + 1;
+            continue;
+        }
+        if file.kind() == Kind::Tcp {
+            tcp::before_close(file, fd);
+        }
+        if table::remove_if(fd, file) {
+            file.release();
+        }
+    }
+    if from <= last { native(from, last) } else { 0 }
+}

@@ -1,0 +1,502 @@
+//! Epoll sets that hold files of ours.
+//!
+//! The program's own epoll descriptor keeps the foreign members. Ours live here: an interest list,
+//! a ready list, and a second, private epoll descriptor (`aux`) that watches what lies beneath
+//! them: connections of their muxes, sockets of attached TCP descriptors, inner sets. A waiting
+//! thread sleeps on both descriptors and a doorbell.
+//!
+//! Lock order: mux → watch list → set. Code here therefore never takes a mux while it holds a set.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use kcm_mux::{Nanos, PsockId};
+use libc::{epoll_event, pollfd};
+use rustix::event::PollFlags;
+use rustix::event::epoll;
+use rustix::fd::OwnedFd;
+
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::file::Body;
+use crate::fd::{File, Kind, lookup, table};
+use crate::interpose::poll::{SigMask, native_ppoll_masked};
+use crate::kcm::MuxCell;
+use crate::ready::{self, Beneath};
+use crate::wait::{self, BellId};
+use crate::watch::Watcher;
+use crate::{own, poll, sys};
+
+/// The members of a set that are ours.
+pub(crate) struct EpollSet {
+    /// By registration key, which tells two registrations of one number apart.
+    members: BTreeMap<u64, Member>,
+    next_key: u64,
+    /// Keys of members that may have something, each at most once.
+    ready: VecDeque<u64>,
+    /// Watches what lies beneath the members.
+    aux: OwnedFd,
+    /// Threads asleep on this set.
+    sleepers: Vec<BellId>,
+    /// Who goes first when both sides have more than fits: turns, so that neither starves.
+    native_first: bool,
+}
+
+/// One registration.
+#[derive(Clone, Copy)]
+struct Member {
+    fd: i32,
+    file: &'static File,
+    events: u32,
+    data: u64,
+    /// EPOLLONESHOT has fired: silent until EPOLL_CTL_MOD.
+    spent: bool,
+    queued: bool,
+}
+
+const EPOLLET: u32 = libc::EPOLLET as u32;
+const EPOLLONESHOT: u32 = libc::EPOLLONESHOT as u32;
+const EPOLLEXCLUSIVE: u32 = libc::EPOLLEXCLUSIVE as u32;
+const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+/// Bits of `events` that are no poll bits.
+const FLAGS: u32 = EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | libc::EPOLLWAKEUP as u32;
+/// What EPOLLEXCLUSIVE may be combined with (epoll_ctl(2)).
+const EXCLUSIVE_OK: u32 = FLAGS & !EPOLLONESHOT
+    | (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP) as u32;
+/// Events taken from `aux` at a time.
+const AUX_BATCH: usize = 64;
+
+/// epoll_ctl(2) where `fd` is a file of ours. Native when the kernel has to answer.
+pub(crate) fn ctl(epfd: i32, op: i32, fd: i32, event: Option<epoll_event>) -> Outcome<i32> {
+    let Some(target) = poll::ours(fd) else {
+        return Err(Exit::Native);
+    };
+    let set = match lookup(epfd).filter(|f| f.kind() == Kind::Epoll) {
+        Some(set) => set,
+        None if op == libc::EPOLL_CTL_ADD && sys::is_epoll(epfd, fd) => adopt(epfd)?,
+        None => return Err(Exit::Native), // EBADF, EINVAL or ENOENT, as the kernel finds
+    };
+    if core::ptr::eq(set, target) {
+        return Err(Errno::EINVAL.into());
+    }
+    match op {
+        libc::EPOLL_CTL_ADD => add(set, fd, target, event.ok_or(Errno::EFAULT)?),
+        libc::EPOLL_CTL_MOD => modify(set, fd, target, event.ok_or(Errno::EFAULT)?),
+        libc::EPOLL_CTL_DEL => delete(set, fd, target),
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+/// The set behind an epoll descriptor that is about to get its first member of ours.
+fn adopt(epfd: i32) -> Outcome<&'static File> {
+    if !table::in_range(epfd) {
+        return Err(Errno::ENOMEM.into());
+    }
+    let aux = sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+    own::protect(sys::number(&aux));
+    let set = EpollSet {
+        members: BTreeMap::new(),
+        next_key: 0,
+        ready: VecDeque::new(),
+        aux,
+        sleepers: Vec::new(),
+        native_first: false,
+    };
+    let ino = sys::inode(sys::borrow(epfd));
+    let file = File::new(Kind::Epoll, ino, Body::Epoll(set))?;
+    table::install(epfd, file);
+    Ok(file)
+}
+
+/// Runs `f` on the set behind `file`.
+fn with<R>(file: &File, f: impl FnOnce(&mut EpollSet) -> R) -> Outcome<R> {
+    match &mut *file.body.lock()? {
+        Body::Epoll(set) => Ok(f(set)),
+        _ => Err(Errno::EBADF.into()),
+    }
+}
+
+impl EpollSet {
+    fn key_of(&self, fd: i32, file: &File) -> Option<u64> {
+        let is = |m: &Member| m.fd == fd && core::ptr::eq(m.file, file);
+        self.members
+            .iter()
+            .find(|(_, m)| is(m))
+            .map(|(key, _)| *key)
+    }
+
+    /// Queues a member, if it may report anything. True if it was not queued before.
+    fn enqueue(&mut self, key: u64) -> bool {
+        let Some(member) = self.members.get_mut(&key) else {
+            return false;
+        };
+        if member.spent || member.queued {
+            return false;
+        }
+        member.queued = true;
+        self.ready.push_back(key);
+        true
+    }
+
+    fn wake(&self) {
+        for bell in &self.sleepers {
+            wait::ring(*bell);
+        }
+    }
+}
+
+fn add(set: &'static File, fd: i32, target: &'static File, event: epoll_event) -> Outcome<i32> {
+    let events = event.events;
+    let exclusive = events & EPOLLEXCLUSIVE != 0;
+    if exclusive && (events & !EXCLUSIVE_OK != 0 || target.kind() == Kind::Epoll) {
+        return Err(Errno::EINVAL.into());
+    }
+    if target.kind() == Kind::Epoll && reaches(target, set, 0)? {
+        return Err(Errno::ELOOP.into());
+    }
+    let member = Member {
+        fd,
+        file: target,
+        events,
+        data: event.u64,
+        spent: false,
+        queued: false,
+    };
+    let key = with(set, |set| {
+        if set.key_of(fd, target).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let key = set.next_key;
+        set.next_key += 1;
+        set.members.insert(key, member);
+        Ok(key)
+    })??;
+    target.watch.add(Watcher::Set { set, key });
+    watch_beneath(set, target, fd, key)?;
+    deliver(set, key, u32::MAX);
+    Ok(0)
+}
+
+fn modify(set: &'static File, fd: i32, target: &'static File, event: epoll_event) -> Outcome<i32> {
+    let key = with(set, |set| {
+        let key = set.key_of(fd, target).ok_or(Errno::ENOENT)?;
+        let Some(member) = set.members.get_mut(&key) else {
+            return Err(Errno::ENOENT);
+        };
+        if (member.events | event.events) & EPOLLEXCLUSIVE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        (member.events, member.data, member.spent) = (event.events, event.u64, false);
+        Ok(key)
+    });
+    let key = not_here(key)?;
+    deliver(set, key, u32::MAX);
+    Ok(0)
+}
+
+fn delete(set: &'static File, fd: i32, target: &'static File) -> Outcome<i32> {
+    let key = not_here(with(set, |set| set.key_of(fd, target).ok_or(Errno::ENOENT)))?;
+    target.watch.remove(Watcher::Set { set, key });
+    with(set, |set| {
+        set.members.remove(&key);
+        if target.kind() != Kind::Kcm {
+            let _ = epoll::delete(&set.aux, sys::borrow(fd));
+        }
+    })?;
+    Ok(0)
+}
+
+/// A member that is not in our list may be a TCP descriptor that the kernel's set got before it
+/// was attached.
+fn not_here(key: Outcome<Result<u64, Errno>>) -> Outcome<u64> {
+    match key? {
+        Ok(key) => Ok(key),
+        Err(Errno::ENOENT) => Err(Exit::Native),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// Whether the inner set `from` contains `wanted` at some depth: adding would close a circle.
+fn reaches(from: &'static File, wanted: &'static File, depth: usize) -> Outcome<bool> {
+    /// The kernel's own limit on nesting.
+    const DEPTH_MAX: usize = 4;
+    if core::ptr::eq(from, wanted) || depth > DEPTH_MAX {
+        return Ok(true);
+    }
+    let inner: Vec<_> = with(from, |set| {
+        let sets = set
+            .members
+            .values()
+            .filter(|m| m.file.kind() == Kind::Epoll);
+        sets.map(|m| m.file).collect()
+    })?;
+    for file in inner {
+        if reaches(file, wanted, depth + 1)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What `aux` reports: a connection of a mux, or the real descriptor of a member.
+enum Source {
+    Connection(u32, PsockId),
+    Member(u64),
+}
+
+impl Source {
+    const MEMBER: u64 = 1 << 63;
+
+    fn pack(&self) -> u64 {
+        match self {
+            Self::Connection(cell, psock) => u64::from(*cell) << 32 | u64::from(psock.0),
+            Self::Member(key) => Self::MEMBER | key,
+        }
+    }
+
+    fn unpack(data: u64) -> Self {
+        if data & Self::MEMBER != 0 {
+            Self::Member(data & !Self::MEMBER)
+        } else {
+            Self::Connection((data >> 32) as u32, PsockId(data as u32))
+        }
+    }
+}
+
+/// Makes `aux` watch what lies beneath a new member.
+fn watch_beneath(set: &'static File, target: &'static File, fd: i32, key: u64) -> Outcome<()> {
+    if target.kind() == Kind::Kcm {
+        let cell = target.mux()?;
+        let engine = cell.lock()?;
+        let conns: Vec<_> = engine.mux.psocks().collect();
+        for psock in conns {
+            if let Some(conn) = engine.connection(psock) {
+                watch_connection(set, cell, psock, conn.raw_fd());
+            }
+        }
+        return Ok(());
+    }
+    let inner = sources(target);
+    with(set, |set| {
+        let tag = epoll::EventData::new_u64(Source::Member(key).pack());
+        let flags = epoll::EventFlags::IN
+            | epoll::EventFlags::OUT
+            | epoll::EventFlags::RDHUP
+            | epoll::EventFlags::PRI
+            | epoll::EventFlags::ET;
+        for fd in inner.into_iter().chain([fd]) {
+            let _ = epoll::add(&set.aux, sys::borrow(fd), tag, flags);
+        }
+    })
+}
+
+/// A connection joins the mux of a member: the set watches it too.
+pub(crate) fn watch_connection(set: &File, cell: &'static MuxCell, psock: PsockId, fd: i32) {
+    let tag = epoll::EventData::new_u64(Source::Connection(cell.index(), psock).pack());
+    let flags = epoll::EventFlags::IN
+        | epoll::EventFlags::OUT
+        | epoll::EventFlags::RDHUP
+        | epoll::EventFlags::ET;
+    let _ = with(set, |set| epoll::add(&set.aux, sys::borrow(fd), tag, flags));
+}
+
+/// A member shows `events` anew. True if a sleeper was woken for it.
+pub(crate) fn deliver(file: &'static File, key: u64, events: u32) -> bool {
+    let queued = with(file, |set| {
+        let wanted = set
+            .members
+            .get(&key)
+            .is_some_and(|m| (m.events | ALWAYS) & events != 0);
+        if !wanted || !set.enqueue(key) {
+            return None;
+        }
+        set.wake();
+        Some(!set.sleepers.is_empty())
+    });
+    let Ok(Some(woken)) = queued else {
+        return false;
+    };
+    file.watch.notify(libc::EPOLLIN as u32); // a set that holds this set
+    woken
+}
+
+/// The file of a member is gone.
+pub(crate) fn forget(file: &'static File, key: u64) {
+    let _ = with(file, |set| set.members.remove(&key));
+}
+
+/// Descriptors that say something about what lies beneath our members.
+pub(crate) fn sources(file: &File) -> Vec<i32> {
+    with(file, |set| vec![sys::number(&set.aux)]).unwrap_or_default()
+}
+
+/// Whether a member of ours has something to report now.
+pub(crate) fn any_ready(file: &'static File) -> bool {
+    drain_aux(file);
+    collect(file, 1, false).is_ok_and(|events| !events.is_empty())
+}
+
+/// The last descriptor of the set is gone.
+pub(crate) fn last_close(file: &'static File) {
+    let members = with(file, |set| {
+        own::unprotect(sys::number(&set.aux));
+        core::mem::take(&mut set.members)
+    });
+    let members = members.unwrap_or_default();
+    for (key, member) in members {
+        member.file.watch.remove(Watcher::Set { set: file, key });
+    }
+}
+
+/// Takes in what `aux` has seen: connections are read, members queued.
+fn drain_aux(file: &'static File) {
+    loop {
+        let mut seen = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; AUX_BATCH];
+        let none = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let count = with(file, |set| {
+            epoll::wait(&set.aux, &mut seen[..], Some(&none)).unwrap_or(0)
+        });
+        let Ok(count) = count else { return };
+        for event in seen.into_iter().take(count) {
+            let flags = event.flags;
+            match Source::unpack(event.data.u64()) {
+                Source::Connection(cell, psock) => {
+                    let flags = PollFlags::from_bits_retain(flags.bits() as u16);
+                    if let Some(Ok(mut engine)) = MuxCell::by_index(cell).map(MuxCell::lock) {
+                        engine.note(psock, flags);
+                        engine.pump_known();
+                    }
+                }
+                Source::Member(key) => {
+                    deliver(file, key, u32::MAX);
+                }
+            }
+        }
+        if count < AUX_BATCH {
+            return;
+        }
+    }
+}
+
+/// Events of ready members, at most `room`. Taking them (`take`) ends an edge, spends a one-shot
+/// and puts a level member at the end of the list; members that have nothing leave it.
+fn collect(file: &'static File, room: usize, take: bool) -> Outcome<Vec<epoll_event>> {
+    let queued: Vec<_> = with(file, |set| {
+        let member = |key: &u64| set.members.get(key).map(|m| (*key, *m));
+        set.ready.iter().filter_map(member).collect()
+    })?;
+    let mut events = Vec::new();
+    for (key, member) in queued {
+        if events.len() == room {
+            break;
+        }
+        let now = current(&member) & (member.events & !FLAGS | ALWAYS);
+        with(file, |set| {
+            let Some(member) = set.members.get_mut(&key) else {
+                return;
+            };
+            let leaves = now == 0 || (take && member.events & (EPOLLET | EPOLLONESHOT) != 0);
+            if now != 0 {
+                events.push(epoll_event {
+                    events: now,
+                    u64: member.data,
+                });
+                member.spent |= take && member.events & EPOLLONESHOT != 0;
+            }
+            if leaves || take {
+                set.ready.retain(|k| *k != key);
+            }
+            if leaves {
+                member.queued = false;
+            } else if take {
+                set.ready.push_back(key);
+            }
+        })?;
+    }
+    Ok(events)
+}
+
+/// Poll bits of a member now.
+fn current(member: &Member) -> u32 {
+    let (bits, beneath) = ready::bits(member.file);
+    if beneath == Beneath::Mute {
+        return bits;
+    }
+    let events = (member.events & !FLAGS) as i16;
+    let mut entry = [pollfd {
+        fd: member.fd,
+        events,
+        revents: 0,
+    }];
+    sys::poll_now(&mut entry);
+    bits | entry[0].revents as u16 as u32
+}
+
+/// epoll_pwait2(2) on a set that holds files of ours; Native when it holds none any more.
+pub(crate) fn wait(
+    file: &'static File,
+    epfd: i32,
+    room: usize,
+    until: Option<Nanos>,
+    mask: SigMask,
+) -> Outcome<Vec<epoll_event>> {
+    if with(file, |set| set.members.is_empty())? {
+        return Err(Exit::Native);
+    }
+    loop {
+        drain_aux(file);
+        let native_first = with(file, |set| {
+            set.native_first = !set.native_first;
+            set.native_first
+        })?;
+        let mut events = Vec::new();
+        if native_first {
+            events = native(epfd, room);
+        }
+        events.extend(collect(file, room - events.len(), true)?);
+        if !native_first && events.len() < room {
+            events.extend(native(epfd, room - events.len()));
+        }
+        if !events.is_empty() || until.is_some_and(|at| at <= sys::now()) {
+            return Ok(events);
+        }
+        sleep(file, epfd, until, mask)?;
+    }
+}
+
+/// Events of the kernel's members, without waiting.
+fn native(epfd: i32, room: usize) -> Vec<epoll_event> {
+    sys::epoll_now(epfd, room)
+}
+
+/// Sleeps until a member, of ours or of the kernel's, may have something.
+fn sleep(file: &'static File, epfd: i32, until: Option<Nanos>, mask: SigMask) -> Outcome<()> {
+    let (bell, id) = wait::lend()?;
+    bell.arm();
+    let (aux, pending) = with(file, |set| {
+        set.sleepers.push(id);
+        (sys::number(&set.aux), !set.ready.is_empty())
+    })?;
+    let slept = if pending {
+        Ok(0)
+    } else {
+        let mut fds: Vec<_> = [Some(epfd), Some(aux), bell.bell().raw_fd()]
+            .into_iter()
+            .flatten()
+            .map(|fd| pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            })
+            .collect();
+        native_ppoll_masked(&mut fds, until, mask)
+    };
+    with(file, |set| set.sleepers.retain(|b| *b != id))?;
+    bell.disarm(true);
+    slept?;
+    Ok(())
+}

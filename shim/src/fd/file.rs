@@ -1,0 +1,178 @@
+//! Open file descriptions of ours: what all dups of a descriptor share.
+
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use kcm_mux::{KcmId, PsockId, RxBatch, SocketType};
+
+use super::slot::Slot;
+use crate::bpf::BpfObject;
+use crate::epoll::EpollSet;
+use crate::errno::{Errno, Exit, Outcome};
+use crate::kcm::MuxCell;
+use crate::sync::{BiasedMutex, Mutex};
+use crate::tcp::Attached;
+use crate::watch::Watch;
+
+/// What stands behind a descriptor of ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// Nothing: the file waits to be recycled.
+    Free,
+    /// An AF_KCM socket.
+    Kcm,
+    /// A TCP socket that is, or was, attached to a mux.
+    Tcp,
+    /// An epoll set that holds at least one file of ours.
+    Epoll,
+    /// A parser program, or a map of one.
+    Bpf,
+    /// A descriptor the shim itself uses; to the program it is not open.
+    Own,
+}
+
+/// One open file description. Files are recycled, never freed: a reference from the table stays
+/// valid, and who takes one of its locks checks that the file still is what it was looked up as.
+pub(crate) struct File {
+    kind: AtomicU8,
+    /// Descriptors that name this file, plus threads that sleep on it.
+    refs: AtomicU32,
+    /// Inode of the kernel object that holds the number: tells when it was replaced unseen.
+    pub(crate) ino: AtomicU64,
+    /// The mux of a KCM socket, or the one that a TCP socket is attached to.
+    pub(crate) cell: Slot<MuxCell>,
+    /// Index of the KCM socket or psock in that mux.
+    id: AtomicU32,
+    /// A KCM socket of type SOCK_SEQPACKET.
+    seqpacket: AtomicBool,
+    /// SO_RCVTIMEO and SO_SNDTIMEO of a KCM socket in nanoseconds, 0 for none.
+    pub(crate) rcvtimeo: AtomicU64,
+    pub(crate) sndtimeo: AtomicU64,
+    /// KCM: messages already taken out of the mux. Lock order: before the mux.
+    pub(crate) rx: BiasedMutex<RxBatch>,
+    /// Who wants to hear that this file became ready.
+    pub(crate) watch: Watch,
+    /// What only some kinds have, off the fast path.
+    pub(crate) body: Mutex<Body>,
+}
+
+/// The part of a file that belongs to its kind.
+pub(crate) enum Body {
+    None,
+    Tcp(Attached),
+    Epoll(EpollSet),
+    Bpf(BpfObject),
+}
+
+static RECYCLED: Mutex<Vec<&'static File>> = Mutex::new(Vec::new());
+
+impl File {
+    /// A file with one reference, which belongs to the slot it is going to be installed in.
+    pub(crate) fn new(kind: Kind, ino: u64, body: Body) -> Result<&'static Self, Exit> {
+        let recycled = RECYCLED.lock()?.pop();
+        let file = match recycled {
+            Some(file) => file,
+            None => Box::leak(Box::new(Self {
+                kind: AtomicU8::new(Kind::Free as u8),
+                refs: AtomicU32::new(0),
+                ino: AtomicU64::new(0),
+                cell: Slot::EMPTY,
+                id: AtomicU32::new(0),
+                seqpacket: AtomicBool::new(false),
+                rcvtimeo: AtomicU64::new(0),
+                sndtimeo: AtomicU64::new(0),
+                rx: BiasedMutex::new(RxBatch::empty()),
+                watch: Watch::new(),
+                body: Mutex::new(Body::None),
+            })),
+        };
+        file.ino.store(ino, Ordering::Relaxed);
+        *file.body.lock()? = body;
+        file.refs.store(1, Ordering::Relaxed);
+        file.kind.store(kind as u8, Ordering::Release);
+        Ok(file)
+    }
+
+    #[inline]
+    pub(crate) fn kind(&self) -> Kind {
+        match self.kind.load(Ordering::Acquire) {
+            1 => Kind::Kcm,
+            2 => Kind::Tcp,
+            3 => Kind::Epoll,
+            4 => Kind::Bpf,
+            5 => Kind::Own,
+            _ => Kind::Free,
+        }
+    }
+
+    /// The mux this file belongs to; a file closed meanwhile has none.
+    #[inline]
+    pub(crate) fn mux(&self) -> Outcome<&'static MuxCell> {
+        self.cell.get().ok_or(Exit::Failed(Errno::EBADF))
+    }
+
+    pub(crate) fn kcm_id(&self) -> KcmId {
+        KcmId(self.id.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn psock_id(&self) -> PsockId {
+        PsockId(self.id.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn bind(&'static self, cell: &'static MuxCell, id: u32) {
+        self.id.store(id, Ordering::Relaxed);
+        self.cell.swap(Some(cell));
+    }
+
+    pub(crate) fn set_socket_type(&self, ty: SocketType) {
+        self.seqpacket
+            .store(ty == SocketType::Seqpacket, Ordering::Relaxed);
+    }
+
+    /// Type of a KCM socket.
+    #[inline]
+    pub(crate) fn socket_type(&self) -> SocketType {
+        if self.seqpacket.load(Ordering::Relaxed) {
+            SocketType::Seqpacket
+        } else {
+            SocketType::Dgram
+        }
+    }
+
+    /// One more descriptor, or a thread about to sleep, holds this file. False when its last
+    /// reference is already gone.
+    pub(crate) fn retain(&self) -> bool {
+        self.refs
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| {
+                (n > 0).then_some(n + 1)
+            })
+            .is_ok()
+    }
+
+    /// A descriptor or thread lets go of the file; the last one takes it down.
+    pub(crate) fn release(&'static self) {
+        if self.refs.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        match self.kind() {
+            Kind::Kcm => crate::kcm::socket::last_close(self),
+            Kind::Tcp => crate::tcp::last_close(self),
+            Kind::Epoll => crate::epoll::last_close(self),
+            Kind::Bpf | Kind::Own | Kind::Free => {}
+        }
+        self.kind.store(Kind::Free as u8, Ordering::Release);
+        self.cell.swap(None);
+        self.watch.clear();
+        self.rcvtimeo.store(0, Ordering::Relaxed);
+        self.sndtimeo.store(0, Ordering::Relaxed);
+        if let Ok(mut body) = self.body.lock() {
+            *body = Body::None;
+        }
+        if let Ok(mut rx) = self.rx.lock() {
+            *rx = RxBatch::empty();
+        }
+        if let Ok(mut recycled) = RECYCLED.lock() {
+            recycled.push(self);
+        }
+    }
+}

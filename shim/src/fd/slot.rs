@@ -1,0 +1,40 @@
+//! An atomic, possibly empty reference to something that is never freed.
+
+#![allow(unsafe_code)]
+
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+/// Holds `None` or a `&'static T`.
+pub(crate) struct Slot<T: 'static>(AtomicPtr<T>);
+
+impl<T> Slot<T> {
+    pub(crate) const EMPTY: Self = Self(AtomicPtr::new(ptr::null_mut()));
+
+    #[inline(always)]
+    pub(crate) fn get(&self) -> Option<&'static T> {
+        // SAFETY: the pointer is null or was made from a `&'static T`.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+
+    pub(crate) fn swap(&self, new: Option<&'static T>) -> Option<&'static T> {
+        // SAFETY: the pointer is null or was made from a `&'static T`.
+        unsafe { self.0.swap(raw(new), Ordering::AcqRel).as_ref() }
+    }
+
+    /// Empties the slot if it holds `expected`. True when it did.
+    pub(crate) fn clear_if(&self, expected: &'static T) -> bool {
+        self.0
+            .compare_exchange(
+                raw(Some(expected)),
+                ptr::null_mut(),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            )
+            .is_ok()
+    }
+}
+
+fn raw<T>(target: Option<&'static T>) -> *mut T {
+    target.map_or(ptr::null_mut(), |t| ptr::from_ref(t).cast_mut())
+}

@@ -1,0 +1,84 @@
+//! Start-up, in order, from our constructor; until it has run, every call passes through.
+
+#![allow(unsafe_code)]
+
+use core::ffi::CStr;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use libc::{c_char, c_int};
+
+use crate::config::{self, Config};
+use crate::{interpose, process, signal, sync};
+
+/// AF_KCM sockets are ours to make.
+static SERVES_KCM: AtomicBool = AtomicBool::new(false);
+static REFUSES_IO_URING: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn serves_kcm() -> bool {
+    SERVES_KCM.load(Ordering::Relaxed)
+}
+
+/// io_uring would reach our descriptors past every hook.
+pub(crate) fn refuses_io_uring() -> bool {
+    REFUSES_IO_URING.load(Ordering::Relaxed)
+}
+
+/// Runs before every other library's constructor (`-z initfirst`).
+#[cfg_attr(not(test), used, unsafe(link_section = ".init_array"))]
+static INIT: unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char) = start;
+
+unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *const c_char) {
+    let saved = crate::errno::Errno::current();
+    // 1. The definitions behind ours: from here on, calls pass through quickly.
+    interpose::resolve();
+    // 2. Locks that are free for the thread that keeps taking them.
+    sync::init();
+    // 3. Whose process this is.
+    process::init();
+    // 4. What a cancelled thread leaves behind is tidied up.
+    signal::init();
+    // 5. What the person who starts the program wants.
+    // SAFETY: the loader passes the environment, NULL-terminated, to constructors.
+    let config = Config::read(unsafe { Environment::new(envp) });
+    config::apply(&config);
+    REFUSES_IO_URING.store(config.refuse_io_uring, Ordering::Relaxed);
+    // 6. Open for business.
+    SERVES_KCM.store(config.serve_kcm, Ordering::Relaxed);
+    saved.set();
+}
+
+/// The process's environment as the loader hands it over: `std::env` is not ready this early.
+struct Environment(*const *const c_char);
+
+impl Environment {
+    /// # Safety
+    /// `envp` is null or a NULL-terminated array of C strings that stays as it is.
+    unsafe fn new(envp: *const *const c_char) -> Self {
+        Self(envp)
+    }
+}
+
+impl Iterator for Environment {
+    type Item = (&'static [u8], &'static [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if self.0.is_null() {
+                return None;
+            }
+            // SAFETY: not past the NULL that ends the array.
+            let entry = unsafe { *self.0 };
+            if entry.is_null() {
+                return None;
+            }
+            // SAFETY: the array goes on at least to its NULL.
+            self.0 = unsafe { self.0.add(1) };
+            // SAFETY: an entry is a C string that lives as long as the process.
+            let entry = unsafe { CStr::from_ptr(entry) }.to_bytes();
+            if let Some(at) = entry.iter().position(|b| *b == b'=') {
+                let (name, value) = entry.split_at(at);
+                return Some((name, value.get(1..).unwrap_or(&[])));
+            }
+        }
+    }
+}

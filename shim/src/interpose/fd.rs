@@ -1,0 +1,100 @@
+//! Descriptor numbers: close, dup, fcntl, ioctl and the sweepers.
+
+use libc::{c_int, c_uint, c_ulong, c_void};
+
+use super::{conclude, on};
+use crate::descriptor;
+use crate::fd::{lookup, table};
+use crate::ioctl::ioctl as ioctl_on;
+use crate::real::hooks;
+use crate::user_mem::UserPtr;
+
+/// A fresh duplicate of `old`.
+fn duplicated(old: c_int, new: c_int) -> c_int {
+    if new >= 0 {
+        descriptor::duplicated(old, new);
+    }
+    new
+}
+
+hooks! {
+    /// close(2).
+    fn close(fd: c_int) -> c_int {
+        // SAFETY: forwards the caller's own argument.
+        let native = || unsafe { next::close(fd) };
+        match lookup(fd) {
+            None => native(),
+            Some(file) => conclude(descriptor::close(file, fd, native), native),
+        }
+    }
+
+    /// dup(2).
+    fn dup(old: c_int) -> c_int {
+        // SAFETY: forwards the caller's own argument.
+        duplicated(old, unsafe { next::dup(old) })
+    }
+
+    /// dup2(2).
+    fn dup2(old: c_int, new: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::dup2(old, new) };
+        if lookup(old).is_none() && lookup(new).is_none() {
+            return native();
+        }
+        descriptor::dup_onto(old, new, native)
+    }
+
+    /// dup3(2).
+    fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::dup3(old, new, flags) };
+        if lookup(old).is_none() && lookup(new).is_none() {
+            return native();
+        }
+        descriptor::dup_onto(old, new, native)
+    }
+
+    /// fcntl(2). C passes at most one further argument, of the size of a register at most; taking
+    /// it as one is what the variadic ABI of x86-64 and aarch64 does.
+    fn fcntl(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let done = unsafe { next::fcntl(fd, cmd, arg) };
+        if matches!(cmd, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) { duplicated(fd, done) } else { done }
+    }
+
+    /// fcntl(2) of programs compiled for 64-bit offsets.
+    fn fcntl64(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let done = unsafe { next::fcntl64(fd, cmd, arg) };
+        if matches!(cmd, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) { duplicated(fd, done) } else { done }
+    }
+
+    /// ioctl(2). The third argument as in fcntl above.
+    fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::ioctl(fd, request, arg) };
+        on(fd, |f| ioctl_on(f, request as u32, UserPtr::new(arg), native), native)
+    }
+
+    /// close_range(2).
+    fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = |first, last| unsafe { next::close_range(first, last, flags) };
+        if table::ours_in(first, last).next().is_none() {
+            return native(first, last);
+        }
+        descriptor::close_range(first, last, flags as c_uint, native)
+    }
+
+    /// closefrom(3).
+    fn closefrom(first: c_int) -> () {
+        let low = first.max(0) as c_uint;
+        if table::ours_in(low, c_uint::MAX).next().is_none() {
+            // SAFETY: forwards the caller's own argument.
+            return unsafe { next::closefrom(first) };
+        }
+        // SAFETY: the arguments of close_range(2) as closefrom(3) chooses them.
+        let native = |first, last| unsafe { next::close_range(first, last, 0) };
+        descriptor::close_range(low, c_uint::MAX, 0, native);
+    }
+}

@@ -1,0 +1,107 @@
+//! send(2), recv(2) and their message forms.
+
+use libc::{
+    c_int, c_uint, c_void, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec,
+};
+
+use super::on;
+use super::poll::timespec_at;
+use crate::real::hooks;
+use crate::user_mem::{Iovecs, UserPtr};
+use crate::{message, ops};
+
+fn one(buf: *const c_void, len: size_t) -> Iovecs<'static> {
+    Iovecs::one(UserPtr::new(buf.cast_mut()), len)
+}
+
+fn at<T>(ptr: *const T) -> UserPtr {
+    UserPtr::new(ptr.cast_mut().cast())
+}
+
+hooks! {
+    /// send(2).
+    fn send(fd: c_int, buf: *const c_void, len: size_t, flags: c_int) -> ssize_t {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::send(fd, buf, len, flags) };
+        on(fd, |f| ops::send(f, fd, one(buf, len), flags).map(|n| n as ssize_t), native)
+    }
+
+    /// sendto(2). KCM takes an address and ignores it.
+    fn sendto(
+        fd: c_int, buf: *const c_void, len: size_t, flags: c_int, addr: *const sockaddr, addrlen: socklen_t,
+    ) -> ssize_t {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::sendto(fd, buf, len, flags, addr, addrlen) };
+        on(fd, |f| message::sendto(f, fd, one(buf, len), flags, at(addr), addrlen), native)
+    }
+
+    /// sendmsg(2).
+    fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::sendmsg(fd, msg, flags) };
+        on(fd, |f| message::sendmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
+    }
+
+    /// sendmmsg(2).
+    fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::sendmmsg(fd, msgs, count, flags) };
+        on(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
+    }
+
+    /// sendmmsg(2) under the name glibc also exports.
+    fn __sendmmsg(fd: c_int, msgs: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::__sendmmsg(fd, msgs, count, flags) };
+        on(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
+    }
+
+    /// recv(2).
+    fn recv(fd: c_int, buf: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::recv(fd, buf, len, flags) };
+        on(fd, |f| ops::recv(f, fd, one(buf, len), flags).map(|got| got.bytes as ssize_t), native)
+    }
+
+    /// recv(2) as compiled with _FORTIFY_SOURCE.
+    fn __recv_chk(fd: c_int, buf: *mut c_void, len: size_t, size: size_t, flags: c_int) -> ssize_t {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::__recv_chk(fd, buf, len, size, flags) };
+        if len > size { return native() }
+        on(fd, |f| ops::recv(f, fd, one(buf, len), flags).map(|got| got.bytes as ssize_t), native)
+    }
+
+    /// recvfrom(2). KCM has no addresses: the length becomes 0.
+    fn recvfrom(
+        fd: c_int, buf: *mut c_void, len: size_t, flags: c_int, addr: *mut sockaddr, addrlen: *mut socklen_t,
+    ) -> ssize_t {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::recvfrom(fd, buf, len, flags, addr, addrlen) };
+        on(fd, |f| message::recvfrom(f, fd, one(buf, len), flags, at(addr), at(addrlen)), native)
+    }
+
+    /// recvfrom(2) as compiled with _FORTIFY_SOURCE.
+    fn __recvfrom_chk(
+        fd: c_int, buf: *mut c_void, len: size_t, size: size_t, flags: c_int,
+        addr: *mut sockaddr, addrlen: *mut socklen_t,
+    ) -> ssize_t {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::__recvfrom_chk(fd, buf, len, size, flags, addr, addrlen) };
+        if len > size { return native() }
+        on(fd, |f| message::recvfrom(f, fd, one(buf, len), flags, at(addr), at(addrlen)), native)
+    }
+
+    /// recvmsg(2).
+    fn recvmsg(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::recvmsg(fd, msg, flags) };
+        on(fd, |f| message::recvmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
+    }
+
+    /// recvmmsg(2).
+    fn recvmmsg(fd: c_int, msgs: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::recvmmsg(fd, msgs, count, flags, timeout) };
+        on(fd, |f| message::recvmmsg(f, fd, at(msgs), count, flags, timespec_at(timeout)?), native)
+    }
+}

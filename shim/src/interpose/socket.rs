@@ -1,0 +1,150 @@
+//! socket(2) and the calls on its address, state and options.
+
+use libc::{c_int, c_void, sockaddr, socklen_t};
+
+use super::{conclude, on};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::{File, Kind, table};
+use crate::kcm::{self, AF_KCM};
+use crate::message::check_address;
+use crate::real::hooks;
+use crate::tcp;
+use crate::user_mem::UserPtr;
+
+fn at<T>(ptr: *const T) -> UserPtr {
+    UserPtr::new(ptr.cast_mut().cast())
+}
+
+/// A call that no KCM socket supports, and that any other file of ours leaves to the kernel.
+fn refuse(file: &'static File, check: impl FnOnce() -> Outcome<()>) -> Outcome<c_int> {
+    if file.kind() != Kind::Kcm {
+        return Err(Exit::Native);
+    }
+    check()?;
+    Err(Errno::EOPNOTSUPP.into())
+}
+
+/// A number that the kernel has just handed out.
+fn fresh(fd: c_int) -> c_int {
+    if fd >= 0 {
+        table::fresh(fd);
+    }
+    fd
+}
+
+fn known_accept_flags(flags: c_int) -> Outcome<()> {
+    match flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) {
+        0 => Ok(()),
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+hooks! {
+    /// socket(2). AF_KCM is ours, whether or not the kernel has it.
+    fn socket(family: c_int, ty: c_int, protocol: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || fresh(unsafe { next::socket(family, ty, protocol) });
+        if family != AF_KCM || !crate::init::serves_kcm() {
+            return native();
+        }
+        conclude(kcm::socket::create(ty, protocol), native)
+    }
+
+    /// socketpair(2). The kernel makes both sockets before it finds that KCM has no pairs.
+    fn socketpair(family: c_int, ty: c_int, protocol: c_int, pair: *mut c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::socketpair(family, ty, protocol, pair) };
+        if family != AF_KCM || !crate::init::serves_kcm() {
+            return native();
+        }
+        conclude(kcm::socket::check_type(ty, protocol).and(Err(Errno::EOPNOTSUPP.into())), native)
+    }
+
+    /// bind(2).
+    fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        on(fd, |f| refuse(f, || check_address(at(addr), len)), || unsafe { next::bind(fd, addr, len) })
+    }
+
+    /// connect(2).
+    fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::connect(fd, addr, len) };
+        on(fd, |f| refuse(f, || check_address(at(addr), len)), native)
+    }
+
+    /// listen(2).
+    fn listen(fd: c_int, backlog: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        on(fd, |f| refuse(f, || Ok(())), || unsafe { next::listen(fd, backlog) })
+    }
+
+    /// accept(2).
+    fn accept(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        on(fd, |f| refuse(f, || Ok(())), || fresh(unsafe { next::accept(fd, addr, len) }))
+    }
+
+    /// accept4(2).
+    fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || fresh(unsafe { next::accept4(fd, addr, len, flags) });
+        on(fd, |f| refuse(f, || known_accept_flags(flags)), native)
+    }
+
+    /// getsockname(2).
+    fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        on(fd, |f| refuse(f, || Ok(())), || unsafe { next::getsockname(fd, addr, len) })
+    }
+
+    /// getpeername(2).
+    fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        on(fd, |f| refuse(f, || Ok(())), || unsafe { next::getpeername(fd, addr, len) })
+    }
+
+    /// shutdown(2). On an attached TCP socket it is a state change that KCM reports.
+    fn shutdown(fd: c_int, how: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::shutdown(fd, how) };
+        on(fd, |f| {
+            if f.kind() == Kind::Kcm {
+                return Err(Errno::EOPNOTSUPP.into());
+            }
+            let done = native();
+            if done == 0 {
+                tcp::state_changed(f);
+            }
+            Ok(done)
+        }, native)
+    }
+
+    /// getsockopt(2).
+    fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::getsockopt(fd, level, name, value, len) };
+        on(fd, |f| match f.kind() {
+            Kind::Kcm => kcm::options::get(f, level, name, at(value), at(len)),
+            Kind::Tcp => tcp::getsockopt(f, level, name, at(value), at(len)),
+            _ => Err(Exit::Native),
+        }, native)
+    }
+
+    /// setsockopt(2).
+    fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || unsafe { next::setsockopt(fd, level, name, value, len) };
+        on(fd, |f| match f.kind() {
+            Kind::Kcm => kcm::options::set(f, fd, level, name, at(value), len, native),
+            Kind::Tcp => {
+                let done = native();
+                if done == 0 {
+                    tcp::option_set(f, fd, level, name);
+                }
+                Ok(done)
+            }
+            _ => Err(Exit::Native),
+        }, native)
+    }
+}

@@ -1,0 +1,28 @@
+//! ioctl(2) on files of ours.
+
+use crate::errno::{Exit, Outcome};
+use crate::fd::{File, Kind};
+use crate::user_mem::{self, UserPtr};
+use crate::{kcm, tcp};
+
+/// One request. `native` asks what lies beneath.
+pub(crate) fn ioctl(
+    file: &'static File,
+    request: u32,
+    arg: UserPtr,
+    native: impl FnOnce() -> i32,
+) -> Outcome<i32> {
+    match file.kind() {
+        Kind::Kcm => kcm::ioctl(file, request, arg),
+        Kind::Tcp if request == libc::FIONREAD as u32 => {
+            let unread = tcp::unread(file);
+            let done = native();
+            if done == 0 && unread != 0 {
+                let beneath = user_mem::copy_in::<i32>(arg)?;
+                user_mem::copy_out(arg, &beneath.saturating_add(unread as i32))?;
+            }
+            Ok(done)
+        }
+        _ => Err(Exit::Native),
+    }
+}

@@ -1,0 +1,29 @@
+//! ioctl(2) on a KCM socket.
+
+use super::socket;
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::File;
+use crate::user_mem::{self, UserPtr};
+
+const SIOCKCMATTACH: u32 = 0x89e0;
+const SIOCKCMUNATTACH: u32 = 0x89e1;
+const SIOCKCMCLONE: u32 = 0x89e2;
+
+/// The three KCM requests. Others go to the socket beneath, but for those that it would answer as
+/// the AF_UNIX socket it is.
+pub(crate) fn ioctl(file: &'static File, request: u32, arg: UserPtr) -> Outcome<i32> {
+    match request {
+        SIOCKCMATTACH => {
+            let [tcp_fd, bpf_fd] = user_mem::copy_in::<[i32; 2]>(arg)?;
+            socket::attach(file, tcp_fd, bpf_fd)
+        }
+        SIOCKCMUNATTACH => socket::unattach(file, user_mem::copy_in::<i32>(arg)?),
+        SIOCKCMCLONE => socket::clone(file, |fd| Ok(user_mem::copy_out(arg, &fd)?)),
+        FIONREAD | TIOCOUTQ | SIOCATMARK => Err(Errno::ENOTTY.into()),
+        _ => Err(Exit::Native),
+    }
+}
+
+const FIONREAD: u32 = libc::FIONREAD as u32;
+const TIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
+const SIOCATMARK: u32 = 0x8905;

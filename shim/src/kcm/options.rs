@@ -1,0 +1,143 @@
+//! Socket options of a KCM socket (kcm-semantics §2, §4). The AF_UNIX socket beneath keeps and
+//! answers what any socket would; what differs is answered here.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use kcm_mux::SocketType;
+use rustix::net::sockopt;
+
+use super::{AF_KCM, KCM_RECV_DISABLE, SOL_KCM, socket};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::File;
+use crate::sys;
+use crate::user_mem::{self, UserPtr};
+
+/// getsockopt(2).
+pub(crate) fn get(
+    file: &'static File,
+    level: i32,
+    name: i32,
+    value: UserPtr,
+    length: UserPtr,
+) -> Outcome<i32> {
+    let answer = match (level, name) {
+        (SOL_KCM, _) => return get_kcm(file, name, value, length),
+        (libc::SOL_SOCKET, libc::SO_TYPE) => match file.socket_type() {
+            SocketType::Dgram => libc::SOCK_DGRAM,
+            SocketType::Seqpacket => libc::SOCK_SEQPACKET,
+        },
+        (libc::SOL_SOCKET, libc::SO_DOMAIN) => AF_KCM,
+        (libc::SOL_SOCKET, libc::SO_PROTOCOL) => 0,
+        (libc::SOL_SOCKET, libc::SO_PEEK_OFF) => return Err(Errno::EOPNOTSUPP.into()),
+        (libc::SOL_SOCKET, _) => return Err(Exit::Native),
+        _ => return Err(Errno::ENOPROTOOPT.into()),
+    };
+    put_int(answer, value, length)
+}
+
+fn get_kcm(file: &'static File, name: i32, value: UserPtr, length: UserPtr) -> Outcome<i32> {
+    if user_mem::copy_in::<i32>(length)? < 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    if name != KCM_RECV_DISABLE {
+        return Err(Errno::ENOPROTOOPT.into());
+    }
+    let engine = socket::checked(file, file.mux()?)?;
+    let disabled = engine.mux.rx_disabled(file.kcm_id());
+    drop(engine);
+    put_int(i32::from(disabled), value, length)
+}
+
+/// Writes as much of an int as the program has room for, and how much that was.
+pub(crate) fn put_int(answer: i32, value: UserPtr, length: UserPtr) -> Outcome<i32> {
+    let room = user_mem::copy_in::<i32>(length)?;
+    let count = usize::try_from(room)
+        .map_err(|_| Errno::EINVAL)?
+        .min(size_of::<i32>());
+    user_mem::write_bytes(value, answer.to_ne_bytes().get(..count).unwrap_or(&[]))?;
+    user_mem::copy_out(length, &(count as i32))?;
+    Ok(0)
+}
+
+/// setsockopt(2). `native` makes the real call on the socket beneath.
+pub(crate) fn set(
+    file: &'static File,
+    fd: i32,
+    level: i32,
+    name: i32,
+    value: UserPtr,
+    length: u32,
+    native: impl FnOnce() -> i32,
+) -> Outcome<i32> {
+    match (level, name) {
+        (SOL_KCM, _) => set_kcm(file, name, value, length),
+        (libc::SOL_SOCKET, libc::SO_PEEK_OFF | libc::SO_ZEROCOPY | libc::SO_REUSEPORT) => {
+            if (length as i32) < size_of::<i32>() as i32 {
+                return Err(Errno::EINVAL.into());
+            }
+            user_mem::copy_in::<i32>(value)?;
+            Err(Errno::EOPNOTSUPP.into())
+        }
+        (libc::SOL_SOCKET, _) => {
+            let done = native();
+            if done == 0 {
+                follow(file, fd, name)?;
+            }
+            Ok(done)
+        }
+        _ => Err(Errno::ENOPROTOOPT.into()),
+    }
+}
+
+fn set_kcm(file: &'static File, name: i32, value: UserPtr, length: u32) -> Outcome<i32> {
+    if (length as i32) < size_of::<i32>() as i32 {
+        return Err(Errno::EINVAL.into());
+    }
+    let on = user_mem::copy_in::<i32>(value)? != 0;
+    if name != KCM_RECV_DISABLE {
+        return Err(Errno::ENOPROTOOPT.into());
+    }
+    let mut rx = file.rx.lock()?;
+    let mut engine = socket::checked(file, file.mux()?)?;
+    engine.mux.set_rx_disabled(file.kcm_id(), on, &mut rx);
+    engine.pump();
+    Ok(0)
+}
+
+/// The socket beneath has accepted a value: the mux follows what it now reports.
+fn follow(file: &'static File, fd: i32, name: i32) -> Outcome<()> {
+    let beneath = sys::borrow(fd);
+    let id = file.kcm_id();
+    let timeout = |which| {
+        let set = sockopt::socket_timeout(beneath, which).ok().flatten();
+        set.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX))
+    };
+    let keep = |at: &AtomicU64, which| at.store(timeout(which), Ordering::Relaxed);
+    match name {
+        libc::SO_RCVTIMEO | SO_RCVTIMEO_NEW => keep(&file.rcvtimeo, sockopt::Timeout::Recv),
+        libc::SO_SNDTIMEO | SO_SNDTIMEO_NEW => keep(&file.sndtimeo, sockopt::Timeout::Send),
+        libc::SO_RCVBUF | libc::SO_RCVBUFFORCE => {
+            let size = sockopt::socket_recv_buffer_size(beneath)?;
+            socket::checked(file, file.mux()?)?
+                .mux
+                .set_rcvbuf(id, size as u32);
+        }
+        libc::SO_SNDBUF | libc::SO_SNDBUFFORCE => {
+            let size = sockopt::socket_send_buffer_size(beneath)?;
+            socket::checked(file, file.mux()?)?
+                .mux
+                .set_sndbuf(id, size as u32);
+        }
+        libc::SO_RCVLOWAT => {
+            let low = sys::rcvlowat(beneath);
+            socket::checked(file, file.mux()?)?
+                .mux
+                .set_rcvlowat(id, low);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+const SO_RCVTIMEO_NEW: i32 = 66;
+const SO_SNDTIMEO_NEW: i32 = 67;

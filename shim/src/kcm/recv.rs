@@ -1,0 +1,151 @@
+//! Receiving on a KCM socket: one message a call (kcm-semantics §8).
+
+use kcm_mux::{Message, RxBatch, SocketType};
+
+use super::{MuxCell, socket};
+use crate::errno::{Errno, Outcome};
+use crate::fd::File;
+use crate::sync::{Guard, RawBiased};
+use crate::user_mem::Iovecs;
+use crate::{sys, wait};
+
+/// What one receive call hands to the program.
+#[derive(Clone, Copy)]
+pub(crate) struct Received {
+    pub(crate) bytes: usize,
+    /// msg_flags.
+    pub(crate) flags: i32,
+}
+
+type Rx = Guard<'static, RawBiased, RxBatch>;
+
+/// recvmsg(2) and its kin on the socket `fd`; `dst` is where the program wants the bytes.
+#[inline]
+pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
+    let mut rx = file.rx.lock()?;
+    if rx.is_empty() {
+        rx = await_message(file, fd, rx, flags)?;
+    }
+    deliver(file, &mut rx, dst, flags)
+}
+
+/// recvmmsg(2): up to `count` messages in one go. `each` gets the message at an index into place;
+/// `until` is the deadline, looked at between messages as the kernel does.
+pub(crate) fn recv_many(
+    file: &'static File,
+    fd: i32,
+    count: usize,
+    flags: i32,
+    until: Option<u64>,
+    mut each: impl FnMut(usize, &mut dyn FnMut(Iovecs<'_>) -> Outcome<Received>) -> Outcome<()>,
+) -> Outcome<usize> {
+    let mut flags = flags;
+    let mut rx = file.rx.lock()?;
+    for index in 0..count {
+        if rx.is_empty() {
+            match await_message(file, fd, rx, flags) {
+                Ok(full) => rx = full,
+                Err(_) if index > 0 => return Ok(index),
+                Err(err) => return Err(err),
+            }
+        }
+        let done = each(index, &mut |dst| deliver(file, &mut rx, dst, flags));
+        match done {
+            Ok(()) => {}
+            Err(_) if index > 0 => return Ok(index),
+            Err(err) => return Err(err),
+        }
+        if flags & libc::MSG_WAITFORONE != 0 {
+            flags |= libc::MSG_DONTWAIT;
+        }
+        if until.is_some_and(|at| at <= sys::now()) {
+            return Ok(index + 1);
+        }
+    }
+    Ok(count)
+}
+
+/// Fills the empty batch of `file`: from the mux, from its connections, or by sleeping until a
+/// message is there. The lock of the batch is not held during the sleep.
+#[cold]
+fn await_message(file: &'static File, fd: i32, rx: Rx, flags: i32) -> Outcome<Rx> {
+    let mut rx = rx;
+    let mut until = None;
+    let mut asleep_before = false;
+    loop {
+        let cell = file.mux()?;
+        if fill(file, cell, &mut rx, asleep_before)? {
+            return Ok(rx);
+        }
+        drop(rx);
+        if !asleep_before {
+            if flags & libc::MSG_DONTWAIT != 0 || sys::is_nonblocking(fd) {
+                return Err(Errno::EAGAIN.into());
+            }
+            until = deadline(file.rcvtimeo.load(core::sync::atomic::Ordering::Relaxed));
+            asleep_before = true;
+        }
+        let id = file.kcm_id();
+        wait::sleep(file, until, |engine| engine.mux.rx_len(id) != 0)?;
+        rx = file.rx.lock()?;
+        if !rx.is_empty() {
+            return Ok(rx); // another thread refilled the batch meanwhile
+        }
+    }
+}
+
+/// Moves what the mux has for this socket into the batch, reading the connections if need be.
+fn fill(file: &'static File, cell: &'static MuxCell, rx: &mut Rx, woken: bool) -> Outcome<bool> {
+    let mut engine = socket::checked(file, cell)?;
+    let id = file.kcm_id();
+    if engine.mux.refill(id, rx) {
+        return Ok(true);
+    }
+    if !woken {
+        engine.pump();
+    } else {
+        engine.pump_known();
+    }
+    Ok(engine.mux.refill(id, rx))
+}
+
+/// A timeout of 0 nanoseconds means none.
+pub(crate) fn deadline(timeout: u64) -> Option<u64> {
+    (timeout != 0).then(|| sys::now().saturating_add(timeout))
+}
+
+/// Hands the first message of the batch to the program.
+#[inline]
+fn deliver(file: &File, rx: &mut RxBatch, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
+    let Some(message) = rx.front() else {
+        return Err(Errno::EAGAIN.into());
+    };
+    let length = message.len();
+    let bytes = length.min(dst.total());
+    let copied = copy(&message, dst, bytes);
+    if flags & libc::MSG_PEEK != 0 {
+        copied?;
+        return Ok(Received { bytes, flags: 0 });
+    }
+    let whole = bytes == length;
+    let seqpacket = file.socket_type() == SocketType::Seqpacket;
+    if let Err(err) = copied {
+        rx.consume(0, false); // the kernel drops the message too (kcm-semantics §8)
+        return Err(err);
+    }
+    rx.consume(bytes, whole || !seqpacket);
+    let flags = match (whole, seqpacket) {
+        (true, _) => libc::MSG_EOR,
+        (false, true) => 0,
+        (false, false) => libc::MSG_EOR | libc::MSG_TRUNC,
+    };
+    Ok(Received { bytes, flags })
+}
+
+#[inline]
+fn copy(message: &Message<'_>, dst: Iovecs<'_>, bytes: usize) -> Outcome<()> {
+    match message.contiguous() {
+        Some(all) => Ok(dst.scatter(core::iter::once(all), bytes)?),
+        None => Ok(dst.scatter(message.parts(), bytes)?),
+    }
+}

@@ -1,0 +1,208 @@
+//! Life of a KCM socket and of the connections attached to it: socket, clone, close, attach,
+//! unattach. The order of checks is the kernel's (kcm-semantics §2, §3).
+
+use std::collections::BTreeMap;
+
+use kcm_mux::{PsockId, SocketType};
+use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
+
+use super::MuxCell;
+use super::cell::{Connection, EngineGuard, rcvbuf};
+use crate::errno::{Errno, Outcome};
+use crate::fd::file::Body;
+use crate::fd::{File, Kind, lookup, table};
+use crate::sync::Mutex;
+use crate::{bpf, housekeeper, sys, tcp};
+
+/// Where each attached TCP socket is, by its cookie: the psock is found whatever number, dup or
+/// process-wide alias the program names it by. Lock order: before the mux.
+static ATTACHED: Mutex<BTreeMap<u64, (&'static MuxCell, PsockId)>> = Mutex::new(BTreeMap::new());
+
+/// socket(AF_KCM, `ty`, `protocol`).
+pub(crate) fn create(ty: i32, protocol: i32) -> Outcome<i32> {
+    let kcm_type = check_type(ty, protocol)?;
+    let mut flags = SocketFlags::empty();
+    flags.set(SocketFlags::CLOEXEC, ty & libc::SOCK_CLOEXEC != 0);
+    flags.set(SocketFlags::NONBLOCK, ty & libc::SOCK_NONBLOCK != 0);
+    let (number, file) = reserve(flags)?;
+    file.set_socket_type(kcm_type);
+    match MuxCell::create(kcm_type, file, buffers(number)) {
+        Ok(()) => {
+            table::install(number, file);
+            Ok(number)
+        }
+        Err(err) => {
+            file.release();
+            let _ = sys::close(number);
+            Err(err)
+        }
+    }
+}
+
+/// The checks of socket(2) before anything is made.
+pub(crate) fn check_type(ty: i32, protocol: i32) -> Outcome<SocketType> {
+    let known = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let kind = ty & 0xf;
+    if ty & !0xf & !known != 0 || kind >= 11 {
+        return Err(Errno::EINVAL.into());
+    }
+    let kcm_type = match kind {
+        libc::SOCK_DGRAM => SocketType::Dgram,
+        libc::SOCK_SEQPACKET => SocketType::Seqpacket,
+        _ => return Err(Errno::ESOCKTNOSUPPORT.into()),
+    };
+    match protocol {
+        0 => Ok(kcm_type),
+        _ => Err(Errno::EPROTONOSUPPORT.into()),
+    }
+}
+
+/// A real descriptor for a KCM socket: an unconnected AF_UNIX socket, so that its number, flags,
+/// buffer sizes and `fstat` are the kernel's own.
+fn reserve(flags: SocketFlags) -> Outcome<(i32, &'static File)> {
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::SEQPACKET, flags, None)?;
+    if !table::in_range(sys::number(&fd)) {
+        return Err(Errno::EMFILE.into());
+    }
+    let file = File::new(
+        Kind::Kcm,
+        sys::inode(sys::borrow(sys::number(&fd))),
+        Body::None,
+    )?;
+    Ok((sys::hand_out(fd), file))
+}
+
+/// SO_RCVBUF and SO_SNDBUF as the kernel reports them for a fresh socket.
+fn buffers(number: i32) -> (u32, u32) {
+    let fd = sys::borrow(number);
+    let send = sockopt::socket_send_buffer_size(fd)
+        .unwrap_or(0)
+        .min(u32::MAX as usize);
+    (rcvbuf(fd), send as u32)
+}
+
+/// SIOCKCMCLONE: another handle of the same mux, with default options and no flags. `store` hands
+/// the number to the program.
+pub(super) fn clone(file: &'static File, store: impl FnOnce(i32) -> Outcome<()>) -> Outcome<i32> {
+    let cell = file.mux()?;
+    let (number, new) = reserve(SocketFlags::empty())?;
+    new.set_socket_type(file.socket_type());
+    let stored = store(number).and_then(|()| {
+        let mut engine = checked(file, cell)?;
+        let id = engine.mux.clone_kcm();
+        engine.set_kcm(id, Some(new));
+        let (receive, send) = buffers(number);
+        engine.mux.set_rcvbuf(id, receive);
+        engine.mux.set_sndbuf(id, send);
+        new.bind(cell, id.0);
+        table::install(number, new);
+        Ok(0)
+    });
+    if stored.is_err() {
+        new.release();
+        let _ = sys::close(number);
+    }
+    stored
+}
+
+/// The engine of `cell`, if `file` is still a socket of it.
+pub(super) fn checked(file: &'static File, cell: &'static MuxCell) -> Outcome<EngineGuard> {
+    let engine = cell.lock()?;
+    let here = engine
+        .kcm(file.kcm_id())
+        .is_some_and(|at| core::ptr::eq(at, file));
+    if here {
+        Ok(engine)
+    } else {
+        Err(Errno::EBADF.into())
+    }
+}
+
+/// The last descriptor of a KCM socket is gone.
+pub(crate) fn last_close(file: &'static File) {
+    let Some(cell) = file.cell.get() else { return };
+    let Ok(mut attached) = ATTACHED.lock() else {
+        return;
+    };
+    let Ok(mut rx) = file.rx.lock() else { return };
+    let Ok(mut engine) = checked(file, cell) else {
+        return;
+    };
+    let id = file.kcm_id();
+    let last = engine.mux.close_kcm(id, &mut rx);
+    engine.set_kcm(id, None);
+    if !last {
+        return;
+    }
+    let psocks: Vec<_> = engine.mux.psocks().collect();
+    for psock in psocks {
+        detach(&mut engine, psock, &mut attached);
+    }
+    drop(engine);
+    cell.destroy();
+}
+
+/// SIOCKCMATTACH.
+pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i32> {
+    let fd = sys::borrow(tcp_fd);
+    if tcp_fd < 0 || sockopt::socket_type(fd).is_err() {
+        return Err(Errno::ENOENT.into());
+    }
+    let program = bpf::program(bpf_fd)?;
+    let kcm = lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Kcm);
+    if kcm || !tcp::is_tcp(fd) || matches!(tcp::state(fd), tcp::CLOSE | tcp::LISTEN) {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
+    let cookie = sockopt::socket_cookie(fd)?;
+    let cell = file.mux()?;
+    let mut attached = ATTACHED.lock()?;
+    let mut engine = checked(file, cell)?;
+    if attached.contains_key(&cookie) {
+        return Err(Errno::EALREADY.into());
+    }
+    let tcp = tcp::adopt(tcp_fd)?;
+    let psock = engine.mux.attach(program, rcvbuf(fd), tcp::rcvtimeo(fd));
+    engine.add_connection(
+        psock,
+        Connection::new(tcp_fd, tcp, cookie, tcp::take_unread(tcp)?),
+    );
+    attached.insert(cookie, (cell, psock));
+    tcp.bind(cell, psock.0);
+    drop(attached);
+    housekeeper::watch(cell, &engine, psock);
+    engine.pump();
+    Ok(0)
+}
+
+/// SIOCKCMUNATTACH.
+pub(super) fn unattach(file: &'static File, tcp_fd: i32) -> Outcome<i32> {
+    let cell = file.mux()?;
+    let cookie = match tcp_fd {
+        0.. => sockopt::socket_cookie(sys::borrow(tcp_fd)).map_err(|_| Errno::ENOENT)?,
+        _ => return Err(Errno::ENOENT.into()),
+    };
+    let mut attached = ATTACHED.lock()?;
+    let mut engine = checked(file, cell)?;
+    let psock = engine.psock_by_cookie(cookie).ok_or(Errno::ENOENT)?;
+    detach(&mut engine, psock, &mut attached);
+    Ok(0)
+}
+
+/// Takes a psock out of its mux. What the parser had not consumed stays readable on the TCP
+/// descriptor, and a posted error stays pending there.
+fn detach(
+    engine: &mut EngineGuard,
+    psock: PsockId,
+    attached: &mut BTreeMap<u64, (&'static MuxCell, PsockId)>,
+) {
+    let left = engine.mux.unattach(psock);
+    let Some(mut conn) = engine.remove_connection(psock) else {
+        return;
+    };
+    attached.remove(&conn.cookie);
+    housekeeper::unwatch(&conn);
+    if let Some(tcp) = conn.file {
+        tcp::detached(tcp, left, core::mem::take(&mut conn.unread));
+    }
+}

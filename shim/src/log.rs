@@ -1,0 +1,91 @@
+//! Lines for a person, written to standard error by one raw system call each, outside all locks.
+//! Nothing is printed unless there is something a person must know, or has asked for.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU8, Ordering};
+
+/// How much is said.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub(crate) enum Level {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+impl Level {
+    pub(crate) fn parse(name: &[u8]) -> Option<Self> {
+        Some(match name {
+            b"off" => Self::Off,
+            b"error" => Self::Error,
+            b"warn" => Self::Warn,
+            b"info" => Self::Info,
+            b"debug" => Self::Debug,
+            _ => return None,
+        })
+    }
+}
+
+static LEVEL: AtomicU8 = AtomicU8::new(Level::Warn as u8);
+
+pub(crate) fn set_level(level: Level) {
+    LEVEL.store(level as u8, Ordering::Relaxed);
+}
+
+/// Longest line, cut beyond.
+const LINE_MAX: usize = 256;
+
+struct Line {
+    bytes: [u8; LINE_MAX],
+    used: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for byte in s.bytes() {
+            if let Some(at) = self
+                .bytes
+                .get_mut(self.used)
+                .filter(|_| self.used < LINE_MAX - 1)
+            {
+                *at = byte;
+                self.used += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn say(level: Level, args: fmt::Arguments<'_>) {
+    if LEVEL.load(Ordering::Relaxed) < level as u8 {
+        return;
+    }
+    let mut line = Line {
+        bytes: [0; LINE_MAX],
+        used: 0,
+    };
+    let _ = write!(line, "kcmshim: {args}");
+    if let Some(end) = line.bytes.get_mut(line.used) {
+        *end = b'\n';
+    }
+    // Standard error may be closed; then nothing is said.
+    let _ = rustix::io::write(
+        crate::sys::borrow(2),
+        line.bytes.get(..=line.used).unwrap_or(&[]),
+    );
+}
+
+/// Something works less well than the program's user would expect.
+pub(crate) fn warn(what: &str) {
+    say(Level::Warn, format_args!("{what}"));
+}
+
+/// A variable or value that means nothing to us.
+pub(crate) fn unknown_setting(name: &str, value: &str) {
+    say(
+        Level::Warn,
+        format_args!("KCMSHIM_{name}={value} is not known and ignored"),
+    );
+}

@@ -1,0 +1,171 @@
+//! The message headers of sendmsg(2) and recvmsg(2), one or many.
+
+use libc::{mmsghdr, msghdr};
+
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::{File, Kind};
+use crate::kcm::recv::Received;
+use crate::kcm::send::MSG_BATCH;
+use crate::user_mem::{self, Iovecs, UserPtr};
+use crate::{kcm, ops};
+
+/// Entries one sendmmsg or recvmmsg may have: UIO_MAXIOV, as the kernel caps it.
+const COUNT_MAX: u32 = 1024;
+/// Largest address the kernel copies: sizeof(struct sockaddr_storage).
+const ADDRESS_MAX: i32 = 128;
+
+/// An address is copied in and looked at no further (kcm-semantics §5.4).
+pub(crate) fn check_address(addr: UserPtr, length: u32) -> Outcome<()> {
+    match length as i32 {
+        0 => Ok(()),
+        n @ 1..=ADDRESS_MAX => Ok(user_mem::check_read(addr, n as usize)?),
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+pub(crate) fn sendto(
+    file: &'static File,
+    fd: i32,
+    src: Iovecs<'_>,
+    flags: i32,
+    addr: UserPtr,
+    length: u32,
+) -> Outcome<isize> {
+    if file.kind() != Kind::Kcm {
+        return Err(Exit::Native);
+    }
+    if !addr.is_null() {
+        check_address(addr, length)?;
+    }
+    ops::send(file, fd, src, flags).map(|n| n as isize)
+}
+
+pub(crate) fn sendmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) -> Outcome<usize> {
+    if file.kind() != Kind::Kcm {
+        return Err(Exit::Native);
+    }
+    let header = user_mem::copy_in::<msghdr>(msg)?;
+    send_header(file, fd, &header, flags)
+}
+
+fn send_header(file: &'static File, fd: i32, header: &msghdr, flags: i32) -> Outcome<usize> {
+    let name = UserPtr::new(header.msg_name);
+    if !name.is_null() {
+        // The kernel cuts an overlong msg_namelen instead of refusing it (copy_msghdr_from_user).
+        let length = header.msg_namelen as i32;
+        if length < 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        check_address(name, length.min(ADDRESS_MAX) as u32)?;
+    }
+    let src = Iovecs::read_for_msg(UserPtr::new(header.msg_iov.cast()), header.msg_iovlen)?;
+    if header.msg_controllen > i32::MAX as usize {
+        return Err(Errno::ENOBUFS.into());
+    }
+    if header.msg_controllen > 0 {
+        user_mem::check_read(UserPtr::new(header.msg_control), header.msg_controllen)?;
+    }
+    ops::send(file, fd, src, flags)
+}
+
+/// sendmmsg(2): every entry but the last is batched; all go out together.
+pub(crate) fn sendmmsg(
+    file: &'static File,
+    fd: i32,
+    msgs: UserPtr,
+    count: u32,
+    flags: i32,
+) -> Outcome<i32> {
+    if file.kind() != Kind::Kcm {
+        return Err(Exit::Native);
+    }
+    let count = count.min(COUNT_MAX) as usize;
+    for index in 0..count {
+        let entry = msgs.element::<mmsghdr>(index);
+        let batch = if index + 1 < count { MSG_BATCH } else { 0 };
+        let sent = user_mem::copy_in::<mmsghdr>(entry)
+            .map_err(Exit::from)
+            .and_then(|e| {
+                let eor = e.msg_hdr.msg_flags & libc::MSG_EOR; // counts here, unlike in sendmsg
+                send_header(file, fd, &e.msg_hdr, flags | eor | batch)
+            })
+            .and_then(|n| Ok(user_mem::copy_out(sent_length(entry), &(n as u32))?));
+        if let Err(err) = sent {
+            kcm::send::flush(file);
+            return if index > 0 {
+                Ok(index as i32)
+            } else {
+                Err(err)
+            };
+        }
+    }
+    Ok(count as i32)
+}
+
+fn sent_length(entry: UserPtr) -> UserPtr {
+    entry.offset(core::mem::offset_of!(mmsghdr, msg_len))
+}
+
+pub(crate) fn recvfrom(
+    file: &'static File,
+    fd: i32,
+    dst: Iovecs<'_>,
+    flags: i32,
+    addr: UserPtr,
+    length: UserPtr,
+) -> Outcome<isize> {
+    let got = ops::recv(file, fd, dst, flags)?;
+    if !addr.is_null() && !length.is_null() {
+        if user_mem::copy_in::<i32>(length)? < 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        user_mem::copy_out(length, &0i32)?;
+    }
+    Ok(got.bytes as isize)
+}
+
+#[inline]
+pub(crate) fn recvmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) -> Outcome<usize> {
+    let header = user_mem::copy_in::<msghdr>(msg)?;
+    let dst = Iovecs::read_for_msg(UserPtr::new(header.msg_iov.cast()), header.msg_iovlen)?;
+    let got = ops::recv(file, fd, dst, flags)?;
+    finish(file, msg, &header, got, flags)?;
+    Ok(got.bytes)
+}
+
+/// Stores what came with a message: no address, no control data, the flags.
+#[inline]
+fn finish(file: &File, msg: UserPtr, header: &msghdr, got: Received, flags: i32) -> Outcome<()> {
+    let mut new = *header;
+    new.msg_namelen = 0;
+    new.msg_controllen = 0;
+    new.msg_flags = got.flags;
+    if file.kind() == Kind::Kcm {
+        new.msg_flags |= flags & libc::MSG_CMSG_CLOEXEC;
+    }
+    Ok(user_mem::copy_out(msg, &new)?)
+}
+
+/// recvmmsg(2).
+pub(crate) fn recvmmsg(
+    file: &'static File,
+    fd: i32,
+    msgs: UserPtr,
+    count: u32,
+    flags: i32,
+    until: Option<u64>,
+) -> Outcome<i32> {
+    if file.kind() != Kind::Kcm {
+        return Err(Exit::Native);
+    }
+    let count = count.min(COUNT_MAX) as usize;
+    let received = kcm::recv::recv_many(file, fd, count, flags, until, |index, take| {
+        let entry = msgs.element::<mmsghdr>(index);
+        let header = user_mem::copy_in::<mmsghdr>(entry)?.msg_hdr;
+        let dst = Iovecs::read_for_msg(UserPtr::new(header.msg_iov.cast()), header.msg_iovlen)?;
+        let got = take(dst)?;
+        finish(file, entry, &header, got, flags)?;
+        Ok(user_mem::copy_out(sent_length(entry), &(got.bytes as u32))?)
+    });
+    received.map(|n| n as i32)
+}

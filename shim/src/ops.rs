@@ -1,0 +1,26 @@
+//! Receiving from and sending on a file of ours, whatever its kind.
+
+use crate::errno::{Exit, Outcome};
+use crate::fd::{File, Kind};
+use crate::kcm::recv::Received;
+use crate::user_mem::Iovecs;
+use crate::{kcm, tcp};
+
+/// One receive into `dst`. Native when the socket beneath has the answer.
+#[inline]
+pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
+    match file.kind() {
+        Kind::Kcm => kcm::recv::recv(file, fd, dst, flags),
+        Kind::Tcp => tcp::recv(file, dst, flags).map(|bytes| Received { bytes, flags: 0 }),
+        _ => Err(Exit::Native),
+    }
+}
+
+/// One send of all of `src`. An attached TCP socket is written as any other (kcm-semantics §3.3).
+#[inline]
+pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) -> Outcome<usize> {
+    match file.kind() {
+        Kind::Kcm => kcm::send::send(file, fd, src, flags),
+        Kind::Tcp | _ => Err(Exit::Native),
+    }
+}

@@ -1,0 +1,194 @@
+//! poll(2) and select(2) over sets that hold at least one descriptor of ours.
+//!
+//! The calling thread looks at our files, then sleeps in the real ppoll on everything at once: the
+//! foreign descriptors, the connections beneath our files, and a doorbell that other threads ring.
+
+use kcm_mux::{Nanos, PsockId};
+use libc::pollfd;
+use rustix::event::PollFlags;
+
+use crate::errno::Outcome;
+use crate::fd::{File, Kind, lookup};
+use crate::interpose::poll::{SigMask, native_ppoll_masked};
+use crate::kcm::MuxCell;
+use crate::ready::{self, Beneath};
+use crate::watch::Watcher;
+use crate::{epoll, sys, wait};
+
+/// Entries that name a file of ours.
+type Ours = Vec<(usize, &'static File)>;
+
+/// Whether an entry has to be answered here.
+pub(crate) fn any_ours(fds: &[pollfd]) -> bool {
+    fds.iter().any(|entry| ours(entry.fd).is_some())
+}
+
+/// The file of `fd`, if its readiness is not the kernel's alone.
+pub(crate) fn ours(fd: i32) -> Option<&'static File> {
+    lookup(fd).filter(|f| matches!(f.kind(), Kind::Kcm | Kind::Tcp | Kind::Epoll))
+}
+
+/// Fills in `revents` of every entry and returns how many have any, as ppoll(2).
+///
+/// # Errors
+/// EINTR when a signal handler ran.
+pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> Outcome<usize> {
+    let ours: Ours = fds
+        .iter()
+        .enumerate()
+        .filter_map(|(at, e)| Some((at, ours(e.fd)?)))
+        .collect();
+    for entry in fds.iter_mut() {
+        entry.revents = 0;
+    }
+    loop {
+        if look(fds, &ours) {
+            merge_native(fds, &ours, Some(0), mask)?;
+            return Ok(count(fds));
+        }
+        if until.is_some_and(|at| at <= sys::now()) {
+            merge_native(fds, &ours, Some(0), mask)?;
+            return Ok(count(fds));
+        }
+        sleep(fds, &ours, until, mask)?;
+        if count(fds) > 0 {
+            look(fds, &ours);
+            return Ok(count(fds));
+        }
+    }
+}
+
+fn count(fds: &[pollfd]) -> usize {
+    fds.iter().filter(|e| e.revents != 0).count()
+}
+
+/// Bits of an entry that are reported whether asked for or not.
+const ALWAYS: i16 = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
+
+/// Notes what our own files show. True if any does.
+fn look(fds: &mut [pollfd], ours: &Ours) -> bool {
+    let mut any = false;
+    for (at, file) in ours {
+        let Some(entry) = fds.get_mut(*at) else {
+            continue;
+        };
+        let (bits, _) = ready::bits(file);
+        entry.revents |= bits as i16 & (entry.events | ALWAYS);
+        any |= entry.revents != 0;
+    }
+    any
+}
+
+/// The entries as the kernel shall see them: ours are left out unless it has a say too.
+fn native_entries(fds: &[pollfd], ours: &Ours) -> Vec<pollfd> {
+    let mut native: Vec<pollfd> = fds.iter().map(|e| pollfd { revents: 0, ..*e }).collect();
+    for (at, file) in ours {
+        if ready::bits(file).1 == Beneath::Mute
+            && let Some(entry) = native.get_mut(*at)
+        {
+            entry.fd = -1;
+        }
+    }
+    native
+}
+
+fn merge(fds: &mut [pollfd], native: &[pollfd]) {
+    for (entry, seen) in fds.iter_mut().zip(native) {
+        entry.revents |= seen.revents;
+    }
+}
+
+fn merge_native(
+    fds: &mut [pollfd],
+    ours: &Ours,
+    until: Option<Nanos>,
+    mask: SigMask,
+) -> Outcome<()> {
+    let mut native = native_entries(fds, ours);
+    native_ppoll_masked(&mut native, until, mask)?;
+    merge(fds, &native);
+    Ok(())
+}
+
+/// Sleeps until anything happens or `until` has passed.
+fn sleep(fds: &mut [pollfd], ours: &Ours, until: Option<Nanos>, mask: SigMask) -> Outcome<()> {
+    let watching = Watching::start(ours)?;
+    if look(fds, ours) {
+        return Ok(()); // it came between the last look and now
+    }
+    let mut native = native_entries(fds, ours);
+    let program = native.len();
+    native.extend(watching.bell.bell().raw_fd().map(readable));
+    let mut sources: Vec<(usize, &'static MuxCell, PsockId)> = Vec::new();
+    let mut wake_at = until;
+    for (_, file) in ours {
+        match (file.kind(), file.cell.get()) {
+            (Kind::Epoll, _) => native.extend(epoll::sources(file).into_iter().map(readable)),
+            (_, Some(cell)) if !sources.iter().any(|(_, c, _)| core::ptr::eq(*c, cell)) => {
+                let Ok(engine) = cell.lock() else { continue };
+                for (psock, entry) in engine.interest() {
+                    sources.push((native.len(), cell, psock));
+                    native.push(entry);
+                }
+                wake_at = [wake_at, engine.mux.next_deadline()]
+                    .into_iter()
+                    .flatten()
+                    .min();
+            }
+            _ => {}
+        }
+    }
+    let slept = native_ppoll_masked(&mut native, wake_at, mask);
+    note(&native, &sources);
+    drop(watching);
+    slept?;
+    merge(fds, native.get(..program).unwrap_or(&[]));
+    Ok(())
+}
+
+fn readable(fd: i32) -> pollfd {
+    pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    }
+}
+
+/// Tells the muxes what was seen of their connections.
+fn note(native: &[pollfd], sources: &[(usize, &'static MuxCell, PsockId)]) {
+    for (at, cell, psock) in sources {
+        let seen = native.get(*at).map_or(0, |e| e.revents);
+        if seen != 0
+            && let Ok(mut engine) = cell.lock()
+        {
+            engine.note(*psock, PollFlags::from_bits_retain(seen as u16));
+        }
+    }
+}
+
+/// A doorbell hung on every file of the set, for the length of one sleep.
+struct Watching<'a> {
+    bell: crate::sync::Lent,
+    id: wait::BellId,
+    files: &'a Ours,
+}
+
+impl<'a> Watching<'a> {
+    fn start(files: &'a Ours) -> Outcome<Self> {
+        let (bell, id) = wait::lend()?;
+        bell.arm();
+        for (_, file) in files {
+            file.watch.add(Watcher::Thread(id));
+        }
+        Ok(Self { bell, id, files })
+    }
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        for (_, file) in self.files {
+            file.watch.remove(Watcher::Thread(self.id));
+        }
+        self.bell.disarm(true);
+    }
+}

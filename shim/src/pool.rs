@@ -1,0 +1,28 @@
+//! Receive chunks between two reads. A connection that has nothing unread owns none.
+
+use kcm_mux::Chunk;
+
+use crate::sync::Mutex;
+
+/// Chunks kept for the next read: enough for a burst over many connections, 4 MiB in all.
+const SPARE_MAX: usize = 64;
+
+static SPARE: Mutex<Vec<Chunk>> = Mutex::new(Vec::new());
+
+/// A chunk to read into.
+pub(crate) fn take() -> Chunk {
+    SPARE
+        .lock()
+        .ok()
+        .and_then(|mut spare| spare.pop())
+        .unwrap_or_else(Chunk::new)
+}
+
+/// Takes back a chunk that nobody reads any more.
+pub(crate) fn give(chunk: Chunk) {
+    if let Ok(mut spare) = SPARE.lock()
+        && spare.len() < SPARE_MAX
+    {
+        spare.push(chunk);
+    }
+}

@@ -1,0 +1,40 @@
+//! Readiness of one file of ours, as poll(2) bits, and the descriptors a waiting thread watches on
+//! its behalf.
+
+use crate::errno::Outcome;
+use crate::fd::{File, Kind};
+use crate::{epoll, tcp};
+
+/// What waits for a file need besides the file's own bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Beneath {
+    /// The real descriptor says nothing about the file: it is not polled.
+    Mute,
+    /// The real descriptor's bits count too.
+    Speaks,
+}
+
+const OUT: u32 = (libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND) as u32;
+const IN: u32 = (libc::POLLIN | libc::POLLRDNORM) as u32;
+
+/// The bits of `file` now. Reads what the connections hold first.
+pub(crate) fn bits(file: &'static File) -> (u32, Beneath) {
+    match file.kind() {
+        Kind::Kcm => (kcm(file).unwrap_or(0), Beneath::Mute),
+        Kind::Tcp => (tcp::extra_bits(file), Beneath::Speaks),
+        Kind::Epoll => (if epoll::any_ready(file) { IN } else { 0 }, Beneath::Speaks),
+        Kind::Bpf | Kind::Own | Kind::Free => (0, Beneath::Speaks),
+    }
+}
+
+/// OUT always; IN while a message is queued; never ERR or HUP (kcm-semantics §8.2).
+fn kcm(file: &'static File) -> Outcome<u32> {
+    let queued = !file.rx.lock()?.is_empty();
+    if queued {
+        return Ok(OUT | IN);
+    }
+    let mut engine = file.mux()?.lock()?;
+    engine.pump();
+    let queued = engine.mux.rx_len(file.kcm_id()) != 0;
+    Ok(if queued { OUT | IN } else { OUT })
+}

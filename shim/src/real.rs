@@ -1,0 +1,120 @@
+//! The next definition of each interposed symbol: the only `dlsym`.
+//!
+//! Every symbol is resolved by our constructor, before any other library's. A call that comes
+//! earlier still (an IFUNC resolver, an auditor) resolves its own symbol on the spot.
+
+#![allow(unsafe_code)]
+
+use core::ffi::CStr;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use libc::c_void;
+
+/// One interposed symbol: its name and, once resolved, the definition behind ours.
+pub(crate) struct Next {
+    name: &'static CStr,
+    addr: AtomicPtr<c_void>,
+}
+
+impl Next {
+    pub(crate) const fn new(name: &'static CStr) -> Self {
+        Self {
+            name,
+            addr: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Address of the next definition; null when no other library defines the symbol.
+    #[inline(always)]
+    pub(crate) fn addr(&self) -> *mut c_void {
+        let addr = self.addr.load(Ordering::Relaxed);
+        if addr.is_null() { self.resolve() } else { addr }
+    }
+
+    #[cold]
+    pub(crate) fn resolve(&self) -> *mut c_void {
+        // SAFETY: the name is NUL-terminated; RTLD_NEXT searches the libraries behind ours.
+        let addr = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        self.addr.store(addr, Ordering::Relaxed);
+        addr
+    }
+}
+
+/// Defines interposed functions, and beside each, in module `next`, the definition it stands
+/// before. A symbol that this libc does not have answers ENOSYS through `next`.
+macro_rules! hooks {
+    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty $body:block)*) => {
+        /// The definitions behind ours.
+        pub(crate) mod next {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                pub(crate) unsafe fn $name($($arg: $ty),*) -> $ret {
+                    let addr = slots::$name.addr();
+                    if addr.is_null() {
+                        $crate::errno::Errno::ENOSYS.set();
+                        return <$ret as $crate::real::Failure>::FAILURE;
+                    }
+                    // SAFETY: the symbol has this signature in glibc (checked against its headers);
+                    // the caller vouches for the arguments.
+                    unsafe {
+                        let real: unsafe extern "C" fn($($ty),*) -> $ret = core::mem::transmute(addr);
+                        real($($arg),*)
+                    }
+                }
+            )*
+            mod slots {
+                $(
+                    #[allow(non_upper_case_globals)]
+                    pub(super) static $name: $crate::real::Next = {
+                        const NAME: &str = concat!(stringify!($name), "\0");
+                        match core::ffi::CStr::from_bytes_with_nul(NAME.as_bytes()) {
+                            Ok(name) => $crate::real::Next::new(name),
+                            Err(_) => panic!("a symbol name holds no NUL"),
+                        }
+                    };
+                )*
+            }
+            /// Resolves every symbol of this module.
+            pub(crate) fn resolve() {
+                $(slots::$name.resolve();)*
+            }
+        }
+        $(
+            $(#[$meta])*
+            ///
+            /// # Safety
+            /// The duties of the C function of this name.
+            #[cfg_attr(not(test), unsafe(no_mangle))]
+            pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret $body
+        )*
+    };
+}
+pub(crate) use hooks;
+
+/// What a C function returns when it fails with errno set.
+pub(crate) trait Failure {
+    /// −1, or NULL.
+    const FAILURE: Self;
+}
+
+impl Failure for i32 {
+    const FAILURE: Self = -1;
+}
+
+impl Failure for isize {
+    const FAILURE: Self = -1;
+}
+
+impl Failure for i64 {
+    const FAILURE: Self = -1;
+}
+
+impl<T> Failure for *mut T {
+    const FAILURE: Self = ptr::null_mut();
+}
+
+impl Failure for () {
+    const FAILURE: Self = ();
+}

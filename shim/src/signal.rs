@@ -1,0 +1,78 @@
+//! What a signal, a cancellation or a thread's end means for a thread inside the shim. Nothing
+//! here changes a disposition or a mask.
+
+#![allow(unsafe_code)]
+
+use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use libc::{c_int, c_void};
+
+use crate::errno::{Errno, Outcome};
+
+/// Signals a handler can be installed for: 1..=64, without SIGKILL and SIGSTOP.
+const SIGNALS: c_int = 64;
+
+/// Whether a call that a handler has just interrupted starts again.
+///
+/// The kernel does not say which handler ran. When all that are installed agree on SA_RESTART, the
+/// answer is exact; when they differ, the call ends with EINTR, which every caller without
+/// SA_RESTART everywhere has to expect.
+pub(crate) fn handlers_restart() -> bool {
+    (1..=SIGNALS)
+        .filter(|&n| n != libc::SIGKILL && n != libc::SIGSTOP)
+        .all(|number| {
+            // SAFETY: an all-zero sigaction is a valid value.
+            let mut old: libc::sigaction = unsafe { core::mem::zeroed() };
+            // SAFETY: asks without setting; numbers reserved by libc are refused.
+            let asked = unsafe { libc::sigaction(number, ptr::null(), &mut old) };
+            let caught = old.sa_sigaction != libc::SIG_DFL && old.sa_sigaction != libc::SIG_IGN;
+            asked != 0 || !caught || old.sa_flags & libc::SA_RESTART != 0
+        })
+}
+
+/// pthread_key_t + 1, or 0 while there is none.
+static KEY: AtomicU32 = AtomicU32::new(0);
+
+/// Makes the key whose destructor tidies up behind cancelled threads. Once, at start.
+pub(crate) fn init() {
+    let mut key = 0;
+    // SAFETY: `key` outlives the call; the destructor is an ordinary C function.
+    if unsafe { libc::pthread_key_create(&mut key, Some(at_thread_exit)) } == 0 {
+        KEY.store(key + 1, Ordering::Relaxed);
+    }
+}
+
+unsafe extern "C" fn at_thread_exit(_: *mut c_void) {
+    crate::wait::abandon();
+}
+
+/// This thread is about to sleep: should it be cancelled there, its exit tidies up.
+pub(crate) fn mind_thread_exit() {
+    let key = KEY.load(Ordering::Relaxed);
+    if key != 0 {
+        // SAFETY: the key exists for the life of the process; the value is a mere non-null mark.
+        unsafe { libc::pthread_setspecific(key - 1, ptr::without_provenance(1)) };
+    }
+}
+
+/// Starts a thread that no signal is delivered to.
+pub(crate) fn spawn_quiet(name: &str, run: impl FnOnce() + Send + 'static) -> Outcome<()> {
+    /// The housekeeper's calls are shallow.
+    const STACK_BYTES: usize = 128 << 10;
+    // SAFETY: an all-zero sigset_t is a valid value.
+    let mut all: libc::sigset_t = unsafe { core::mem::zeroed() };
+    let mut before = all;
+    // SAFETY: both sets are ours.
+    unsafe {
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+    }
+    let builder = std::thread::Builder::new()
+        .name(name.into())
+        .stack_size(STACK_BYTES);
+    let started = builder.spawn(run);
+    // SAFETY: the set that was in force.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut()) };
+    started.map(drop).map_err(|_| Errno::EAGAIN.into())
+}

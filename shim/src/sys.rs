@@ -1,0 +1,240 @@
+//! Our own use of the kernel. Everything goes by rustix's raw backend, which neither calls a symbol
+//! that we interpose nor touches errno.
+
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kcm_mux::Nanos;
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use rustix::io;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::interpose;
+
+/// A descriptor number of the program's as rustix takes it. The kernel checks it again.
+pub(crate) fn borrow(fd: i32) -> BorrowedFd<'static> {
+    let fd = if fd < 0 { i32::MAX } else { fd };
+    // SAFETY: not −1; a number that is not open makes the kernel answer EBADF.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// CLOCK_MONOTONIC.
+pub(crate) fn now() -> Nanos {
+    let t = clock_gettime(ClockId::Monotonic);
+    (t.tv_sec as u64)
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(t.tv_nsec as u64)
+}
+
+/// What a parser program may ask for.
+pub(crate) fn env(now: Nanos) -> kcm_mux::bpf::Env {
+    let boot = clock_gettime(ClockId::Boottime);
+    kcm_mux::bpf::Env {
+        now_ns: now,
+        boot_ns: (boot.tv_sec as u64) * 1_000_000_000 + boot.tv_nsec as u64,
+        cpu: rustix::thread::sched_getcpu() as u32,
+        seed: now,
+    }
+}
+
+/// Lowest number that our own descriptors may take: out of the way of programs that count on small
+/// numbers or sweep the low ones, and below the soft limit so that the kernel grants it.
+static FLOOR: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+pub(crate) fn floor() -> i32 {
+    let known = FLOOR.load(Ordering::Relaxed);
+    if known != usize::MAX {
+        return known as i32;
+    }
+    let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let soft = soft.unwrap_or(1 << 20).min(1 << 20) as usize;
+    let floor = soft - soft / 4; // the upper quarter is ours first
+    FLOOR.store(floor, Ordering::Relaxed);
+    floor as i32
+}
+
+/// Moves a fresh descriptor to a high number with FD_CLOEXEC. When the upper quarter is full it
+/// stays where it is.
+pub(crate) fn raise(fd: OwnedFd) -> OwnedFd {
+    rustix::io::fcntl_dupfd_cloexec(&fd, floor()).unwrap_or(fd)
+}
+
+/// Another descriptor, high and FD_CLOEXEC, of what `fd` names.
+pub(crate) fn dup_high(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, floor()).or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 3))
+}
+
+/// Gives a descriptor to the program: from now on only the program closes it.
+pub(crate) fn hand_out(fd: OwnedFd) -> i32 {
+    fd.into_raw_fd()
+}
+
+/// Closes a number that the program owned, as the real close(2).
+pub(crate) fn close(fd: i32) -> io::Result<()> {
+    if rustix::io::fcntl_getfd(borrow(fd)).is_err() {
+        return Err(io::Errno::BADF);
+    }
+    // SAFETY: the number is open, and the program has just given it up.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
+}
+
+/// Inode of what stands behind `fd`; 0 when it cannot be told.
+pub(crate) fn inode(fd: BorrowedFd<'_>) -> u64 {
+    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_ino)
+}
+
+/// O_NONBLOCK of the open file description behind `fd`.
+pub(crate) fn is_nonblocking(fd: i32) -> bool {
+    rustix::fs::fcntl_getfl(borrow(fd)).is_ok_and(|f| f.contains(rustix::fs::OFlags::NONBLOCK))
+}
+
+/// Number of a descriptor we own.
+pub(crate) fn number(fd: &OwnedFd) -> i32 {
+    fd.as_raw_fd()
+}
+
+/// poll(2) without waiting. True when an entry has something.
+pub(crate) fn poll_now(fds: &mut [libc::pollfd]) -> bool {
+    if fds.is_empty() {
+        return false;
+    }
+    // SAFETY: `PollFd` is `repr(C)` with the layout of `struct pollfd`, and borrowing a number that
+    // is not open only makes the kernel answer POLLNVAL.
+    let fds: &mut [rustix::event::PollFd<'_>] =
+        unsafe { core::slice::from_raw_parts_mut(fds.as_mut_ptr().cast(), fds.len()) };
+    let none = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    rustix::event::poll(fds, Some(&none)).is_ok_and(|n| n > 0)
+}
+
+/// A length of time as the kernel takes it.
+pub(crate) fn timespec(length: Nanos) -> rustix::event::Timespec {
+    rustix::event::Timespec {
+        tv_sec: (length / 1_000_000_000) as i64,
+        tv_nsec: (length % 1_000_000_000) as i64,
+    }
+}
+
+/// Whether `fd` is open, and not by O_PATH.
+pub(crate) fn is_usable(fd: i32) -> bool {
+    rustix::fs::fcntl_getfl(borrow(fd)).is_ok_and(|f| !f.contains(rustix::fs::OFlags::PATH))
+}
+
+/// getsockopt(2) of an option that fits into `N` bytes; `None` when it fails.
+fn option<const N: usize>(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<[u8; N]> {
+    let mut value = [0u8; N];
+    let mut length = N as libc::socklen_t;
+    let saved = crate::errno::Errno::current();
+    // SAFETY: value and length are ours, and the length is that of the value.
+    let done = unsafe {
+        interpose::socket::next::getsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            value.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    saved.set();
+    (done == 0).then_some(value)
+}
+
+/// State of a TCP connection: the first byte of `struct tcp_info`.
+pub(crate) fn tcp_state(fd: BorrowedFd<'_>) -> Option<u8> {
+    option::<1>(fd, libc::IPPROTO_TCP, libc::TCP_INFO).map(|[state]| state)
+}
+
+/// SO_RCVLOWAT.
+pub(crate) fn rcvlowat(fd: BorrowedFd<'_>) -> u32 {
+    option::<4>(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT).map_or(1, u32::from_ne_bytes)
+}
+
+/// An ioctl(2) that stores an int.
+fn ioctl_int(fd: BorrowedFd<'_>, request: libc::Ioctl) -> u32 {
+    let mut value = 0i32;
+    let saved = crate::errno::Errno::current();
+    // SAFETY: the request stores one int at its argument.
+    let done = unsafe {
+        interpose::fd::next::ioctl(
+            fd.as_raw_fd(),
+            request,
+            core::ptr::from_mut(&mut value).cast(),
+        )
+    };
+    saved.set();
+    if done == 0 { value.max(0) as u32 } else { 0 }
+}
+
+/// Bytes a TCP socket holds for reading.
+pub(crate) fn unread_bytes(fd: BorrowedFd<'_>) -> u32 {
+    ioctl_int(fd, libc::FIONREAD)
+}
+
+/// Bytes a TCP socket holds that the peer has not acknowledged.
+pub(crate) fn unsent_bytes(fd: BorrowedFd<'_>) -> u32 {
+    ioctl_int(fd, libc::TIOCOUTQ)
+}
+
+/// Whether `epfd` is an epoll descriptor: it then does not find `fd` among its members.
+pub(crate) fn is_epoll(epfd: i32, fd: i32) -> bool {
+    rustix::event::epoll::delete(borrow(epfd), borrow(fd)) == Err(io::Errno::NOENT)
+}
+
+/// epoll_wait(2) without waiting.
+pub(crate) fn epoll_now(epfd: i32, room: usize) -> Vec<libc::epoll_event> {
+    let none = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut events = Vec::with_capacity(room.min(EPOLL_BATCH_MAX));
+    let room = rustix::buffer::spare_capacity(&mut events);
+    let _ = rustix::event::epoll::wait(borrow(epfd), room, Some(&none));
+    events
+        .into_iter()
+        .map(|e| {
+            let flags = e.flags;
+            libc::epoll_event {
+                events: flags.bits(),
+                u64: e.data.u64(),
+            }
+        })
+        .collect()
+}
+
+/// Events fetched at a time: what is left over comes with the next call.
+const EPOLL_BATCH_MAX: usize = 1024;
+
+/// Type of the BPF program behind `fd`; `None` when it is none.
+pub(crate) fn bpf_prog_type(fd: i32) -> Option<u32> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    // A map's info starts with a type too; the link in /proc tells them apart.
+    let link = format!("/proc/self/fd/{fd}");
+    let name = rustix::fs::readlink(link.as_str(), Vec::new()).ok()?;
+    if name.as_bytes() != b"anon_inode:bpf-prog" {
+        return None;
+    }
+    let mut info = [0u32; 64];
+    let attr = [
+        fd as u32 as u64 | (size_of_val(&info) as u64) << 32,
+        info.as_mut_ptr() as u64,
+    ];
+    let saved = crate::errno::Errno::current();
+    // SAFETY: the attribute names our buffer and its size.
+    let done = unsafe {
+        interpose::raw::next::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            attr.as_ptr() as libc::c_long,
+            size_of_val(&attr) as libc::c_long,
+            0,
+            0,
+            0,
+        )
+    };
+    saved.set();
+    (done == 0).then_some(info[0])
+}

@@ -1,0 +1,162 @@
+//! Sleeping in a blocking call on a KCM socket.
+//!
+//! The sleeper waits on its own doorbell; the first sleeper of a mux also watches the mux's
+//! connections and reads them when they have something. No lock is held, and the sleep is a
+//! cancellation point.
+
+#![allow(unsafe_code)]
+
+use core::cell::Cell;
+use core::mem::ManuallyDrop;
+
+use kcm_mux::{Nanos, PsockId};
+use libc::pollfd;
+use rustix::event::PollFlags;
+
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::File;
+use crate::interpose::poll::native_ppoll;
+use crate::kcm::{Engine, MuxCell};
+use crate::sync::{DoorbellPool, Lent};
+use crate::watch::Watcher;
+use crate::{own, signal, sys};
+
+/// Connections that a sleeping leader watches itself; a mux of more wakes it at the next change of
+/// one of these, and a look at all follows.
+const WATCHED_MAX: usize = 255;
+
+static BELLS: DoorbellPool = DoorbellPool::new();
+
+/// Names a doorbell of the pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct BellId(usize);
+
+/// Wakes the thread that sleeps on this bell, if one does.
+pub(crate) fn ring(bell: BellId) {
+    if let Some(bell) = BELLS.bell(bell.0) {
+        bell.ring();
+    }
+}
+
+/// A doorbell for one sleep.
+pub(crate) fn lend() -> Outcome<(Lent, BellId)> {
+    let lent = BELLS.lend(sys::floor())?;
+    let id = BellId(lent.index());
+    if let Some(fd) = lent.bell().raw_fd() {
+        own::protect(fd);
+    }
+    Ok((lent, id))
+}
+
+/// In a forked child, whose one thread sleeps on no bell: the parent's are given up.
+pub(crate) fn reset_in_child() {
+    STAY.set(None);
+    // SAFETY: called in the child of a fork, by its one thread.
+    unsafe { BELLS.reset_in_child(true) };
+}
+
+/// Everything a sleeping thread holds, to be given back when it wakes, is cancelled, or leaves its
+/// sleep by longjmp.
+struct Stay {
+    file: &'static File,
+    cell: &'static MuxCell,
+    bell: Lent,
+}
+
+impl Stay {
+    fn id(&self) -> BellId {
+        BellId(self.bell.index())
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let bell = self.id();
+        self.file.watch.remove(Watcher::Thread(bell));
+        if let Ok(mut engine) = self.cell.lock() {
+            engine.leave_sleep(bell);
+        }
+        self.file.release();
+    }
+}
+
+thread_local! {
+    /// The stay of this thread. In thread-local storage and without a destructor of its own: a
+    /// cancelled thread never comes back to the frame that made it, and gives it back when it exits.
+    static STAY: Cell<Option<ManuallyDrop<Stay>>> = const { Cell::new(None) };
+}
+
+/// Gives back what this thread holds from a sleep that it never woke from.
+pub(crate) fn abandon() {
+    if let Some(stay) = STAY.take() {
+        drop(ManuallyDrop::into_inner(stay));
+    }
+}
+
+/// Sleeps until something may have changed for `file`, or until `until`. `ready` is asked once
+/// more when the thread can already be woken, so that nothing falls between.
+///
+/// # Errors
+/// EAGAIN when `until` has passed; EINTR when a signal handler ran that was installed without
+/// SA_RESTART, or any handler while a timeout is set (kcm-semantics §8).
+pub(crate) fn sleep(
+    file: &'static File,
+    until: Option<Nanos>,
+    ready: impl Fn(&mut Engine) -> bool,
+) -> Outcome<()> {
+    abandon(); // a longjmp out of a handler may have left one
+    let cell = file.mux()?;
+    let (bell, id) = lend()?;
+    let mut engine = cell.lock()?;
+    if ready(&mut engine) {
+        return Ok(());
+    }
+    if !file.retain() {
+        return Err(Exit::Failed(Errno::EBADF));
+    }
+    bell.arm();
+    file.watch.add(Watcher::Thread(id));
+    let mut fds = Vec::with_capacity(2);
+    let mut conns: Vec<PsockId> = Vec::new();
+    fds.extend(bell.bell().raw_fd().map(|fd| pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    }));
+    if engine.enter_sleep(id) {
+        for (psock, fd) in engine.interest().take(WATCHED_MAX) {
+            conns.push(psock);
+            fds.push(fd);
+        }
+    }
+    let timer = engine.mux.next_deadline();
+    drop(engine);
+    STAY.set(Some(ManuallyDrop::new(Stay { file, cell, bell })));
+    signal::mind_thread_exit();
+
+    let slept = native_ppoll(&mut fds, [until, timer].into_iter().flatten().min());
+
+    let Some(stay) = STAY.take() else {
+        return Ok(());
+    };
+    let stay = ManuallyDrop::into_inner(stay);
+    stay.bell
+        .disarm(fds.first().is_some_and(|bell| bell.revents != 0));
+    let now = sys::now();
+    if let Ok(mut engine) = cell.lock() {
+        for (psock, fd) in conns.into_iter().zip(fds.iter().skip(1)) {
+            if fd.revents != 0 {
+                engine.note(psock, PollFlags::from_bits_retain(fd.revents as u16));
+            }
+        }
+        engine.expire(now);
+        engine.pump_known();
+    }
+    drop(stay);
+    match slept {
+        Ok(_) if until.is_some_and(|at| at <= now) => Err(Exit::Failed(Errno::EAGAIN)),
+        Ok(_) => Ok(()),
+        Err(Errno::EINTR) if until.is_none() && signal::handlers_restart() => Ok(()),
+        Err(err) => Err(Exit::Failed(err)),
+    }
+}
