@@ -1,0 +1,118 @@
+//! Waking the other half of an in-memory pair, by eventfds that read ready while they are rung.
+
+use super::{BorrowedFd, DeviceError};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+pub(super) struct Doorbell(OwnedFd);
+
+impl Doorbell {
+    pub(super) fn new() -> Result<Self, DeviceError> {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map(Self)
+            .map_err(|errno| DeviceError::of("eventfd", errno))
+    }
+
+    /// Makes the descriptor readable. The counter cannot overflow: a write that would is refused, and
+    /// the descriptor is readable already.
+    pub(super) fn ring(&self) {
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Makes the descriptor unreadable.
+    pub(super) fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Who wakes whom over one direction of a pair. Lives under the direction's lock.
+///
+/// Each half has one bell, for frames to receive and for room to transmit alike.
+pub(super) struct Bells {
+    receiver: Option<Arc<Doorbell>>,
+    sender: Option<Arc<Doorbell>>,
+    /// The sender was refused and has not tried again.
+    starved: bool,
+    room_made: bool,
+}
+
+impl Bells {
+    /// Bells of both directions: for frames from the first half to the second, and back.
+    pub(super) fn pair(wanted: bool) -> Result<[Self; 2], DeviceError> {
+        let bell = || match wanted {
+            true => Doorbell::new().map(|bell| Some(Arc::new(bell))),
+            false => Ok(None),
+        };
+        let (first, second) = (bell()?, bell()?);
+        let direction = |sender: &Option<Arc<Doorbell>>, receiver: &Option<Arc<Doorbell>>| Self {
+            receiver: receiver.clone(),
+            sender: sender.clone(),
+            starved: false,
+            room_made: false,
+        };
+        Ok([direction(&first, &second), direction(&second, &first)])
+    }
+
+    /// The bell of a device that hears itself.
+    pub(super) fn looped(wanted: bool) -> Result<Self, DeviceError> {
+        let bell = if wanted {
+            Some(Arc::new(Doorbell::new()?))
+        } else {
+            None
+        };
+        Ok(Self {
+            receiver: bell.clone(),
+            sender: bell,
+            starved: false,
+            room_made: false,
+        })
+    }
+
+    /// The receiver's bell.
+    pub(super) fn receiver(&self) -> Option<Arc<Doorbell>> {
+        self.receiver.clone()
+    }
+
+    /// Frames have arrived.
+    pub(super) fn arrived(&self) {
+        if let Some(bell) = &self.receiver {
+            bell.ring();
+        }
+    }
+
+    /// The receiver found nothing.
+    pub(super) fn drained(&self) {
+        if let Some(bell) = &self.receiver {
+            bell.clear();
+        }
+    }
+
+    /// The sender looked for room.
+    pub(super) fn looked_for_room(&mut self, found: bool) {
+        self.starved = !found;
+        self.room_made = false;
+    }
+
+    /// The receiver made room.
+    pub(super) fn made_room(&mut self) {
+        if self.starved {
+            self.room_made = true;
+            self.recall();
+        }
+    }
+
+    /// Rings the sender's bell again if it has news of room: the bell serves both directions, and may
+    /// just have been cleared for the other one.
+    pub(super) fn recall(&self) {
+        if self.room_made
+            && let Some(bell) = &self.sender
+        {
+            bell.ring();
+        }
+    }
+}

@@ -1,0 +1,538 @@
+//! Two devices wired back to back in memory, for engines of one process.
+//!
+//! Frames are written into a batch's arena and lent from it on the other side: one copy-free hand-over,
+//! one lock taken per batch and side. Batches go round, so a warm pair allocates nothing.
+
+use super::doorbell::{Bells, Doorbell};
+use super::{
+    Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, ETHERNET_HEADER_LEN,
+    FrameMeta, GSO_FRAME_LEN_MAX, GsoSet, MacAddr, NetDevice, RxChecksum, RxFrame, TransmitError,
+    Wait, admit,
+};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Most frames of one arena, and so between two locks.
+const ARENA_FRAMES: usize = 64;
+
+/// Bytes of one arena: two of the largest frames, and 64 ordinary ones.
+const ARENA_BYTES: usize = 128 * 1024;
+const _: () = assert!(ARENA_BYTES >= 2 * GSO_FRAME_LEN_MAX.next_multiple_of(FRAME_ALIGN) - 1024);
+
+/// Alignment of a frame in its arena: a cache line, so that no two frames share one.
+const FRAME_ALIGN: usize = 64;
+
+/// What a memory pair can do.
+#[derive(Debug, Clone)]
+pub struct MemoryOptions {
+    /// MTU in bytes.
+    pub mtu: usize,
+    /// Frames in flight in each direction before transmit answers `Full`.
+    pub slots: usize,
+    /// Whether partial checksums pass as they are, marked; otherwise they are computed on transmit.
+    pub checksum_offload: bool,
+    /// Kinds of segmentation; a super-frame passes as it is, marked.
+    pub gso: GsoSet,
+    /// Whether each side has a descriptor to wait on.
+    pub doorbell: bool,
+}
+
+impl Default for MemoryOptions {
+    fn default() -> Self {
+        Self {
+            mtu: 1500,
+            slots: 1024,
+            checksum_offload: false,
+            gso: GsoSet::default(),
+            doorbell: false,
+        }
+    }
+}
+
+/// One half of an in-memory pair.
+pub struct MemoryDevice {
+    caps: Capabilities,
+    outbox: Arc<Mutex<Lane>>,
+    inbox: Arc<Mutex<Lane>>,
+    filling: Option<Arena>,
+    /// Frames `filling` may still take: what its lane had room for when it was started.
+    credit: usize,
+    reading: Option<(Arena, usize)>,
+    doorbell: Option<Arc<Doorbell>>,
+    counters: Counters,
+}
+
+/// Frames travelling in one direction.
+struct Lane {
+    ready: VecDeque<Arena>,
+    free: Vec<Arena>,
+    /// Frames handed over and not yet given back.
+    in_flight: usize,
+    slots: usize,
+    bells: Bells,
+    /// Set by the receiver when it goes away.
+    closed: bool,
+}
+
+impl Lane {
+    fn new(options: &MemoryOptions, bells: Bells) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            ready: VecDeque::new(),
+            free: Vec::new(),
+            in_flight: 0,
+            slots: options.slots.max(1),
+            bells,
+            closed: false,
+        }))
+    }
+}
+
+struct Arena {
+    bytes: Box<[u8]>,
+    used: usize,
+    frames: Vec<Entry>,
+}
+
+struct Entry {
+    at: usize,
+    len: usize,
+    meta: FrameMeta,
+}
+
+impl Arena {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; ARENA_BYTES].into_boxed_slice(),
+            used: 0,
+            frames: Vec::with_capacity(ARENA_FRAMES),
+        }
+    }
+
+    fn fits(&self, len: usize) -> bool {
+        self.frames.len() < ARENA_FRAMES && self.used + len <= self.bytes.len()
+    }
+}
+
+impl MemoryDevice {
+    /// Two halves of a pair: what one transmits the other receives.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::System`] when a doorbell is wanted and the process is out of descriptors.
+    pub fn pair(options: &MemoryOptions) -> Result<(Self, Self), DeviceError> {
+        let [to_second, to_first] = Bells::pair(options.doorbell)?;
+        let (there, back) = (Lane::new(options, to_second), Lane::new(options, to_first));
+        Ok((
+            Self::half(options, 1, &there, &back),
+            Self::half(options, 2, &back, &there),
+        ))
+    }
+
+    /// A cable that ends where it begins: what the device transmits it receives.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pair`](Self::pair).
+    pub fn looped(options: &MemoryOptions) -> Result<Self, DeviceError> {
+        let lane = Lane::new(options, Bells::looped(options.doorbell)?);
+        Ok(Self::half(options, 1, &lane, &lane))
+    }
+
+    fn half(
+        options: &MemoryOptions,
+        last: u8,
+        outbox: &Arc<Mutex<Lane>>,
+        inbox: &Arc<Mutex<Lane>>,
+    ) -> Self {
+        Self {
+            caps: capabilities(options, [0x02, 0, 0, 0, 0, last]),
+            outbox: Arc::clone(outbox),
+            inbox: Arc::clone(inbox),
+            filling: None,
+            credit: 0,
+            reading: None,
+            doorbell: inbox.lock().bells.receiver(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Makes `filling` an arena with room for `len` bytes, handing over the one before.
+    fn make_room(&mut self, len: usize) -> bool {
+        if self
+            .filling
+            .as_ref()
+            .is_some_and(|arena| self.credit > 0 && arena.fits(len))
+        {
+            return true;
+        }
+        self.hand_over();
+        let mut lane = self.outbox.lock();
+        if lane.closed {
+            // As a cable without a far end: frames leave and go nowhere.
+            lane.ready.clear();
+            lane.in_flight = 0;
+        }
+        self.credit = lane.slots.saturating_sub(lane.in_flight);
+        lane.bells.looked_for_room(self.credit > 0);
+        if self.credit == 0 {
+            return false;
+        }
+        let arena = lane.free.pop();
+        drop(lane);
+        self.filling = Some(arena.unwrap_or_else(Arena::new));
+        true
+    }
+
+    fn hand_over(&mut self) {
+        let Some(arena) = self.filling.take_if(|arena| !arena.frames.is_empty()) else {
+            return;
+        };
+        let mut lane = self.outbox.lock();
+        lane.in_flight += arena.frames.len();
+        lane.ready.push_back(arena);
+        lane.bells.arrived();
+    }
+
+    /// Gives the last arena back and takes the next one that is ready.
+    fn next_arena(&mut self) -> bool {
+        let done = self.reading.take();
+        let mut lane = self.inbox.lock();
+        if let Some((mut arena, _)) = done {
+            lane.in_flight = lane.in_flight.saturating_sub(arena.frames.len());
+            arena.frames.clear();
+            arena.used = 0;
+            lane.free.push(arena);
+            lane.bells.made_room();
+        }
+        self.reading = lane.ready.pop_front().map(|arena| (arena, 0));
+        if self.reading.is_none() && self.doorbell.is_some() {
+            lane.bells.drained();
+            drop(lane);
+            self.outbox.lock().bells.recall();
+        }
+        self.reading.is_some()
+    }
+}
+
+fn capabilities(options: &MemoryOptions, mac: MacAddr) -> Capabilities {
+    let wire = options.mtu + ETHERNET_HEADER_LEN;
+    let gso = options.gso != GsoSet::default();
+    Capabilities {
+        mtu: options.mtu,
+        max_frame_len: if gso {
+            GSO_FRAME_LEN_MAX.max(wire)
+        } else {
+            wire
+        },
+        mac,
+        tx_checksum: options.checksum_offload,
+        rx_checksum: if options.checksum_offload {
+            RxChecksum::PerFrame
+        } else {
+            RxChecksum::Unverified
+        },
+        tx_gso: options.gso,
+        rx_gro: gso,
+        tx_slots: options.slots,
+        forwards: false,
+    }
+}
+
+impl NetDevice for MemoryDevice {
+    fn capabilities(&self) -> &Capabilities {
+        &self.caps
+    }
+
+    fn receive(
+        &mut self,
+        budget: usize,
+        visit: &mut dyn FnMut(&[RxFrame<'_>]),
+    ) -> Result<usize, DeviceError> {
+        let mut received = 0;
+        while received < budget {
+            let Some((arena, next)) = &mut self.reading else {
+                if self.next_arena() {
+                    continue;
+                } else {
+                    break;
+                };
+            };
+            let mut batch = Batch::new();
+            for entry in arena.frames.iter().skip(*next).take(budget - received) {
+                if batch.is_full() {
+                    break;
+                }
+                let data = arena
+                    .bytes
+                    .get(entry.at..entry.at + entry.len)
+                    .unwrap_or_default();
+                batch.push(data, entry.meta);
+            }
+            let frames = batch.as_slice();
+            visit(frames);
+            self.counters.received(frames);
+            received += frames.len();
+            *next += frames.len();
+            if *next == arena.frames.len() && !self.next_arena() {
+                break;
+            }
+        }
+        Ok(received)
+    }
+
+    fn transmit(
+        &mut self,
+        len: usize,
+        meta: FrameMeta,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), TransmitError> {
+        admit(&self.caps, len, meta)?;
+        if !self.make_room(len) {
+            self.counters.tx_full += 1;
+            return Err(TransmitError::Full);
+        }
+        let Some(arena) = &mut self.filling else {
+            return Err(TransmitError::Full);
+        };
+        let at = arena.used;
+        let Some(frame) = arena.bytes.get_mut(at..at + len) else {
+            return Err(TransmitError::BadLength {
+                len,
+                max: ARENA_BYTES,
+            });
+        };
+        fill(frame);
+        let mut meta = meta;
+        if !self.caps.tx_checksum {
+            meta.finish_checksum(frame);
+            meta.csum = Checksum::Complete;
+        }
+        arena.frames.push(Entry { at, len, meta });
+        arena.used = (at + len).next_multiple_of(FRAME_ALIGN);
+        self.credit -= 1;
+        self.counters.queued(len);
+        Ok(())
+    }
+
+    fn kick(&mut self) -> Result<(), DeviceError> {
+        self.hand_over();
+        Ok(())
+    }
+
+    fn wait_fd(&self, _: Wait) -> Option<(BorrowedFd<'_>, Wait)> {
+        Some((self.doorbell.as_ref()?.as_fd(), Wait::Readable))
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+impl Drop for MemoryDevice {
+    fn drop(&mut self) {
+        self.inbox.lock().closed = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    fn send(device: &mut MemoryDevice, frame: &[u8]) -> Result<(), TransmitError> {
+        device.transmit_parts(&[frame], FrameMeta::NONE)
+    }
+
+    fn take(device: &mut MemoryDevice, budget: usize) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let count = device
+            .receive(budget, &mut |batch| {
+                frames.extend(batch.iter().map(|f| f.data.to_vec()))
+            })
+            .unwrap();
+        assert_eq!(count, frames.len());
+        frames
+    }
+
+    fn numbered(n: u32) -> Vec<u8> {
+        let mut frame = vec![0xee; 60];
+        frame[14..18].copy_from_slice(&n.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn frames_arrive_after_kick_in_order_and_budget_holds() {
+        let (mut a, mut b) = MemoryDevice::pair(&MemoryOptions::default()).unwrap();
+        for n in 0..50 {
+            send(&mut a, &numbered(n)).unwrap();
+        }
+        assert_eq!(take(&mut b, 100), Vec::<Vec<u8>>::new());
+        a.kick().unwrap();
+        assert_eq!(take(&mut b, 7), (0..7).map(numbered).collect::<Vec<_>>());
+        assert_eq!(take(&mut b, 100), (7..50).map(numbered).collect::<Vec<_>>());
+        assert_eq!(take(&mut b, 100), Vec::<Vec<u8>>::new());
+        assert_eq!((a.counters().tx_frames, b.counters().rx_frames), (50, 50));
+        assert_eq!((a.counters().tx_bytes, b.counters().rx_bytes), (3000, 3000));
+    }
+
+    #[test]
+    fn full_lane_refuses_and_takes_again_once_the_peer_has_read() {
+        let options = MemoryOptions {
+            slots: 3,
+            ..MemoryOptions::default()
+        };
+        let (mut a, mut b) = MemoryDevice::pair(&options).unwrap();
+        for n in 0..3 {
+            send(&mut a, &numbered(n)).unwrap();
+        }
+        assert_eq!(send(&mut a, &numbered(3)), Err(TransmitError::Full));
+        assert_eq!(a.counters().tx_full, 1);
+        assert_eq!(take(&mut b, 10).len(), 3);
+        send(&mut a, &numbered(3)).unwrap();
+        a.kick().unwrap();
+        assert_eq!(take(&mut b, 10), [numbered(3)]);
+    }
+
+    #[test]
+    fn frames_the_capabilities_exclude_are_refused() {
+        let (mut a, _b) = MemoryDevice::pair(&MemoryOptions::default()).unwrap();
+        let max = 1514;
+        for len in [0, 13, 1515, 70_000] {
+            assert_eq!(
+                send(&mut a, &vec![0; len]),
+                Err(TransmitError::BadLength { len, max })
+            );
+        }
+        let gso = Some(crate::device::Gso {
+            kind: crate::device::GsoKind::TcpV4,
+            size: 1448,
+            hdr_len: 66,
+            ecn: false,
+        });
+        let meta = FrameMeta {
+            csum: Checksum::Partial {
+                start: 34,
+                offset: 16,
+            },
+            gso,
+        };
+        let error = a.transmit_parts(&[&[0; 1000]], meta);
+        assert_eq!(
+            error,
+            Err(TransmitError::NoGso(crate::device::GsoKind::TcpV4))
+        );
+    }
+
+    #[test]
+    fn largest_super_frames_pass_with_their_meta() {
+        let options = MemoryOptions {
+            gso: GsoSet::ALL,
+            checksum_offload: true,
+            ..MemoryOptions::default()
+        };
+        let (mut a, mut b) = MemoryDevice::pair(&options).unwrap();
+        let gso = Some(crate::device::Gso {
+            kind: crate::device::GsoKind::TcpV6,
+            size: 1440,
+            hdr_len: 74,
+            ecn: true,
+        });
+        let meta = FrameMeta {
+            csum: Checksum::Partial {
+                start: 54,
+                offset: 16,
+            },
+            gso,
+        };
+        let frame: Vec<u8> = (0..GSO_FRAME_LEN_MAX).map(|i| i as u8).collect();
+        for _ in 0..5 {
+            a.transmit_parts(&[&frame[..100], &frame[100..]], meta)
+                .unwrap();
+        }
+        a.kick().unwrap();
+        let mut seen = 0;
+        b.receive(10, &mut |batch| {
+            for got in batch {
+                assert_eq!((got.data, got.meta), (&frame[..], meta));
+                seen += 1;
+            }
+        })
+        .unwrap();
+        assert_eq!(seen, 5);
+    }
+
+    #[test]
+    fn partial_checksum_is_finished_where_there_is_no_offload() {
+        let (mut a, mut b) = MemoryDevice::pair(&MemoryOptions::default()).unwrap();
+        let meta = FrameMeta {
+            csum: Checksum::Partial {
+                start: 14,
+                offset: 2,
+            },
+            gso: None,
+        };
+        let mut frame = [0u8; 18];
+        frame[14] = 0x45;
+        a.transmit_parts(&[&frame], meta).unwrap();
+        a.kick().unwrap();
+        b.receive(1, &mut |batch| {
+            assert_eq!(batch[0].meta, FrameMeta::NONE);
+            assert_eq!(batch[0].data[14..], [0x45, 0, 0xba, 0xff]);
+        })
+        .unwrap();
+    }
+
+    fn is_ready(device: &MemoryDevice) -> bool {
+        let (fd, _) = device.wait_fd(Wait::Readable).unwrap();
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        poll(
+            &mut fds,
+            Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }),
+        )
+        .unwrap()
+            == 1
+    }
+
+    #[test]
+    fn doorbell_is_level_and_tells_a_starved_sender_of_room() {
+        let options = MemoryOptions {
+            slots: 2,
+            doorbell: true,
+            ..MemoryOptions::default()
+        };
+        let (mut a, mut b) = MemoryDevice::pair(&options).unwrap();
+        assert!(!is_ready(&b));
+        send(&mut a, &numbered(0)).unwrap();
+        send(&mut a, &numbered(1)).unwrap();
+        a.kick().unwrap();
+        assert!(is_ready(&b));
+        assert_eq!(take(&mut b, 1).len(), 1);
+        assert!(is_ready(&b), "one frame still waits");
+        assert_eq!(send(&mut a, &numbered(2)), Err(TransmitError::Full));
+        assert!(take(&mut a, 1).is_empty() && !is_ready(&a));
+        assert_eq!(take(&mut b, 1).len(), 1);
+        assert!(take(&mut b, 1).is_empty() && !is_ready(&b));
+        assert!(is_ready(&a), "room was made");
+        assert!(take(&mut a, 1).is_empty());
+        assert!(is_ready(&a), "an empty receive does not lose the news");
+        send(&mut a, &numbered(2)).unwrap();
+        assert!(take(&mut a, 1).is_empty() && !is_ready(&a));
+    }
+
+    #[test]
+    fn frames_for_a_dropped_peer_vanish() {
+        let options = MemoryOptions {
+            slots: 2,
+            ..MemoryOptions::default()
+        };
+        let (mut a, b) = MemoryDevice::pair(&options).unwrap();
+        drop(b);
+        for n in 0..100 {
+            send(&mut a, &numbered(n)).unwrap();
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Opening a device by its name.
+
+use super::sys::interface::Interface;
+use super::{
+    DeviceError, DeviceName, MemoryDevice, MemoryOptions, NetDevice, OpenError, PacketDevice,
+    TapDevice, XdpDevice, netmap,
+};
+use core::num::NonZeroU16;
+use rustix::io::Errno;
+
+/// How to open a device. The default suits a single engine on any interface.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Queues to open, each a device of its own: `AF_PACKET` fanout members, TAP queues, XDP or netmap
+    /// rings. An engine, thread or worker process takes one each.
+    pub queues: NonZeroU16,
+    /// MTU in bytes the interface must have. Ports that are no interface take it as theirs.
+    pub mtu: Option<usize>,
+    /// Whether to use checksum and segmentation offload where the device has them.
+    pub offloads: bool,
+    /// How frames get into an XDP socket's memory.
+    pub xdp_mode: XdpMode,
+    /// XDP: microseconds the kernel polls the driver on our behalf in each call (`SO_BUSY_POLL`).
+    pub busy_poll_us: Option<u32>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            queues: NonZeroU16::MIN,
+            mtu: None,
+            offloads: true,
+            xdp_mode: XdpMode::Any,
+            busy_poll_us: None,
+        }
+    }
+}
+
+/// How frames get into an XDP socket's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// Zero-copy where the driver can, else by copying, else on generic socket buffers.
+    #[default]
+    Any,
+    /// By copying, in the driver or on generic socket buffers.
+    Copy,
+    /// By the NIC itself, or not at all.
+    ZeroCopy,
+}
+
+impl OpenOptions {
+    /// The interface's MTU, if it is the one that was asked for.
+    pub(super) fn agreed_mtu(&self, device: &str, have: usize) -> Result<usize, OpenError> {
+        match self.mtu {
+            Some(want) if want != have => Err(OpenError::Mtu {
+                device: device.into(),
+                have,
+                want,
+            }),
+            _ => Ok(have),
+        }
+    }
+}
+
+/// Opens a device by name: one [`NetDevice`] for each of `options.queues`.
+///
+/// `mem:` hears itself; two engines of one process share a [`MemoryDevice::pair`] instead.
+///
+/// # Errors
+///
+/// [`OpenError`], whose text is one sentence with the remedy.
+pub fn open(name: &str, options: &OpenOptions) -> Result<Vec<Box<dyn NetDevice>>, OpenError> {
+    let parsed: DeviceName = name.parse().map_err(|why| OpenError::Name {
+        name: name.into(),
+        why,
+    })?;
+    match &parsed {
+        DeviceName::Netmap(port) => netmap::open(port, options).map(boxed),
+        DeviceName::Packet(interface) => PacketDevice::open(interface, options).map(boxed),
+        DeviceName::Xdp(interface) => XdpDevice::open(interface, options).map(boxed),
+        DeviceName::Tap(interface) => TapDevice::open(interface, options).map(boxed),
+        DeviceName::Memory => {
+            let memory = MemoryOptions {
+                mtu: options.mtu.unwrap_or(MemoryOptions::default().mtu),
+                doorbell: true,
+                ..MemoryOptions::default()
+            };
+            match MemoryDevice::looped(&memory) {
+                Ok(device) => Ok(boxed(vec![device])),
+                Err(DeviceError::System { call, errno }) => Err(OpenError::System {
+                    device: name.into(),
+                    call,
+                    errno,
+                }),
+                Err(_) => Err(OpenError::Layout {
+                    device: name.into(),
+                    field: "memory",
+                }),
+            }
+        }
+    }
+}
+
+fn boxed<D: NetDevice + 'static>(devices: Vec<D>) -> Vec<Box<dyn NetDevice>> {
+    devices
+        .into_iter()
+        .map(|device| Box::new(device) as _)
+        .collect()
+}
+
+/// What devices on an existing interface need to know of it.
+pub(super) struct Facts {
+    pub(super) interface: Interface,
+    pub(super) index: u32,
+    pub(super) mtu: usize,
+    pub(super) mac: super::MacAddr,
+}
+
+impl Facts {
+    /// Looks an interface up that must exist and be up.
+    pub(super) fn of(device: &str, name: &str, options: &OpenOptions) -> Result<Self, OpenError> {
+        let failed = |call, errno| match errno {
+            Errno::NODEV | Errno::NXIO => OpenError::NoInterface {
+                device: device.into(),
+            },
+            errno => OpenError::System {
+                device: device.into(),
+                call,
+                errno,
+            },
+        };
+        let interface = Interface::named(name).map_err(|errno| failed("socket(AF_UNIX)", errno))?;
+        let index = interface
+            .index()
+            .map_err(|errno| failed("SIOCGIFINDEX", errno))?;
+        if !interface
+            .is_up()
+            .map_err(|errno| failed("SIOCGIFFLAGS", errno))?
+        {
+            return Err(OpenError::LinkDown {
+                device: device.into(),
+            });
+        }
+        let mtu = interface
+            .mtu()
+            .map_err(|errno| failed("SIOCGIFMTU", errno))?;
+        let mac = interface
+            .mac()
+            .map_err(|errno| failed("SIOCGIFHWADDR", errno))?;
+        Ok(Self {
+            interface,
+            index,
+            mtu: options.agreed_mtu(device, mtu)?,
+            mac,
+        })
+    }
+}
