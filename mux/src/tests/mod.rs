@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::vec::Vec;
 
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
+
 use crate::bpf::Env;
 use crate::{
     Cb, Chunk, Event, KcmId, MsgView, Mux, Nanos, ParseMsg, Parser, PsockId, ReadOutcome,
@@ -196,6 +198,25 @@ impl World {
 
     pub(crate) fn events(&mut self) -> Vec<Event> {
         core::iter::from_fn(|| self.mux.poll_event()).collect()
+    }
+}
+
+/// As many random cases, the same in every run. PROPTEST_RNG_SEED and PROPTEST_CASES explore.
+pub(crate) fn cases(cases: u32) -> ProptestConfig {
+    let defaults = ProptestConfig::default();
+    let explored = |name| std::env::var_os(name).is_some();
+    ProptestConfig {
+        cases: if explored("PROPTEST_CASES") {
+            defaults.cases
+        } else {
+            cases
+        },
+        rng_seed: match explored("PROPTEST_RNG_SEED") {
+            true => defaults.rng_seed,
+            false => RngSeed::Fixed(0x006b_636d),
+        },
+        failure_persistence: None,
+        ..defaults
     }
 }
 
