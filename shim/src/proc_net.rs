@@ -10,8 +10,8 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use crate::errno::{Errno, Outcome};
 use crate::kcm::{Engine, MuxCell};
 use crate::sync::Mutex;
-use crate::sys;
 use crate::user_mem::{self, UserPtr};
+use crate::{sys, tcp};
 
 /// One of our two pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +124,11 @@ fn queues(engine: &Engine, psock: kcm_mux::PsockId) -> TcpQueues {
     let Some(conn) = engine.connection(psock) else {
         return TcpQueues::default();
     };
-    let (unread, unsent) = (sys::unread_bytes(conn.fd()), sys::unsent_bytes(conn.fd()));
+    let kept = conn.file.map_or(0, tcp::unread) as u32;
+    let (unread, unsent) = (
+        sys::unread_bytes(conn.fd()) + kept,
+        sys::unsent_bytes(conn.fd()),
+    );
     TcpQueues {
         recv_q: u32::from(unread > 0),
         rmem: unread,

@@ -29,12 +29,21 @@ pub(crate) fn bits(file: &'static File) -> (u32, Beneath) {
 
 /// OUT always; IN while a message is queued; never ERR or HUP (kcm-semantics §8.2).
 fn kcm(file: &'static File) -> Outcome<u32> {
-    let queued = !file.rx.lock()?.is_empty();
-    if queued {
-        return Ok(OUT | IN);
+    Ok(if has_message(file)? { OUT | IN } else { OUT })
+}
+
+/// Whether a message is there, after accounting for those the program has taken: the room they
+/// leave may let a parked connection go on.
+fn has_message(file: &'static File) -> Outcome<bool> {
+    let mut rx = file.rx.lock()?;
+    if !rx.is_empty() {
+        return Ok(true);
     }
     let mut engine = file.mux()?.lock()?;
+    let id = file.kcm_id();
+    if engine.mux.refill(id, &mut rx) {
+        return Ok(true);
+    }
     engine.pump();
-    let queued = engine.mux.rx_len(file.kcm_id()) != 0;
-    Ok(if queued { OUT | IN } else { OUT })
+    Ok(engine.mux.refill(id, &mut rx))
 }

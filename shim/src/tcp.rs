@@ -30,6 +30,11 @@ pub(crate) struct Attached {
 pub(crate) const CLOSE: u8 = 7;
 pub(crate) const LISTEN: u8 = 10;
 
+/// States that follow the peer's FIN: TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
+pub(crate) fn peer_has_closed(state: u8) -> bool {
+    matches!(state, 6 | 8 | 9 | 11)
+}
+
 /// Whether this is a TCP socket of IPv4 or IPv6 (not MPTCP).
 pub(crate) fn is_tcp(fd: BorrowedFd<'_>) -> bool {
     let family = sockopt::socket_domain(fd);
@@ -195,7 +200,7 @@ pub(crate) fn extra_bits(file: &'static File) -> u32 {
 }
 
 /// Bytes that FIONREAD has to add to what the socket holds.
-pub(crate) fn unread(file: &'static File) -> usize {
+pub(crate) fn unread(file: &File) -> usize {
     match file.body.lock().as_deref() {
         Ok(Body::Tcp(tcp)) => tcp.unread.len(),
         _ => 0,

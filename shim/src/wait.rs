@@ -58,7 +58,7 @@ pub(crate) fn reset_in_child() {
 /// Everything a sleeping thread holds, to be given back when it wakes, is cancelled, or leaves its
 /// sleep by longjmp.
 struct Stay {
-    file: &'static File,
+    pin: Pin,
     cell: &'static MuxCell,
     bell: Lent,
 }
@@ -72,11 +72,30 @@ impl Stay {
 impl Drop for Stay {
     fn drop(&mut self) {
         let bell = self.id();
-        self.file.watch.remove(Watcher::Thread(bell));
+        self.pin.0.watch.remove(Watcher::Thread(bell));
         if let Ok(mut engine) = self.cell.lock() {
             engine.leave_sleep(bell);
         }
-        self.file.release();
+    }
+}
+
+/// Keeps a file from being taken down between two sleeps of one call, as the kernel keeps the
+/// socket of a blocked call whose descriptor another thread closes.
+pub(crate) struct Pin(&'static File);
+
+impl Pin {
+    fn new(file: &'static File) -> Outcome<Self> {
+        if file.retain() {
+            Ok(Self(file))
+        } else {
+            Err(Exit::Failed(Errno::EBADF))
+        }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 
@@ -93,7 +112,8 @@ pub(crate) fn abandon() {
     }
 }
 
-/// Sleeps until something may have changed for `file`, or until `until`. `ready` is asked once
+/// Sleeps until something may have changed for `file`, or until `until`; the caller holds the pin
+/// until it is done with the file. `ready` is asked once
 /// more when the thread can already be woken, so that nothing falls between.
 ///
 /// # Errors
@@ -103,17 +123,16 @@ pub(crate) fn sleep(
     file: &'static File,
     until: Option<Nanos>,
     ready: impl Fn(&mut Engine) -> bool,
-) -> Outcome<()> {
+) -> Outcome<Pin> {
     abandon(); // a longjmp out of a handler may have left one
     let cell = file.mux()?;
     let (bell, id) = lend()?;
     let mut engine = cell.lock()?;
+    let pin = Pin::new(file)?;
     if ready(&mut engine) {
-        return Ok(());
+        return Ok(pin);
     }
-    if !file.retain() {
-        return Err(Exit::Failed(Errno::EBADF));
-    }
+    let stay = Pin::new(file)?;
     bell.arm();
     file.watch.add(Watcher::Thread(id));
     let mut fds = Vec::with_capacity(2);
@@ -131,13 +150,17 @@ pub(crate) fn sleep(
     }
     let timer = engine.mux.next_deadline();
     drop(engine);
-    STAY.set(Some(ManuallyDrop::new(Stay { file, cell, bell })));
+    STAY.set(Some(ManuallyDrop::new(Stay {
+        pin: stay,
+        cell,
+        bell,
+    })));
     signal::mind_thread_exit();
 
     let slept = native_ppoll(&mut fds, [until, timer].into_iter().flatten().min());
 
     let Some(stay) = STAY.take() else {
-        return Ok(());
+        return Ok(pin);
     };
     let stay = ManuallyDrop::into_inner(stay);
     stay.bell
@@ -155,8 +178,8 @@ pub(crate) fn sleep(
     drop(stay);
     match slept {
         Ok(_) if until.is_some_and(|at| at <= now) => Err(Exit::Failed(Errno::EAGAIN)),
-        Ok(_) => Ok(()),
-        Err(Errno::EINTR) if until.is_none() && signal::handlers_restart() => Ok(()),
+        Ok(_) => Ok(pin),
+        Err(Errno::EINTR) if until.is_none() && signal::handlers_restart() => Ok(pin),
         Err(err) => Err(Exit::Failed(err)),
     }
 }

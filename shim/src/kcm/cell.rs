@@ -166,12 +166,12 @@ impl EngineGuard {
     /// Reads what the connections hold, on behalf of a thread of the program.
     pub(crate) fn pump(&mut self) {
         self.cell.passes.fetch_add(1, Ordering::Relaxed);
-        if self.psocks.len() <= LOOK_MIN {
+        if self.psocks.len() > LOOK_MIN || self.any_full() {
+            self.look();
+        } else {
             for conn in self.psocks.iter_mut().flatten() {
                 conn.readable = true; // reading tells as cheaply as asking
             }
-        } else {
-            self.look();
         }
         self.read_all();
         self.write_all();
@@ -209,6 +209,8 @@ pub(crate) struct Connection {
     readable: bool,
     /// The stream has ended or failed; reading shows how, once the data is drained.
     hup: bool,
+    /// The peer's FIN came before the attach: its end is no news (no state change to report).
+    pub(super) half_closed: bool,
     /// Bytes of the stream that an earlier attach took from the socket and did not consume: read
     /// before the socket is.
     pub(super) unread: VecDeque<u8>,
@@ -231,14 +233,16 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(fd: i32, file: &'static File, cookie: u64, unread: VecDeque<u8>) -> Self {
+    /// The connection behind the program's number `fd`.
+    pub(crate) fn new(fd: i32, file: &'static File, cookie: u64) -> Self {
         Self {
             fd: ConnFd::Lent(fd),
             file: Some(file),
             cookie,
             readable: true,
             hup: false,
-            unread,
+            half_closed: false,
+            unread: VecDeque::new(),
         }
     }
 
@@ -273,7 +277,11 @@ impl Connection {
             return match rustix::net::recv(self.fd(), &mut *buf, RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => {
                     self.readable = false;
-                    ReadResult::Eof
+                    if self.half_closed {
+                        ReadResult::WouldBlock
+                    } else {
+                        ReadResult::Eof
+                    }
                 }
                 Ok((_, n)) => {
                     // A short read drains the socket; what comes later is reported anew.
@@ -397,6 +405,11 @@ impl Engine {
         {
             self.mux.handle_writable(id);
         }
+    }
+
+    /// Whether a connection has bytes that its socket did not take.
+    fn any_full(&self) -> bool {
+        (0..self.psocks.len()).any(|at| self.mux.wants_write(PsockId(at as u32)))
     }
 
     /// Asks the kernel which connections have something, without waiting.

@@ -23,9 +23,11 @@ type Rx = Guard<'static, RawBiased, RxBatch>;
 #[inline]
 pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
     let mut rx = file.rx.lock()?;
-    if rx.is_empty() {
-        rx = await_message(file, fd, rx, flags)?;
+    if !rx.is_empty() {
+        return deliver(file, &mut rx, dst, flags);
     }
+    let mut pin = None; // let go of after the lock
+    let mut rx = await_message(file, fd, rx, flags, &mut pin)?;
     deliver(file, &mut rx, dst, flags)
 }
 
@@ -40,10 +42,11 @@ pub(crate) fn recv_many(
     mut each: impl FnMut(usize, &mut dyn FnMut(Iovecs<'_>) -> Outcome<Received>) -> Outcome<()>,
 ) -> Outcome<usize> {
     let mut flags = flags;
+    let mut pin = None; // let go of after the lock
     let mut rx = file.rx.lock()?;
     for index in 0..count {
         if rx.is_empty() {
-            match await_message(file, fd, rx, flags) {
+            match await_message(file, fd, rx, flags, &mut pin) {
                 Ok(full) => rx = full,
                 Err(_) if index > 0 => return Ok(index),
                 Err(err) => return Err(err),
@@ -68,8 +71,13 @@ pub(crate) fn recv_many(
 /// Fills the empty batch of `file`: from the mux, from its connections, or by sleeping until a
 /// message is there. The lock of the batch is not held during the sleep.
 #[cold]
-fn await_message(file: &'static File, fd: i32, rx: Rx, flags: i32) -> Outcome<Rx> {
-    let mut rx = rx;
+fn await_message(
+    file: &'static File,
+    fd: i32,
+    mut rx: Rx,
+    flags: i32,
+    pin: &mut Option<wait::Pin>,
+) -> Outcome<Rx> {
     let mut until = None;
     let mut asleep_before = false;
     loop {
@@ -86,7 +94,8 @@ fn await_message(file: &'static File, fd: i32, rx: Rx, flags: i32) -> Outcome<Rx
             asleep_before = true;
         }
         let id = file.kcm_id();
-        wait::sleep(file, until, |engine| engine.mux.rx_len(id) != 0)?;
+        let awake = wait::sleep(file, until, |engine| engine.mux.rx_len(id) != 0)?;
+        *pin = Some(awake);
         rx = file.rx.lock()?;
         if !rx.is_empty() {
             return Ok(rx); // another thread refilled the batch meanwhile

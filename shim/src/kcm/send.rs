@@ -6,7 +6,7 @@ use kcm_mux::{KcmId, SendFlags, SocketType, TxResult};
 
 use super::cell::{EngineGuard, send_parts};
 use super::recv::deadline;
-use super::{MuxCell, socket};
+use super::socket;
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::user_mem::Iovecs;
@@ -31,10 +31,11 @@ fn ends(ty: SocketType, flags: i32) -> bool {
 /// whole length.
 pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) -> Outcome<usize> {
     let cell = file.mux()?;
+    let mut pin = None; // let go of after the lock
     let mut engine = socket::checked(file, cell)?;
     let id = file.kcm_id();
     if !engine.mux.may_start(id) {
-        engine = await_room(file, fd, cell, engine, flags)?;
+        engine = await_room(file, fd, engine, flags, &mut pin)?;
     }
     let ty = file.socket_type();
     let (end, batch) = (ends(ty, flags), flags & MSG_BATCH != 0);
@@ -81,9 +82,9 @@ pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) ->
 fn await_room(
     file: &'static File,
     fd: i32,
-    cell: &'static MuxCell,
     mut engine: EngineGuard,
     flags: i32,
+    pin: &mut Option<wait::Pin>,
 ) -> Outcome<EngineGuard> {
     let id = file.kcm_id();
     engine.mux.flush_batch(id);
@@ -98,8 +99,9 @@ fn await_room(
     }
     let until = deadline(file.sndtimeo.load(Ordering::Relaxed));
     loop {
-        wait::sleep(file, until, |engine| engine.mux.may_start(id))?;
-        let engine = socket::checked(file, cell)?;
+        let awake = wait::sleep(file, until, |engine| engine.mux.may_start(id))?;
+        *pin = Some(awake);
+        let engine = socket::checked(file, file.mux()?)?;
         if engine.mux.may_start(id) {
             return Ok(engine);
         }

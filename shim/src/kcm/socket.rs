@@ -151,7 +151,12 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     }
     let program = bpf::program(bpf_fd)?;
     let kcm = lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Kcm);
-    if kcm || !tcp::is_tcp(fd) || matches!(tcp::state(fd), tcp::CLOSE | tcp::LISTEN) {
+    let state = if kcm || !tcp::is_tcp(fd) {
+        tcp::CLOSE
+    } else {
+        tcp::state(fd)
+    };
+    if matches!(state, tcp::CLOSE | tcp::LISTEN) {
         return Err(Errno::EOPNOTSUPP.into());
     }
     let cookie = sockopt::socket_cookie(fd)?;
@@ -163,10 +168,10 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     }
     let tcp = tcp::adopt(tcp_fd)?;
     let psock = engine.mux.attach(program, rcvbuf(fd), tcp::rcvtimeo(fd));
-    engine.add_connection(
-        psock,
-        Connection::new(tcp_fd, tcp, cookie, tcp::take_unread(tcp)?),
-    );
+    let mut conn = Connection::new(tcp_fd, tcp, cookie);
+    conn.half_closed = tcp::peer_has_closed(state);
+    conn.unread = tcp::take_unread(tcp)?;
+    engine.add_connection(psock, conn);
     attached.insert(cookie, (cell, psock));
     tcp.bind(cell, psock.0);
     drop(attached);
