@@ -37,7 +37,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
-enum { HEADER = 4, MESSAGE_MAX = 1 << 20, THREADS_MAX = 256, EVENTS = 64 };
+enum { HEADER = 4, MESSAGE_MAX = 1 << 20, THREADS_MAX = 256, EVENTS = 64, BATCH_MAX = 64 };
 
 struct worker {
 	pthread_t thread;
@@ -84,26 +84,41 @@ static int port_of(int fd)
 	return ntohs(address.sin_port);
 }
 
-/* One worker: a blocking receive, a blocking send. */
+/* Sends one message, or with none ends the batch, waiting for room as it needs to. */
+static void send_message(int kcm, const char *message, size_t size, int flags)
+{
+	/* On SOCK_SEQPACKET it is MSG_EOR that ends a message. */
+	while (send(kcm, message, size, MSG_EOR | flags) < 0)
+		if (errno != EINTR)
+			die("send(KCM)");
+}
+
+/*
+ * One worker.  While messages wait, echoes gather under MSG_BATCH and leave in one
+ * write; when none is left an empty send lets them go and the thread sleeps.
+ */
 static void *echo(void *argument)
 {
 	struct worker *self = argument;
 	char *message = malloc(MESSAGE_MAX); /* the parser refuses longer ones */
+	int batched = 0;
 
 	if (!message)
 		die("malloc");
 	for (;;) {
-		ssize_t size = recv(self->kcm, message, MESSAGE_MAX, 0);
+		ssize_t size = recv(self->kcm, message, MESSAGE_MAX, batched ? MSG_DONTWAIT : 0);
 
-		if (size < 0 && errno == EINTR)
-			continue;
-		if (size < 0)
+		if (size >= 0) {
+			send_message(self->kcm, message, (size_t)size, MSG_BATCH);
+			atomic_fetch_add_explicit(&self->messages, 1, memory_order_relaxed);
+			batched++;
+		} else if (errno != EAGAIN && errno != EINTR) {
 			die("recv(KCM)");
-		/* On SOCK_SEQPACKET it is MSG_EOR that ends a message. */
-		while (send(self->kcm, message, (size_t)size, MSG_EOR) < 0)
-			if (errno != EINTR)
-				die("send(KCM)");
-		atomic_fetch_add_explicit(&self->messages, 1, memory_order_relaxed);
+		}
+		if (batched && (size < 0 || batched == BATCH_MAX)) {
+			send_message(self->kcm, NULL, 0, 0);
+			batched = 0;
+		}
 	}
 	return NULL; /* the loop ends with the process */
 }

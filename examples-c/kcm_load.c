@@ -116,6 +116,14 @@ static uint64_t due_time(const struct load *load)
 	return load->rate ? load->start + load->sent * SECOND / load->rate : now();
 }
 
+/* What may follow a message at once is announced, so that both leave in one write. */
+static int batch_flag(const struct load *load)
+{
+	int more = load->sent + 1 < load->messages && load->sent + 1 - load->echoed < load->window;
+
+	return more && !load->rate ? MSG_BATCH : 0;
+}
+
 /* Sends what is due and fits.  Returns when the next one is due, or 0: when an echo makes room. */
 static uint64_t send_due(struct load *load)
 {
@@ -126,9 +134,12 @@ static uint64_t send_due(struct load *load)
 		if (load->rate && stamp.due > now())
 			return stamp.due;
 		memcpy(load->message + HEADER, &stamp, sizeof stamp);
-		sent = send(load->kcm, load->message, load->size, MSG_EOR | MSG_DONTWAIT);
-		if (sent < 0 && errno == EAGAIN && load->sent > load->echoed)
-			return 0; /* SO_SNDBUF is full: read echoes first, or both ends could wait for ever */
+		sent = send(load->kcm, load->message, load->size, MSG_EOR | MSG_DONTWAIT | batch_flag(load));
+		if (sent < 0 && errno == EAGAIN && load->sent > load->echoed) {
+			/* SO_SNDBUF is full: read echoes first, or both ends could wait for ever. */
+			send(load->kcm, NULL, 0, MSG_EOR | MSG_DONTWAIT); /* ends the batch */
+			return 0;
+		}
 		if (sent != (ssize_t)load->size)
 			die("send(KCM)");
 		load->sent++;
@@ -171,6 +182,21 @@ static void check_echo(struct load *load, const char *echo, size_t size)
 	load->echoed++;
 }
 
+/* Takes all echoes that are there.  Returns how many. */
+static int take_echoes(struct load *load, char *echo)
+{
+	int count = 0;
+	ssize_t size;
+
+	while ((size = recv(load->kcm, echo, MESSAGE_MAX, MSG_DONTWAIT)) >= 0) {
+		check_echo(load, echo, (size_t)size);
+		count++;
+	}
+	if (errno != EAGAIN)
+		die("recv(KCM)");
+	return count;
+}
+
 /* Sends and receives until every message is back.  Returns 0 if some stay away. */
 static int run(struct load *load)
 {
@@ -181,13 +207,8 @@ static int run(struct load *load)
 	load->start = now();
 	while (load->echoed < load->messages) {
 		uint64_t next = send_due(load);
-		ssize_t size = recv(load->kcm, echo, MESSAGE_MAX, MSG_DONTWAIT);
 
-		if (size >= 0)
-			check_echo(load, echo, (size_t)size);
-		else if (errno != EAGAIN)
-			die("recv(KCM)");
-		else if (!wait_for_echo(load, next) && !next)
+		if (!take_echoes(load, echo) && !wait_for_echo(load, next) && !next)
 			break;
 	}
 	free(echo);
