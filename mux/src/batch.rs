@@ -217,6 +217,29 @@ impl RxBatch {
         }
     }
 
+    /// Drops the first `bytes` of the front message, which stays: a short SEQPACKET read on
+    /// kernels before the one that drops the rest (kcm-semantics §15.3). Fewer than all.
+    pub fn consume_part(&mut self, bytes: usize) {
+        let Run {
+            descs, next, spans, ..
+        } = &mut self.current;
+        let Some(desc) = descs
+            .get_mut(*next)
+            .filter(|desc| bytes < desc.len as usize)
+        else {
+            return;
+        };
+        desc.start += bytes as u32;
+        desc.len -= bytes as u32;
+        self.handed.bytes_returned += bytes as u64;
+        self.handed.charge += bytes;
+        let mut left = bytes;
+        spans.retain_mut(|slice| {
+            left -= slice.split_front(left.min(slice.len())).len();
+            !slice.is_empty()
+        });
+    }
+
     #[cold]
     fn next_run(&mut self) {
         let next = self.rest.pop_front().unwrap_or_default();
@@ -225,7 +248,11 @@ impl RxBatch {
 
     /// Appends messages behind those the batch holds.
     pub(crate) fn append(&mut self, runs: &mut VecDeque<Run>, msgs: usize) {
-        self.rest.append(runs);
+        if self.rest.is_empty() {
+            core::mem::swap(&mut self.rest, runs);
+        } else {
+            self.rest.append(runs);
+        }
         self.len += msgs;
         if self.current.is_empty() && !self.rest.is_empty() {
             let next = self.rest.pop_front().unwrap_or_default();

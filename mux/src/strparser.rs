@@ -187,6 +187,8 @@ pub(crate) struct StreamParser {
     /// when the program last ran on it.
     consumed: usize,
     cb: Cb,
+    /// The program's result on the current bytes, which waits for SO_RCVBUF to be judged.
+    unjudged: Option<i32>,
     /// No message is cut any more: the parser aborted.
     stopped: bool,
 }
@@ -211,6 +213,7 @@ impl StreamParser {
             msg_len: 0,
             consumed: 0,
             cb: Cb::default(),
+            unjudged: None,
             stopped: false,
         }
     }
@@ -286,97 +289,129 @@ impl StreamParser {
             completed: false,
             began: false,
         };
-        while !self.stopped {
-            let Some((head, tail)) = self.stream.split_first() else {
-                break;
-            };
-            let chunk = head.chunk.clone();
-            sink.enter_chunk(&chunk);
-            let tail_len = self.held - head.len();
-            let bytes = chunk.get(..head.end).unwrap_or_default();
-            let start = head.start;
-            let mut pos = start;
-            let mut msgs = 0;
-            // Messages that end inside the first slice; leaves the verdict on the one
-            // that does not.
-            let mut program_ran = false;
-            let (verdict, seen) = loop {
-                let rest = bytes.get(pos..).unwrap_or_default();
-                if rest.is_empty() {
-                    break (None, 0);
-                }
-                let view = MsgView {
-                    head: rest,
-                    tail,
-                    len: rest.len() + tail_len,
-                };
-                if self.msg_len == 0 {
-                    program_ran = true;
-                    let result = self.program.parse(&view, &mut self.cb, env);
-                    env.seed = env.seed.wrapping_add(1);
-                    match classify(result, view.len, self.consumed, rcvbuf) {
-                        Verdict::Len(len) => self.msg_len = len,
-                        other => break (Some(other), view.len),
-                    }
-                }
-                let len = self.msg_len as usize;
-                if len > rest.len() {
-                    break (Some(Verdict::Len(self.msg_len)), view.len);
-                }
-                stats.rx_bytes += (len - self.consumed) as u64;
-                msgs += 1;
-                let desc = Desc {
-                    start: pos as u32,
-                    len: self.msg_len,
-                };
-                self.msg_len = 0;
-                self.consumed = 0;
-                self.cb = Cb::default();
-                program_ran = false;
-                pos += len;
-                if sink.packed(desc) == Flow::Pause {
-                    parsed.end = ParseEnd::Paused;
-                    break (None, 0);
-                }
-            };
-            stats.rx_msgs += msgs;
-            parsed.completed |= msgs > 0;
-            self.drop_front(pos - start);
-            match verdict {
-                None if parsed.end == ParseEnd::Paused => break,
-                None => {}
-                Some(Verdict::Len(len)) if len as usize <= seen => {
+        while !self.stopped && !self.stream.is_empty() {
+            let cut = self.cut_packed(rcvbuf, env, stats, sink);
+            parsed.completed |= cut.msgs > 0;
+            let stop = match cut.stop {
+                Stop::SliceEnd => continue,
+                Stop::Paused => ParseEnd::Paused,
+                Stop::Incomplete(Verdict::Len(len)) if len as usize <= self.held => {
                     // The message ends in a later slice.
-                    stats.rx_bytes += (len as usize - self.consumed) as u64;
-                    stats.rx_msgs += 1;
                     parsed.completed = true;
+                    self.count_message(stats);
                     let parts = self.cut(len as usize);
-                    self.msg_len = 0;
-                    self.consumed = 0;
-                    self.cb = Cb::default();
-                    if sink.spanning(parts, len) == Flow::Pause {
-                        parsed.end = ParseEnd::Paused;
-                        break;
+                    match sink.spanning(parts, len) {
+                        Flow::Continue => continue,
+                        Flow::Pause => ParseEnd::Paused,
                     }
                 }
-                Some(verdict) => {
-                    parsed.began = self.consumed == 0;
-                    if program_ran && matches!(verdict, Verdict::Len(_) | Verdict::NeedMore) {
+                Stop::Incomplete(verdict) => {
+                    let news =
+                        cut.program_ran && matches!(verdict, Verdict::Len(_) | Verdict::NeedMore);
+                    parsed.began = news && self.consumed == 0;
+                    if news {
                         // The program saw these bytes, so the kernel would have consumed
                         // them. Once the length is known, later bytes stay unread until
                         // all have come (§9.2).
-                        stats.rx_bytes += (seen - self.consumed) as u64;
-                        self.consumed = seen;
+                        stats.rx_bytes += (self.held - self.consumed) as u64;
+                        self.consumed = self.held;
                     }
-                    parsed.began &= self.consumed > 0;
-                    parsed.end = self.incomplete(verdict, stats);
-                    break;
+                    self.incomplete(verdict, stats)
                 }
-            }
+            };
+            parsed.end = stop;
+            break;
         }
         self.compact_tail();
         self.check_invariants();
         parsed
+    }
+
+    /// Cuts the messages that end inside the first slice. The hot path: one program run, one
+    /// descriptor and some counters a message.
+    fn cut_packed(
+        &mut self,
+        rcvbuf: u32,
+        env: &mut Env,
+        stats: &mut PsockStats,
+        sink: &mut impl Sink,
+    ) -> Cut {
+        let mut cut = Cut {
+            msgs: 0,
+            program_ran: false,
+            stop: Stop::SliceEnd,
+        };
+        let Some((head, tail)) = self.stream.split_first() else {
+            return cut;
+        };
+        let chunk = head.chunk.clone();
+        sink.enter_chunk(&chunk);
+        let tail_len = self.held - head.len();
+        let (start, end) = (head.start, head.end);
+        let mut pos = start;
+        let mut rx_bytes = 0;
+        while let Some(rest) = chunk.get(pos..end)
+            && !rest.is_empty()
+        {
+            let view = MsgView {
+                head: rest,
+                tail,
+                len: rest.len() + tail_len,
+            };
+            if self.msg_len == 0 {
+                let result = match self.unjudged.take() {
+                    Some(result) => result,
+                    None => {
+                        env.seed = env.seed.wrapping_add(1);
+                        self.program.parse(&view, &mut self.cb, env)
+                    }
+                };
+                cut.program_ran = true;
+                match classify(result, view.len, self.consumed, rcvbuf) {
+                    Verdict::Len(len) => self.msg_len = len,
+                    verdict => {
+                        if verdict == Verdict::OverRcvbuf {
+                            self.unjudged = Some(result);
+                        }
+                        cut.stop = Stop::Incomplete(verdict);
+                        break;
+                    }
+                }
+            }
+            let len = self.msg_len as usize;
+            if len > rest.len() {
+                cut.stop = Stop::Incomplete(Verdict::Len(self.msg_len));
+                break;
+            }
+            let desc = Desc {
+                start: pos as u32,
+                len: self.msg_len,
+            };
+            rx_bytes += (len - self.consumed) as u64;
+            cut.msgs += 1;
+            cut.program_ran = false;
+            self.msg_len = 0;
+            self.consumed = 0;
+            self.cb = Cb::default();
+            pos += len;
+            if sink.packed(desc) == Flow::Pause {
+                cut.stop = Stop::Paused;
+                break;
+            }
+        }
+        stats.rx_msgs += cut.msgs;
+        stats.rx_bytes += rx_bytes;
+        self.drop_front(pos - start);
+        cut
+    }
+
+    /// Counts the current message, whose length is known, as complete.
+    fn count_message(&mut self, stats: &mut PsockStats) {
+        stats.rx_msgs += 1;
+        stats.rx_bytes += u64::from(self.msg_len) - self.consumed as u64;
+        self.msg_len = 0;
+        self.consumed = 0;
+        self.cb = Cb::default();
     }
 
     /// What it means that the current message cannot be cut now.
@@ -490,6 +525,21 @@ impl StreamParser {
         );
         debug_assert!(self.msg_len == 0 || self.consumed <= self.msg_len as usize);
     }
+}
+
+/// What [`StreamParser::cut_packed`] did with one slice.
+struct Cut {
+    msgs: u64,
+    /// The program has seen all bytes of the message that could not be cut.
+    program_ran: bool,
+    stop: Stop,
+}
+
+/// Why it stopped.
+enum Stop {
+    SliceEnd,
+    Paused,
+    Incomplete(Verdict),
 }
 
 /// What a program's result means (kcm-semantics §9.2), in the kernel's order of checks.

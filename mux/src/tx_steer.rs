@@ -24,9 +24,22 @@ use crate::tx_queue::{self, TxPool, Written};
 /// The three lists of one mux.
 #[derive(Debug, Default)]
 pub(crate) struct TxSteer {
-    pub(crate) avail: VecDeque<PsockId>,
+    /// With the serial of each attachment: an unattached psock stays listed until it is met.
+    avail: VecDeque<(PsockId, u64)>,
+    /// Entries of `avail` whose psock was unattached.
+    avail_gone: usize,
     pub(crate) waiters: VecDeque<KcmId>,
     scheduled: VecDeque<PsockId>,
+}
+
+impl TxSteer {
+    /// Psocks free for sending, head first.
+    pub(crate) fn available(&self, psocks: &Slots<Psock>) -> impl Iterator<Item = PsockId> {
+        let attached = |&&(id, serial): &&(PsockId, u64)| {
+            psocks.get(id.0).is_some_and(|psock| psock.serial == serial)
+        };
+        self.avail.iter().filter(attached).map(|&(id, _)| id)
+    }
 }
 
 /// The mux as the transmit side sees it.
@@ -79,9 +92,9 @@ impl TxSide<'_> {
                 }
                 if !end {
                     tx.open = Some(open);
-                } else if open.len() <= TX_PACK_BYTES_MAX {
-                    tx.queue.push(&[&open], open.len(), self.pool)?;
-                } else {
+                } else if open.len() > TX_PACK_BYTES_MAX
+                    || tx.queue.push(&[&open], open.len(), self.pool).is_err()
+                {
                     tx.queue.push_owned(open);
                 }
             }
@@ -124,7 +137,12 @@ impl TxSide<'_> {
     /// Takes the head of the available list. A psock with a pending error fails as the
     /// transmission on it would (§6.2), and the next one is tried.
     fn reserve(&mut self, id: KcmId) -> Option<PsockId> {
-        while let Some(psock_id) = self.steer.avail.pop_front() {
+        while let Some((psock_id, serial)) = self.steer.avail.pop_front() {
+            let psock = self.psocks.get(psock_id.0);
+            if psock.is_none_or(|psock| psock.serial != serial) {
+                self.steer.avail_gone -= 1;
+                continue;
+            }
             self.bind(id, psock_id);
             if self.pending_error(psock_id) {
                 self.abort(psock_id);
@@ -187,7 +205,7 @@ impl TxSide<'_> {
             return;
         }
         let Some(id) = self.steer.waiters.pop_front() else {
-            self.steer.avail.push_back(psock_id);
+            self.steer.avail.push_back((psock_id, psock.serial));
             return;
         };
         if let Some(kcm) = self.kcms.get_mut(id.0) {
@@ -519,10 +537,12 @@ impl TxSide<'_> {
     /// A psock leaves the mux. Returns the KCM socket whose message it was carrying; call
     /// [`psock_gone`](Self::psock_gone) for it once the psock is removed.
     pub(crate) fn unattach(&mut self, psock_id: PsockId) -> Option<KcmId> {
-        self.steer.avail.retain(|&avail| avail != psock_id);
         let owner = self.psocks.get(psock_id.0)?.tx.owner;
         let owner = match owner {
-            TxOwner::Nobody => return None,
+            TxOwner::Nobody => {
+                self.forget_available(psock_id);
+                return None;
+            }
             TxOwner::Kcm(id) => {
                 self.unbind(id);
                 Some(id)
@@ -536,6 +556,32 @@ impl TxSide<'_> {
             psock.error = EPIPE;
         }
         owner
+    }
+}
+
+impl TxSide<'_> {
+    /// An available psock is being unattached. Its entry goes when half of the list is such:
+    /// closing a mux of many psocks stays linear.
+    fn forget_available(&mut self, psock_id: PsockId) {
+        let Some(psock) = self
+            .psocks
+            .get(psock_id.0)
+            .filter(|psock| !psock.tx.stopped)
+        else {
+            return;
+        };
+        let leaving = (psock_id, psock.serial);
+        self.steer.avail_gone += 1;
+        if self.steer.avail_gone > self.steer.avail.len() / 2 {
+            let psocks = &self.psocks;
+            let attached = |&(id, serial): &(PsockId, u64)| {
+                psocks.get(id.0).is_some_and(|psock| psock.serial == serial)
+            };
+            self.steer
+                .avail
+                .retain(|entry| *entry != leaving && attached(entry));
+            self.steer.avail_gone = 0;
+        }
     }
 }
 

@@ -85,11 +85,12 @@ impl Mux {
                 assert_eq!(tx.queued_bytes, tx.queue.unwritten_bytes() + open);
             }
         }
+        let mut available = self.tx.available(&self.psocks);
         assert!(
-            self.tx.avail.is_empty() || self.tx.waiters.is_empty(),
+            self.tx.waiters.is_empty() || available.next().is_none(),
             "no socket waits in vain"
         );
-        for &id in &self.tx.avail {
+        for id in self.tx.available(&self.psocks) {
             let psock = self.psocks.get(id.0);
             assert!(psock.is_some_and(|psock| psock.tx.owner == TxOwner::Nobody
                 && !psock.tx.stopped

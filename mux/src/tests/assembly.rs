@@ -150,6 +150,20 @@ fn length_over_rcvbuf_asks_for_the_current_one_and_aborts_above_it() {
 }
 
 #[test]
+fn program_runs_once_on_bytes_that_wait_for_rcvbuf() {
+    let (mut world, _) = world(p4());
+    // The first run says 5000; a second run on the same message would say 5001.
+    let counting = parser(|_, cb| {
+        cb[0] += 1;
+        4999 + cb[0] as i32
+    });
+    let psock = world.mux.attach(counting, 2304, None);
+    let _ = world.feed(psock, &[7; 5000]);
+    world.mux.set_psock_rcvbuf(psock, 8192);
+    assert_eq!(world.recv(K0).unwrap().len(), 5000);
+}
+
+#[test]
 fn length_equal_to_rcvbuf_is_accepted() {
     let (mut world, _) = world(p4());
     let psock = world.mux.attach(p4(), 2304, None);

@@ -335,6 +335,34 @@ fn counters_follow_what_was_returned() {
 }
 
 #[test]
+fn partly_consumed_message_stays_with_its_rest() {
+    let (mut world, psock) = world(1);
+    let large = msg(100_000, b'x');
+    let _ = world.feed(psock, &letters("a"));
+    large
+        .chunks(60_000)
+        .for_each(|part| drop(world.feed(psock, part)));
+    let batch = world.batches.get_mut(&K0).unwrap();
+    world.mux.refill(K0, batch);
+    batch.consume_part(5);
+    batch.consume_part(7); // not fewer than all that is left
+    assert_eq!(
+        batch.front().unwrap().contiguous(),
+        Some(&letters("a")[5..])
+    );
+    batch.consume(7, true);
+    batch.consume_part(60_010);
+    let rest: Vec<u8> = batch.front().unwrap().parts().flatten().copied().collect();
+    assert_eq!(rest, large[60_010..]);
+    assert_eq!(batch.front().unwrap().len(), rest.len());
+    batch.consume(rest.len(), true);
+    assert!(!world.mux.refill(K0, world.batches.get_mut(&K0).unwrap()));
+    let stats = world.mux.kcm_stats(K0);
+    assert_eq!((stats.rx_msgs, stats.rx_bytes), (2, 12 + 100_004));
+    assert_eq!(world.mux.kcm(K0).unwrap().rx.charge, 0);
+}
+
+#[test]
 fn idle_sockets_are_small() {
     assert!(
         size_of::<crate::kcm::Kcm>() <= 512,

@@ -489,6 +489,22 @@ fn close_during_a_direct_write_settles_the_psock() {
 }
 
 #[test]
+fn unattached_psocks_are_skipped_wherever_they_stand() {
+    let (mut world, psocks) = world(1, 9);
+    for psock in [0, 3, 4, 8] {
+        world.mux.unattach(psocks[psock]);
+    }
+    assert_eq!(world.attach(p4()), psocks[0]);
+    world.mux.unattach(psocks[5]);
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        world.send(K0, b"m", END);
+        order.extend(world.wire().into_iter().map(|(psock, _)| psock.0));
+    }
+    assert_eq!(order, [1, 2, 6, 7, 0, 1]);
+}
+
+#[test]
 fn local_shutdown_posts_one_error_a_call() {
     let (mut world, psocks) = world(1, 1);
     world.mux.handle_state_change(psocks[0]); // [F07]
