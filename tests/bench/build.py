@@ -21,12 +21,19 @@ def say(message):
     print(message, file=sys.stderr)
 
 
+def is_installed(package):
+    query = subprocess.run(["dpkg-query", "-W", "-f=${db:Status-Status}", package], capture_output=True, text=True)
+    return query.stdout == "installed"
+
+
 def install(*packages):
-    """Installs the Debian packages that are missing; a failure ends the run with apt's own message."""
+    """
+    Installs the Debian packages that are missing; a failure ends the run with apt's own message. "command:package" asks
+    for the package only where there is no such command.
+    """
     missing = [
-        package for package in packages
-        if subprocess.run(["dpkg-query", "-W", "-f=${db:Status-Status}", package], capture_output=True, text=True).stdout
-        != "installed"
+        package for command, _, package in (name.rpartition(":") for name in packages)
+        if not (command and shutil.which(command)) and not is_installed(package)
     ]
     if not missing:
         return
@@ -76,6 +83,3 @@ def compile_programs(with_zmq=True):
         )
     return out
 
-
-def have(command):
-    return shutil.which(command) is not None
