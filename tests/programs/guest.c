@@ -7,9 +7,11 @@
 #define ARRIVAL_MS 4000
 /* After the last expected byte, how long a surplus may take to show. */
 #define SURPLUS_MS 10
-/* Spacing of writes that must be parsed one by one. */
+/* Spacing of writes that must be parsed one by one, and how long it may stretch until the attached
+ * end has nothing unread: the parser may be a thread that a busy machine starts late. */
 #define SPACE_MS 10
-/* One look at every watched KCM socket. */
+#define TAKEN_MS 150
+/* Between two looks at a descriptor that should become readable. */
 #define LOOK_MS 2
 #define WATCHED_MAX 256
 
@@ -17,6 +19,8 @@ volatile sig_atomic_t sigpipe_count;
 
 static struct pollfd watched[WATCHED_MAX];
 static size_t watched_count;
+static struct pair pairs[WATCHED_MAX];
+static size_t pair_count;
 
 /* --- trace lines ------------------------------------------------------------------------- */
 
@@ -147,7 +151,7 @@ const char *poll_bits(int events)
 static int watch(int fd)
 {
 	if (fd >= 0 && watched_count < WATCHED_MAX)
-		watched[watched_count++] = (struct pollfd){.fd = fd, .events = POLLIN};
+		watched[watched_count++] = (struct pollfd){.fd = fd};
 	return fd;
 }
 
@@ -199,6 +203,7 @@ static struct pair make_pair(int family, int small)
 	close(listener);
 	set_int(made.a, IPPROTO_TCP, TCP_NODELAY, 1);
 	set_int(made.p, IPPROTO_TCP, TCP_NODELAY, 1);
+	pairs[pair_count++ % WATCHED_MAX] = made;
 	return made;
 }
 
@@ -345,13 +350,12 @@ int prog_load_bytes(void)
 
 void nap(int ms)
 {
-	for (int slept = 0; slept < ms; slept += LOOK_MS) {
-		if (watched_count)
-			poll(watched, watched_count, 0);
-		usleep(LOOK_MS * 1000);
-	}
-	if (watched_count)
-		poll(watched, watched_count, 0);
+	/* A KCM socket never has an error or a hang-up, so asking for nothing waits out the time. */
+	for (long end = now_ms() + ms, left = ms; left > 0; left = end - now_ms())
+		if (poll(watched, watched_count, left) > 0)
+			for (size_t i = 0; i < watched_count; i++)
+				if (watched[i].revents)
+					watched[i].fd = -1; /* Closed, or the number is another file's now. */
 }
 
 int ready(int fd, int events, int ms)
@@ -368,12 +372,24 @@ size_t p4(void *to, size_t payload, char c)
 	return sizeof header + payload;
 }
 
+/* What the other end of `peer` has received and nobody has taken. */
+static int unread_beyond(int peer)
+{
+	int unread = 0;
+	for (size_t i = 0; i < pair_count && i < WATCHED_MAX; i++)
+		if (pairs[i].p == peer && ioctl(pairs[i].a, FIONREAD, &unread))
+			unread = 0;
+	return unread;
+}
+
 void put(int peer, const void *data, size_t len)
 {
 	ssize_t wrote = write(peer, data, len);
 	if (wrote != (ssize_t)len)
 		say("peer write = %zd %s", wrote, wrote < 0 ? errno_name(errno) : "short");
 	nap(SPACE_MS);
+	for (long end = now_ms() + TAKEN_MS; unread_beyond(peer) > 0 && now_ms() < end;)
+		nap(SPACE_MS);
 }
 
 void msg(int peer, size_t payload, char c)
@@ -490,19 +506,40 @@ static void ignore(int sig)
 	(void)sig;
 }
 
+/* Signals go on until the call that they should interrupt is over: the first may come too early. */
+#define SIGNALS_MAX 40
+static volatile sig_atomic_t signalled_calls;
+
+struct interruption {
+	int ms, call;
+};
+
 static void *interrupt_later(void *arg)
 {
-	/* The main thread must be the one that is interrupted. */
-	usleep((intptr_t)arg * 1000);
-	syscall(SYS_tgkill, getpid(), getpid(), SIGUSR1);
+	struct interruption *of = arg;
+	for (int i = 0; i < SIGNALS_MAX; i++) {
+		usleep(of->ms * 1000);
+		if (signalled_calls != of->call)
+			break;
+		/* The main thread must be the one that is interrupted. */
+		syscall(SYS_tgkill, getpid(), getpid(), SIGUSR1);
+	}
+	free(of);
 	return NULL;
 }
 
 void signal_after(int ms, int sa_flags)
 {
 	struct sigaction act = {.sa_handler = ignore, .sa_flags = sa_flags};
+	struct interruption *of = malloc(sizeof *of);
+	*of = (struct interruption){.ms = ms, .call = signalled_calls};
 	sigaction(SIGUSR1, &act, NULL);
-	spawn(interrupt_later, (void *)(intptr_t)ms);
+	spawn(interrupt_later, of);
+}
+
+void signal_over(void)
+{
+	signalled_calls++;
 }
 
 pthread_t spawn(void *(*body)(void *), void *arg)

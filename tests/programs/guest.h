@@ -149,7 +149,7 @@ int prog_load_bytes(void); /* skb_load_bytes(0, 4): 0 when short, else byte 3 */
 
 /* --- traffic ----------------------------------------------------------------------------- */
 
-/* Waits and meanwhile polls every KCM socket of this process, as a program that keeps up does. */
+/* Waits in poll(2) on every KCM socket of this process: as a receiver does that keeps up. */
 void nap(int ms);
 /* Waits for events on one descriptor; 0 on timeout. */
 int ready(int fd, int events, int ms);
@@ -179,8 +179,9 @@ int filled(const void *data, size_t len, unsigned seed);
 extern volatile sig_atomic_t sigpipe_count;
 long now_ms(void);
 int in_range(long value, long low, long high);
-/* Interrupts this process with SIGUSR1 (handler installed with sa_flags) after ms. */
+/* Interrupts the main thread with SIGUSR1 (handler installed with sa_flags) every ms, until over. */
 void signal_after(int ms, int sa_flags);
+void signal_over(void);
 pthread_t spawn(void *(*body)(void *), void *arg);
 int open_fd_count(void);
 

@@ -70,6 +70,7 @@ static void send_interrupted(int type)
 	(void)type;
 	signal_after(100, 0);
 	R(send(k, zeros, 1, 0));
+	signal_over();
 }
 
 /* What attach_later attaches. */
@@ -92,6 +93,7 @@ static void send_restarted(int type)
 	long before = now_ms();
 	signal_after(100, SA_RESTART);
 	R(send(later.k, "later", 5, 0));
+	signal_over();
 	say("after about 0.4 s: %d", in_range(now_ms() - before, 350, 3000));
 	pthread_join(attacher, NULL);
 }

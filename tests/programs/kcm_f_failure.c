@@ -147,6 +147,7 @@ static void blocked_then_reset(int type)
 {
 	int k = kcm(type), b = prog_p4();
 	struct pair t = half_sent(k, b), u = attached(k, b);
+	nap(100); /* Until nothing moves: write space would be a second cause to try again. */
 	reset(t.p);
 	nap(100);
 	size_t early = collect(u.p, got, sizeof got, 0);

@@ -171,15 +171,19 @@ static void interrupted(int type)
 	open_pair(type);
 	signal_after(60, 0);
 	RL("plain", recv(k, buf, sizeof buf, 0));
+	signal_over();
 	set_timeout(k, SO_RCVTIMEO, 4000);
 	signal_after(60, 0);
 	RL("SO_RCVTIMEO", recv(k, buf, sizeof buf, 0));
+	signal_over();
 	signal_after(60, SA_RESTART);
 	RL("SA_RESTART and SO_RCVTIMEO", recv(k, buf, sizeof buf, 0));
+	signal_over();
 	set_timeout(k, SO_RCVTIMEO, 0);
 	signal_after(60, SA_RESTART);
 	spawn(message_later, NULL);
 	RL("SA_RESTART, then a message", recv(k, buf, sizeof buf, 0));
+	signal_over();
 }
 
 static void fin_is_no_end(int type)

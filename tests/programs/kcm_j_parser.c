@@ -11,6 +11,14 @@ static void open_with(int type, int prog)
 	t = attached(k, prog);
 }
 
+/* The look for bytes already queued, which attaching schedules, is over: it would take bytes that
+ * the parser otherwise leaves in the TCP socket. */
+static void open_settled(int type)
+{
+	open_with(type, prog_p4());
+	nap(30);
+}
+
 static void spaced(int type)
 {
 	open_with(type, prog_p4());
@@ -487,7 +495,7 @@ static void data_then_fin(int type)
 static void stolen_bytes(int type)
 {
 	char data[128];
-	open_with(type, prog_p4());
+	open_settled(type);
 	p4(data, 100, 'a');
 	put(t.p, data, 20);
 	put(t.p, data + 20, 20);
@@ -497,7 +505,7 @@ static void stolen_bytes(int type)
 static void parked_bytes(int type)
 {
 	char data[128];
-	open_with(type, prog_p4());
+	open_settled(type);
 	recv_disable(k, 1);
 	msg(t.p, 8, 'a');
 	msg(t.p, 8, 'b');
@@ -506,9 +514,7 @@ static void parked_bytes(int type)
 
 static void tcp_rcvlowat(int type)
 {
-	open_with(type, prog_p4());
-	/* The look for bytes already queued, which attaching schedules, does not ask for the mark. */
-	nap(20);
+	open_settled(type);
 	R(set_int(t.a, SOL_SOCKET, SO_RCVLOWAT, 100));
 	msg(t.p, 8, 'a');
 	rx_none(k);
