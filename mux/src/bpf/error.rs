@@ -133,6 +133,11 @@ pub enum VerifyError {
         /// Where.
         pc: usize,
     },
+    /// A stack access that begins inside the frame and may end above it.
+    StackOverrun {
+        /// Where.
+        pc: usize,
+    },
     /// A stack byte is read that nothing was written to on some path.
     UninitStack {
         /// Where.
@@ -271,6 +276,7 @@ impl VerifyError {
             | Self::PointerOffset { .. }
             | Self::DivisionByZero { .. }
             | Self::BadShift { .. }
+            | Self::StackOverrun { .. }
             | Self::ForeignStackSpill { .. }
             | Self::ReturnsStackPointer { .. }
             | Self::PacketLoadWithoutContext { .. }

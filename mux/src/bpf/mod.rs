@@ -11,6 +11,7 @@
 //! | `decode` | bytes to instructions, maps and jump targets resolved |
 //! | `verifier` | whether an unverified program may run |
 //! | `interp` | one run |
+//! | `shape` | programs a closed form replaces |
 //! | `alu` | what arithmetic means |
 //! | `mem` | the address space of a program |
 //! | `skb` | packet and context |
@@ -37,6 +38,7 @@ pub mod insn;
 mod interp;
 pub mod map;
 mod mem;
+mod shape;
 mod skb;
 mod verifier;
 
@@ -50,6 +52,7 @@ pub const PROG_MAPS_MAX: usize = 64;
 pub struct Program {
     code: decode::Code,
     footprint: interp::Footprint,
+    field: Option<shape::Field>,
 }
 
 impl Program {
@@ -63,9 +66,7 @@ impl Program {
         insns: &[u8],
         map_by_fd: &dyn Fn(i32) -> Option<Arc<Map>>,
     ) -> Result<Self, VerifyError> {
-        let code = decode::Code::decode(insns, map_by_fd)?;
-        let footprint = interp::Footprint::of(&code);
-        Ok(Self { code, footprint })
+        Ok(Self::prepare(decode::Code::decode(insns, map_by_fd)?))
     }
 
     /// Admits a program no kernel verified.
@@ -78,8 +79,18 @@ impl Program {
     ) -> Result<Self, VerifyError> {
         let code = decode::Code::decode(insns, map_by_fd)?;
         verifier::verify(&code)?;
+        Ok(Self::prepare(code))
+    }
+
+    /// Chooses how the program will be run.
+    fn prepare(code: decode::Code) -> Self {
         let footprint = interp::Footprint::of(&code);
-        Ok(Self { code, footprint })
+        let field = shape::Field::of(&code.insns);
+        Self {
+            code,
+            footprint,
+            field,
+        }
     }
 
     /// Runs the program over a message. The result is r0; a caller takes its low 32 bits as
@@ -87,6 +98,7 @@ impl Program {
     ///
     /// `cb` is the context's five writable words; what the program stores there persists as far
     /// as the caller keeps them.
+    #[inline]
     pub fn run<P: Packet + ?Sized>(&self, packet: &P, cb: &mut [u32; CB_WORDS], env: &Env) -> u64 {
         self.try_run(packet, cb, env)
             .unwrap_or_else(|fault| i64::from(fault.errno()).wrapping_neg() as u64)
@@ -96,12 +108,16 @@ impl Program {
     ///
     /// # Errors
     /// [`Fault`].
+    #[inline]
     pub fn try_run<P: Packet + ?Sized>(
         &self,
         packet: &P,
         cb: &mut [u32; CB_WORDS],
         env: &Env,
     ) -> Result<u64, Fault> {
+        if let Some(field) = &self.field {
+            return Ok(field.run(packet));
+        }
         interp::run(&self.code, self.footprint, packet, cb, env)
     }
 }

@@ -147,8 +147,8 @@ impl Verifier<'_> {
     ) -> Result<Reg, VerifyError> {
         match self.pointer(base)? {
             (Target::Stack(frame), at, var) => {
-                let span = self.stack_span(frame, at + off, &var, bytes)?;
                 self.check_aligned(at + off, &var, bytes)?;
+                let span = self.stack_span(frame, at + off, &var, bytes)?;
                 self.load_stack(span)
             }
             (target, at, var) => {
@@ -169,8 +169,8 @@ impl Verifier<'_> {
     ) -> Result<(), VerifyError> {
         match self.pointer(base)? {
             (Target::Stack(frame), at, var) => {
-                let span = self.stack_span(frame, at + off, &var, bytes)?;
                 self.check_aligned(at + off, &var, bytes)?;
+                let span = self.stack_span(frame, at + off, &var, bytes)?;
                 self.store_stack(span, bytes, value)
             }
             (target, at, var) => self.check_memory(target, (at, off), &var, bytes, access, true),
@@ -276,8 +276,11 @@ impl Verifier<'_> {
             .checked_add(var.s.max)
             .and_then(|last| last.checked_add(bytes as i64));
         let end = end.ok_or(out)?;
-        if start < -(STACK_BYTES as i64) || end > 0 {
+        if start < -(STACK_BYTES as i64) || start >= 0 {
             return Err(out);
+        }
+        if end > 0 {
+            return Err(VerifyError::StackOverrun { pc: self.pc });
         }
         let function = self
             .state

@@ -1,5 +1,6 @@
 //! Arithmetic on numbers and pointers.
 
+use super::super::alu::{Swap, swap};
 use super::super::error::VerifyError;
 use super::super::insn::{Insn, alu, class};
 use super::Verifier;
@@ -29,21 +30,38 @@ impl Verifier<'_> {
         };
         self.writable(insn.dst)?;
         let value = match (dst, src) {
-            (Reg::Scalar(..), _) if insn.op() == alu::END => Reg::UNKNOWN,
+            (Reg::Scalar(dst, _), _) if insn.op() == alu::END => {
+                let kind = match (wide, insn.is_x()) {
+                    (true, _) => Swap::Always,
+                    (false, true) => Swap::ToBe,
+                    (false, false) => Swap::ToLe,
+                };
+                let fixed = dst.constant().map(|value| swap(kind, insn.imm, value));
+                let any = || Scalar::zero_extended(insn.imm as usize / 8);
+                Reg::scalar(fixed.map_or_else(any, Scalar::exact))
+            }
             (Reg::Scalar(dst, _), _) if insn.op() == alu::NEG => {
                 scalar_result(alu::SUB, wide, &Scalar::exact(0), &dst)
             }
             (Reg::Scalar(dst, _), Reg::Scalar(src, _)) => {
                 scalar_result(insn.op(), wide, &dst, &src)
             }
-            // Half of an address is a number without meaning, and so is a flipped one.
-            _ if !wide || matches!(insn.op(), alu::NEG | alu::END) => Reg::UNKNOWN,
+            // The difference of addresses, or of their halves, is a number without meaning; so is
+            // an address with its bytes or its sign turned.
+            _ if matches!(insn.op(), alu::NEG | alu::END) => Reg::UNKNOWN,
             (Reg::Pointer(..), Reg::Pointer(..)) if insn.op() == alu::SUB => Reg::UNKNOWN,
+            _ if !wide && insn.op() == alu::SUB => Reg::UNKNOWN,
+            _ if !wide => return Err(VerifyError::PointerArithmetic { pc }),
             (Reg::Pointer(target, off, var), Reg::Scalar(number, _)) => {
                 self.moved_pointer(insn.op(), (target, off, var), &number)?
             }
             (Reg::Scalar(number, _), Reg::Pointer(target, off, var)) if insn.op() == alu::ADD => {
                 self.moved_pointer(alu::ADD, (target, off, var), &number)?
+            }
+            (Reg::Scalar(number, _), Reg::Pointer(target, off, var)) => {
+                // The kernel looks at the offset first.
+                self.moved_pointer(alu::ADD, (target, off, var), &number)?;
+                return Err(VerifyError::PointerArithmetic { pc });
             }
             _ => return Err(VerifyError::PointerArithmetic { pc }),
         };
@@ -112,44 +130,46 @@ impl Verifier<'_> {
     ) -> Result<Reg, VerifyError> {
         let pc = self.pc;
         let unmoved = number.constant() == Some(0) && op == alu::ADD;
-        match (op, target) {
-            (alu::ADD | alu::SUB, Target::ValueOrNull(..)) => {
-                return Err(VerifyError::NullableArithmetic { pc });
-            }
-            (alu::SUB, Target::Stack(_)) => return Err(VerifyError::PointerArithmetic { pc }),
-            (alu::ADD | alu::SUB, Target::Map(_)) if !unmoved => {
-                return Err(VerifyError::PointerArithmetic { pc });
-            }
-            (alu::ADD | alu::SUB, _) => {}
+        match target {
+            Target::ValueOrNull(..) => return Err(VerifyError::NullableArithmetic { pc }),
+            Target::Map(_) if !unmoved => return Err(VerifyError::PointerArithmetic { pc }),
+            _ => {}
+        }
+        if !is_sane(number) || !is_sane(&var) {
+            return Err(VerifyError::PointerOffset { pc });
+        }
+        match op {
+            alu::ADD => {}
+            alu::SUB if !matches!(target, Target::Stack(_)) => {}
             _ => return Err(VerifyError::PointerArithmetic { pc }),
         }
-        let sane = |min: i64, max: i64| min > -POINTER_OFF_MAX && max < POINTER_OFF_MAX;
         let moved = match number.constant().map(|fixed| fixed as i64) {
             Some(fixed) => {
-                let sum = if op == alu::ADD {
-                    off.checked_add(fixed)
+                let off = if op == alu::ADD {
+                    off + fixed
                 } else {
-                    off.checked_sub(fixed)
+                    off - fixed
                 };
-                let sum = sum.filter(|_| sane(fixed, fixed));
-                Reg::Pointer(target, sum.ok_or(VerifyError::PointerOffset { pc })?, var)
+                (off, var)
             }
-            // A number that may be anything is bounded later, where the pointer is used.
-            None => Reg::Pointer(target, off, Scalar::alu64(op, &var, number)),
+            None => (off, Scalar::alu64(op, &var, number)),
         };
-        match moved {
-            Reg::Pointer(_, off, var) if sane(off, off) && var_is_sane(&var) => Ok(moved),
-            _ => Err(VerifyError::PointerOffset { pc }),
+        if moved.0.abs() < POINTER_OFF_MAX && is_sane(&moved.1) {
+            Ok(Reg::Pointer(target, moved.0, moved.1))
+        } else {
+            Err(VerifyError::PointerOffset { pc })
         }
     }
 }
 
-/// As in the kernel: fixed parts are bounded, and the lower end of a variable one.
-fn var_is_sane(var: &Scalar) -> bool {
-    match var.constant() {
-        Some(fixed) => (-POINTER_OFF_MAX..=POINTER_OFF_MAX).contains(&(fixed as i64)),
-        None => (-POINTER_OFF_MAX..=POINTER_OFF_MAX).contains(&var.s.min),
-    }
+/// Whether a number may be part of an offset. As in the kernel, fixed parts are bounded, and the
+/// lower end of a variable one; its upper end is looked at where the pointer is used.
+const fn is_sane(number: &Scalar) -> bool {
+    let least = match number.constant() {
+        Some(fixed) => fixed as i64,
+        None => number.s.min,
+    };
+    -POINTER_OFF_MAX < least && least < POINTER_OFF_MAX
 }
 
 /// Number by number.

@@ -17,29 +17,31 @@ impl Verifier<'_> {
         };
         let wide = insn.class() == class::JMP;
         match (dst, src) {
-            (Reg::Scalar(a, a_id), Reg::Scalar(b, b_id))
-                if !insn.is_x() || insn.dst != insn.src =>
-            {
-                let learn = |verifier: &Self, outcome: bool| {
-                    let (a, b) = Scalar::refine(insn.op(), wide, outcome, &a, &b)?;
-                    let mut state = verifier.state.clone();
-                    learn_scalar(&mut state, insn.dst, a_id, a);
-                    if insn.is_x() {
-                        learn_scalar(&mut state, insn.src, b_id, b);
+            (Reg::Scalar(a, a_id), Reg::Scalar(b, b_id)) => {
+                let refine = |outcome| Scalar::refine(insn.op(), wide, outcome, &a, &b);
+                let learn = |state: &mut State, (a, b): (Scalar, Scalar)| {
+                    if insn.is_x() && insn.dst == insn.src {
+                        // Compared with itself, each side was refined without the other.
+                        return;
                     }
-                    Some(state)
+                    learn_scalar(state, insn.dst, a_id, a);
+                    if insn.is_x() {
+                        learn_scalar(state, insn.src, b_id, b);
+                    }
                 };
-                match (learn(self, false), learn(self, true)) {
+                match (refine(false), refine(true)) {
                     (Some(falls), Some(jumps)) => {
-                        self.state = falls;
-                        Ok(Next::Both(next, jumps, target))
+                        let mut jumped = self.state.clone();
+                        learn(&mut jumped, jumps);
+                        learn(&mut self.state, falls);
+                        Ok(Next::Both(next, jumped, target))
                     }
                     (None, Some(jumps)) => {
-                        self.state = jumps;
+                        learn(&mut self.state, jumps);
                         Ok(Next::At(target))
                     }
                     (Some(falls), None) => {
-                        self.state = falls;
+                        learn(&mut self.state, falls);
                         Ok(Next::At(next))
                     }
                     // The state admits no value at all: nothing runs here.
