@@ -3,9 +3,11 @@
 //! The programs in `abi/` are compiled here with every compiler at hand, so that a header that
 //! only one of them accepts, or only in one order of inclusion, fails the build it would break.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kcm_tests::guest;
 
 /// Exit status of `abi/parsers.c` where the kernel lets this user load no program.
 const CANNOT_LOAD: i32 = 77;
@@ -87,20 +89,7 @@ fn exists(command: &str) -> bool {
 
 /// Compiles `abi/SOURCE` and returns the program, or fails with the compiler's words.
 fn compile(compiler: &Compiler, source: &str, defines: &[&str]) -> PathBuf {
-    let mut name = source.replace('.', "_");
-    for part in compiler
-        .options
-        .iter()
-        .chain(defines)
-        .chain(&[compiler.command])
-    {
-        let _ = write!(
-            name,
-            "-{}",
-            part.replace(|c: char| !c.is_alphanumeric(), "")
-        );
-    }
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let program = fresh_path();
     let output = Command::new(compiler.command)
         .args(compiler.options)
         .args(STRICT)
@@ -120,6 +109,13 @@ fn compile(compiler: &Compiler, source: &str, defines: &[&str]) -> PathBuf {
         String::from_utf8_lossy(&output.stderr)
     );
     program
+}
+
+/// A path for one build: tests run at once, and a running program cannot be written over.
+fn fresh_path() -> PathBuf {
+    static BUILDS: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("c_header-{}", BUILDS.fetch_add(1, Ordering::Relaxed));
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
 fn compilers() -> impl Iterator<Item = &'static Compiler> {
@@ -201,6 +197,45 @@ fn parsers_agree_with_the_kernel() {
     }
 }
 
+/// Every ready-made parser cuts a stream, written in pieces of random size, into its messages.
+#[test]
+fn parsers_frame_a_stream_under_the_shim() {
+    let program = compile(&COMPILERS[1], "framing.c", &[]);
+    let output = Command::new(program)
+        .arg("stream")
+        .env("LD_PRELOAD", guest::library())
+        .output()
+        .expect("the program starts");
+    let words = text(&output) + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words}");
+    assert_eq!(words.matches(": 200 messages, ").count(), 10, "{words}");
+}
+
+/// `kcm_monitor` prints what its first comment promises, word for word: each fault of a
+/// connection is noticed, named and survived.
+#[test]
+fn monitor_keeps_its_promise_under_the_shim() {
+    let source = root().join("examples-c/kcm_monitor.c");
+    let promise: String = std::fs::read_to_string(&source)
+        .expect("kcm_monitor.c")
+        .lines()
+        .skip_while(|line| !line.contains("Expected output"))
+        .filter_map(|line| line.strip_prefix(" *     "))
+        .take(7)
+        .map(|line| line.to_owned() + "\n")
+        .collect();
+    let output = Command::new(build_example(&source))
+        .env("LD_PRELOAD", guest::library())
+        .output()
+        .expect("the program starts");
+    assert_eq!(
+        text(&output),
+        promise,
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 /// `kcm.pc.in`, filled in as its first lines say, names the header's folder and nothing else.
 #[test]
 fn pkg_config_template_fills_in() {
@@ -234,25 +269,12 @@ fn examples_build_with_cc_alone() {
         if source.extension().is_none_or(|extension| extension != "c") {
             continue;
         }
+        build_example(&source);
         let stem = source
             .file_stem()
             .expect("a file name")
             .to_string_lossy()
             .into_owned();
-        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("example-{stem}"));
-        let output = Command::new("cc")
-            .args(["-O2", "-Wall", "-Wextra", "-Werror"])
-            .arg(&source)
-            .arg("-o")
-            .arg(&program)
-            .arg("-pthread")
-            .output()
-            .expect("cc");
-        assert!(
-            output.status.success(),
-            "{stem}:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
         let words = std::fs::read_to_string(&source).expect("an example");
         for promise in [
             format!("cc -O2 {stem}.c -o {stem} -pthread"),
@@ -263,4 +285,20 @@ fn examples_build_with_cc_alone() {
         built += 1;
     }
     assert!(built >= 7, "{built} examples");
+}
+
+/// Plain `cc`, and not a warning.
+fn build_example(source: &Path) -> PathBuf {
+    let program = fresh_path();
+    let output = Command::new("cc")
+        .args(["-O2", "-Wall", "-Wextra", "-Werror"])
+        .arg(source)
+        .arg("-o")
+        .arg(&program)
+        .arg("-pthread")
+        .output()
+        .expect("cc");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}:\n{words}", source.display());
+    program
 }
