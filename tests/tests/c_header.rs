@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kcm_mux::bpf::{CB_WORDS, Env, Program};
 use kcm_tests::guest;
 
 /// Exit status of `abi/parsers.c` where the kernel lets this user load no program.
@@ -195,6 +196,41 @@ fn parsers_agree_with_the_kernel() {
         ),
         _ => panic!("{}{words}", text(&output)),
     }
+}
+
+/// Our own verifier accepts each parser, as it must where the kernel loads nothing, and our VM
+/// gives the same answers from the same table.
+#[test]
+fn parsers_agree_with_the_shims_vm() {
+    let listing = text(&run(&compile(&COMPILERS[0], "parsers.c", &[]), &[]));
+    let (mut parser, mut cases) = (None, 0);
+    for line in listing.lines() {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["program", name, code] => {
+                let program = Program::verify(&unhex(code), &|_map_fd| None);
+                parser = Some((
+                    name,
+                    program.unwrap_or_else(|error| panic!("{name}: {error:?}")),
+                ));
+            }
+            ["case", data, answer] => {
+                let (name, program) = parser.as_ref().expect("cases follow their program");
+                let result = program.run(&unhex(data)[..], &mut [0; CB_WORDS], &Env::default());
+                assert_eq!((result as i32).to_string(), answer, "{name} {data}");
+                cases += 1;
+            }
+            _ => panic!("{line}"),
+        }
+    }
+    assert!(cases > 2000, "{cases}");
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits = |at| text.get(at..at + 2).expect("two digits a byte");
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(digits(at), 16).expect("hex digits"))
+        .collect()
 }
 
 /// Every ready-made parser cuts a stream, written in pieces of random size, into its messages.
