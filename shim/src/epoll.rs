@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 use kcm_mux::{Nanos, PsockId};
 use libc::{epoll_event, pollfd};
-use rustix::event::PollFlags;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 
@@ -365,9 +364,8 @@ fn drain_aux(file: &'static File) {
             let flags = event.flags;
             match Source::unpack(event.data.u64()) {
                 Source::Connection(cell, psock) => {
-                    let flags = PollFlags::from_bits_retain(flags.bits() as u16);
                     if let Some(Ok(mut engine)) = MuxCell::by_index(cell).map(MuxCell::lock) {
-                        engine.note(psock, flags);
+                        engine.note(Some(psock), flags.bits() as i16);
                         engine.pump_known();
                     }
                 }

@@ -71,14 +71,18 @@ pub(crate) fn moved(engine: &mut EngineGuard, psock: PsockId, from: i32) {
         return;
     };
     unwatch(conn);
-    if engine.keep_connection(psock).is_ok() {
+    if engine
+        .conns
+        .get_mut(psock)
+        .is_some_and(|conn| conn.keep().is_ok())
+    {
         watch(cell, engine, psock);
     }
 }
 
 /// Called whenever a mux is left: arms what has to be noticed while nobody is there.
 pub(crate) fn settle(cell: &'static MuxCell, engine: &mut Engine) {
-    while let Some(psock) = engine.take_blocked() {
+    while let Some(psock) = engine.conns.take_untold() {
         let Some(conn) = engine.connection(psock) else {
             continue;
         };

@@ -45,10 +45,11 @@ pub(crate) fn sendmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) ->
         return Err(Exit::Native);
     }
     let header = user_mem::copy_in::<msghdr>(msg)?;
-    send_header(file, fd, &header, flags)
+    kcm::send::Sending::start(file, fd)?.send(&checked_source(&header)?, flags)
 }
 
-fn send_header(file: &'static File, fd: i32, header: &msghdr, flags: i32) -> Outcome<usize> {
+/// What a header wants sent, after the kernel's checks of all that is ignored.
+fn checked_source<'a>(header: &msghdr) -> Outcome<Iovecs<'a>> {
     let name = UserPtr::new(header.msg_name);
     if !name.is_null() {
         // The kernel cuts an overlong msg_namelen instead of refusing it (copy_msghdr_from_user).
@@ -65,7 +66,7 @@ fn send_header(file: &'static File, fd: i32, header: &msghdr, flags: i32) -> Out
     if header.msg_controllen > 0 {
         user_mem::check_read(UserPtr::new(header.msg_control), header.msg_controllen)?;
     }
-    ops::send(file, fd, src, flags)
+    Ok(src)
 }
 
 /// sendmmsg(2): every entry but the last is batched; all go out together.
@@ -80,18 +81,18 @@ pub(crate) fn sendmmsg(
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
+    let mut sending = kcm::send::Sending::start(file, fd)?;
     for index in 0..count {
         let entry = msgs.element::<mmsghdr>(index);
         let batch = if index + 1 < count { MSG_BATCH } else { 0 };
-        let sent = user_mem::copy_in::<mmsghdr>(entry)
-            .map_err(Exit::from)
-            .and_then(|e| {
-                let eor = e.msg_hdr.msg_flags & libc::MSG_EOR; // counts here, unlike in sendmsg
-                send_header(file, fd, &e.msg_hdr, flags | eor | batch)
-            })
-            .and_then(|n| Ok(user_mem::copy_out(sent_length(entry), &(n as u32))?));
-        if let Err(err) = sent {
-            kcm::send::flush(file);
+        let mut send = || {
+            let header = user_mem::copy_in::<mmsghdr>(entry)?.msg_hdr;
+            let eor = header.msg_flags & libc::MSG_EOR; // counts here, unlike in sendmsg
+            let sent = sending.send(&checked_source(&header)?, flags | eor | batch)?;
+            Ok(user_mem::copy_out(sent_length(entry), &(sent as u32))?)
+        };
+        if let Err(err) = send() {
+            sending.flush();
             return if index > 0 {
                 Ok(index as i32)
             } else {

@@ -5,13 +5,13 @@
 
 use kcm_mux::{Nanos, PsockId};
 use libc::pollfd;
-use rustix::event::PollFlags;
 
 use crate::errno::Outcome;
 use crate::fd::{File, Kind, lookup};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
 use crate::kcm::MuxCell;
 use crate::ready::{self, Beneath};
+use crate::wait::readable;
 use crate::watch::Watcher;
 use crate::{epoll, sys, wait};
 
@@ -119,14 +119,15 @@ fn sleep(fds: &mut [pollfd], ours: &Ours, until: Option<Nanos>, mask: SigMask) -
     let mut native = native_entries(fds, ours);
     let program = native.len();
     native.extend(watching.bell.bell().raw_fd().map(readable));
-    let mut sources: Vec<(usize, &'static MuxCell, PsockId)> = Vec::new();
+    let mut sources: Vec<Source> = Vec::new();
     let mut wake_at = until;
     for (_, file) in ours {
         match (file.kind(), file.cell.get()) {
             (Kind::Epoll, _) => native.extend(epoll::sources(file).into_iter().map(readable)),
             (_, Some(cell)) if !sources.iter().any(|(_, c, _)| core::ptr::eq(*c, cell)) => {
                 let Ok(engine) = cell.lock() else { continue };
-                for (psock, entry) in engine.interest() {
+                let interest = engine.interest();
+                for (psock, entry) in interest.ids.into_iter().zip(interest.fds) {
                     sources.push((native.len(), cell, psock));
                     native.push(entry);
                 }
@@ -146,22 +147,17 @@ fn sleep(fds: &mut [pollfd], ours: &Ours, until: Option<Nanos>, mask: SigMask) -
     Ok(())
 }
 
-fn readable(fd: i32) -> pollfd {
-    pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    }
-}
+/// A poll entry that belongs to a mux: where it stands, and what [`kcm::Interest`] calls it.
+type Source = (usize, &'static MuxCell, Option<PsockId>);
 
 /// Tells the muxes what was seen of their connections.
-fn note(native: &[pollfd], sources: &[(usize, &'static MuxCell, PsockId)]) {
+fn note(native: &[pollfd], sources: &[Source]) {
     for (at, cell, psock) in sources {
         let seen = native.get(*at).map_or(0, |e| e.revents);
         if seen != 0
             && let Ok(mut engine) = cell.lock()
         {
-            engine.note(*psock, PollFlags::from_bits_retain(seen as u16));
+            engine.note(*psock, seen);
         }
     }
 }

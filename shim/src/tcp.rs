@@ -107,7 +107,9 @@ pub(crate) fn before_close(file: &'static File, fd: i32) {
 /// The last descriptor of the program's is gone. The psock, if any, works on through ours.
 pub(crate) fn last_close(file: &'static File) {
     if let Ok((mut engine, psock)) = attached(file) {
-        engine.forget_file(psock);
+        if let Some(conn) = engine.conns.get_mut(psock) {
+            conn.file = None;
+        }
     }
 }
 

@@ -9,9 +9,8 @@
 use core::cell::Cell;
 use core::mem::ManuallyDrop;
 
-use kcm_mux::{Nanos, PsockId};
+use kcm_mux::Nanos;
 use libc::pollfd;
-use rustix::event::PollFlags;
 
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
@@ -20,10 +19,6 @@ use crate::kcm::{Engine, MuxCell};
 use crate::sync::{DoorbellPool, Lent};
 use crate::watch::Watcher;
 use crate::{own, signal, sys};
-
-/// Connections that a sleeping leader watches itself; a mux of more wakes it at the next change of
-/// one of these, and a look at all follows.
-const WATCHED_MAX: usize = 255;
 
 static BELLS: DoorbellPool = DoorbellPool::new();
 
@@ -136,17 +131,12 @@ pub(crate) fn sleep(
     bell.arm();
     file.watch.add(Watcher::Thread(id));
     let mut fds = Vec::with_capacity(2);
-    let mut conns: Vec<PsockId> = Vec::new();
-    fds.extend(bell.bell().raw_fd().map(|fd| pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    }));
+    let mut conns = Vec::new();
+    fds.extend(bell.bell().raw_fd().map(readable));
     if engine.enter_sleep(id) {
-        for (psock, fd) in engine.interest().take(WATCHED_MAX) {
-            conns.push(psock);
-            fds.push(fd);
-        }
+        let interest = engine.interest();
+        conns = interest.ids;
+        fds.extend(interest.fds);
     }
     let timer = engine.mux.next_deadline();
     drop(engine);
@@ -169,7 +159,7 @@ pub(crate) fn sleep(
     if let Ok(mut engine) = cell.lock() {
         for (psock, fd) in conns.into_iter().zip(fds.iter().skip(1)) {
             if fd.revents != 0 {
-                engine.note(psock, PollFlags::from_bits_retain(fd.revents as u16));
+                engine.note(psock, fd.revents);
             }
         }
         engine.expire(now);
@@ -181,5 +171,14 @@ pub(crate) fn sleep(
         Ok(_) => Ok(pin),
         Err(Errno::EINTR) if until.is_none() && signal::handlers_restart() => Ok(pin),
         Err(err) => Err(Exit::Failed(err)),
+    }
+}
+
+/// An entry that waits for input.
+pub(crate) fn readable(fd: i32) -> pollfd {
+    pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
     }
 }

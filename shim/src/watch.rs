@@ -57,6 +57,18 @@ impl Watch {
         }
     }
 
+    /// The epoll sets among the listeners.
+    pub(crate) fn sets(&self) -> Vec<&'static File> {
+        let Ok(list) = self.list.lock() else {
+            return Vec::new();
+        };
+        let set = |w: &Watcher| match w {
+            Watcher::Set { set, .. } => Some(*set),
+            Watcher::Thread(_) => None,
+        };
+        list.iter().filter_map(set).collect()
+    }
+
     /// The file shows `events` (poll bits) anew.
     #[inline]
     pub(crate) fn notify(&self, events: u32) {

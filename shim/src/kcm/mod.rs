@@ -1,16 +1,20 @@
 //! AF_KCM sockets: the mux of `kcm-mux` joined to real TCP descriptors.
 //!
-//! `cell` owns a mux and reads and writes its TCP sockets; `socket` creates, clones, closes,
+//! `cell` owns a mux and reads and writes its `connections`; `socket` creates, clones, closes,
 //! attaches and unattaches; `recv` and `send` are the data path; `options` answers sockopts.
 
 mod cell;
+mod connection;
+mod connections;
 mod ioctl;
 pub(crate) mod options;
 pub(crate) mod recv;
 pub(crate) mod send;
 pub(crate) mod socket;
 
-pub(crate) use cell::{Connection, Engine, EngineGuard, MuxCell, rcvbuf};
+pub(crate) use cell::{Engine, EngineGuard, MuxCell};
+pub(crate) use connection::{Connection, rcvbuf};
+pub(crate) use connections::Interest;
 pub(crate) use ioctl::ioctl;
 
 /// Address family of KCM sockets.

@@ -4,10 +4,11 @@ use core::sync::atomic::Ordering;
 
 use kcm_mux::{KcmId, SendFlags, SocketType, TxResult};
 
-use super::cell::{EngineGuard, send_parts};
+use super::cell::EngineGuard;
+use super::connection::send_parts;
 use super::recv::deadline;
 use super::socket;
-use crate::errno::{Errno, Outcome};
+use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::user_mem::Iovecs;
 use crate::{sys, wait};
@@ -27,94 +28,123 @@ fn ends(ty: SocketType, flags: i32) -> bool {
     }
 }
 
+/// One or more sends on the socket `fd`, under one lock.
+pub(crate) struct Sending {
+    file: &'static File,
+    fd: i32,
+    engine: Option<EngineGuard>,
+    /// Let go of after the lock.
+    _pin: Option<wait::Pin>,
+}
+
 /// sendmsg(2) and its kin on the socket `fd`; `src` is what the program wants sent. Returns the
 /// whole length.
 pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) -> Outcome<usize> {
-    let cell = file.mux()?;
-    let mut pin = None; // let go of after the lock
-    let mut engine = socket::checked(file, cell)?;
-    let id = file.kcm_id();
-    if !engine.mux.may_start(id) {
-        engine = await_room(file, fd, engine, flags, &mut pin)?;
+    Sending::start(file, fd)?.send(&src, flags)
+}
+
+impl Sending {
+    pub(crate) fn start(file: &'static File, fd: i32) -> Outcome<Self> {
+        let engine = Some(socket::checked(file, file.mux()?)?);
+        Ok(Self {
+            file,
+            fd,
+            engine,
+            _pin: None,
+        })
     }
-    let ty = file.socket_type();
-    let (end, batch) = (ends(ty, flags), flags & MSG_BATCH != 0);
-    let Ok(parts) = src.gather() else {
-        if ty == SocketType::Dgram {
-            engine.mux.abort_open(id);
+
+    /// One message, or a part of one.
+    pub(crate) fn send(&mut self, src: &Iovecs<'_>, flags: i32) -> Outcome<usize> {
+        let id = self.file.kcm_id();
+        if !self.engine()?.mux.may_start(id) {
+            self.await_room(flags)?;
         }
-        engine.mux.flush_batch(id);
-        engine.write_all();
-        return Err(Errno::EFAULT.into());
-    };
-    let length = src.total();
-    let gathers = batch && length < GATHER_BYTES_MAX;
-    if end && length > 0 && !gathers {
-        if length >= GATHER_BYTES_MAX {
+        let ty = self.file.socket_type();
+        let end = ends(ty, flags);
+        let engine = self.engine()?;
+        let Ok(parts) = src.gather() else {
+            if ty == SocketType::Dgram {
+                engine.mux.abort_open(id);
+            }
+            engine.mux.flush_batch(id);
+            engine.write_all();
+            return Err(Errno::EFAULT.into());
+        };
+        let length = src.total();
+        let gathers = flags & MSG_BATCH != 0 && length < GATHER_BYTES_MAX;
+        if end && length > 0 && !gathers && engine.send_directly(id, &parts) {
+            return Ok(length);
+        }
+        let sent = engine.mux.send(
+            id,
+            &parts,
+            SendFlags {
+                end,
+                batch: gathers,
+            },
+        );
+        if end && !gathers {
+            engine.write_all();
+        }
+        sent.map_err(|_| Errno::EAGAIN.into())
+    }
+
+    /// Sends what MSG_BATCH held back.
+    pub(crate) fn flush(&mut self) {
+        let id = self.file.kcm_id();
+        if let Ok(engine) = self.engine() {
             engine.mux.flush_batch(id);
             engine.write_all();
         }
-        if let Some(psock) = engine.mux.reserve_direct(id) {
-            let result = match engine.connection(psock) {
-                Some(conn) => send_parts(conn.fd(), parts.iter().copied()),
-                None => TxResult::Failed(libc::EPIPE),
-            };
-            engine.mux.finish_direct(id, psock, &parts, result);
-            engine.note_blocked(psock);
-            engine.write_all();
-            return Ok(length);
-        }
     }
-    let sent = engine.mux.send(
-        id,
-        &parts,
-        SendFlags {
-            end,
-            batch: gathers,
-        },
-    );
-    engine.write_all();
-    sent.map_err(|_| Errno::EAGAIN.into())
-}
 
-/// Sleeps until the queue has room for another message.
-#[cold]
-fn await_room(
-    file: &'static File,
-    fd: i32,
-    mut engine: EngineGuard,
-    flags: i32,
-    pin: &mut Option<wait::Pin>,
-) -> Outcome<EngineGuard> {
-    let id = file.kcm_id();
-    engine.mux.flush_batch(id);
-    engine.look();
-    engine.write_all();
-    if engine.mux.may_start(id) {
-        return Ok(engine);
+    fn engine(&mut self) -> Outcome<&mut EngineGuard> {
+        self.engine.as_mut().ok_or(Exit::Failed(Errno::EBADF))
     }
-    drop(engine);
-    if flags & libc::MSG_DONTWAIT != 0 || sys::is_nonblocking(fd) {
-        return Err(Errno::EAGAIN.into());
-    }
-    let until = deadline(file.sndtimeo.load(Ordering::Relaxed));
-    loop {
-        let awake = wait::sleep(file, until, |engine| engine.mux.may_start(id))?;
-        *pin = Some(awake);
-        let engine = socket::checked(file, file.mux()?)?;
-        if engine.mux.may_start(id) {
-            return Ok(engine);
-        }
-    }
-}
 
-/// Flushes what MSG_BATCH held back: the last entry of a sendmmsg(2) could not be sent.
-pub(crate) fn flush(file: &'static File) {
-    if let Ok(cell) = file.mux()
-        && let Ok(mut engine) = socket::checked(file, cell)
-    {
-        let id: KcmId = file.kcm_id();
-        engine.mux.flush_batch(id);
+    /// Sleeps until the queue has room for another message.
+    #[cold]
+    fn await_room(&mut self, flags: i32) -> Outcome<()> {
+        let id = self.file.kcm_id();
+        self.flush();
+        let engine = self.engine()?;
+        engine.look();
         engine.write_all();
+        if engine.mux.may_start(id) {
+            return Ok(());
+        }
+        self.engine = None;
+        if flags & libc::MSG_DONTWAIT != 0 || sys::is_nonblocking(self.fd) {
+            return Err(Errno::EAGAIN.into());
+        }
+        let until = deadline(self.file.sndtimeo.load(Ordering::Relaxed));
+        loop {
+            let awake = wait::sleep(self.file, until, |engine| engine.mux.may_start(id))?;
+            self._pin = Some(awake);
+            let engine = socket::checked(self.file, self.file.mux()?)?;
+            if engine.mux.may_start(id) {
+                self.engine = Some(engine);
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl EngineGuard {
+    /// Writes a whole message from the program's memory to a free connection. False when something
+    /// is queued before it, or no connection is free.
+    fn send_directly(&mut self, id: KcmId, parts: &[&[u8]]) -> bool {
+        let Some(psock) = self.mux.reserve_direct(id) else {
+            return false;
+        };
+        let result = match self.connection(psock) {
+            Some(conn) => send_parts(conn.fd(), parts.iter().copied()),
+            None => TxResult::Failed(libc::EPIPE),
+        };
+        self.mux.finish_direct(id, psock, parts, result);
+        self.note_blocked(psock);
+        self.write_all();
+        true
     }
 }

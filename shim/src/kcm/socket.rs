@@ -8,12 +8,13 @@ use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
 use super::MuxCell;
-use super::cell::{Connection, EngineGuard, rcvbuf};
+use super::cell::EngineGuard;
+use super::connection::{Connection, rcvbuf};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::sync::Mutex;
-use crate::{bpf, housekeeper, sys, tcp};
+use crate::{bpf, epoll, housekeeper, sys, tcp};
 
 /// Where each attached TCP socket is, by its cookie: the psock is found whatever number, dup or
 /// process-wide alias the program names it by. Lock order: before the mux.
@@ -171,13 +172,26 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     let mut conn = Connection::new(tcp_fd, tcp, cookie);
     conn.half_closed = tcp::peer_has_closed(state);
     conn.unread = tcp::take_unread(tcp)?;
-    engine.add_connection(psock, conn);
+    engine.conns.add(psock, conn);
     attached.insert(cookie, (cell, psock));
     tcp.bind(cell, psock.0);
     drop(attached);
     housekeeper::watch(cell, &engine, psock);
-    engine.pump();
+    watch_in_sets(cell, &engine, psock);
+    engine.pump_known();
     Ok(0)
+}
+
+/// Epoll sets that hold a socket of the mux watch the new connection too.
+fn watch_in_sets(cell: &'static MuxCell, engine: &EngineGuard, psock: PsockId) {
+    let Some(conn) = engine.connection(psock) else {
+        return;
+    };
+    for file in engine.mux.kcms().filter_map(|id| engine.kcm(id)) {
+        for set in file.watch.sets() {
+            epoll::watch_connection(set, cell, psock, conn.raw_fd());
+        }
+    }
 }
 
 /// SIOCKCMUNATTACH.
@@ -189,7 +203,10 @@ pub(super) fn unattach(file: &'static File, tcp_fd: i32) -> Outcome<i32> {
     };
     let mut attached = ATTACHED.lock()?;
     let mut engine = checked(file, cell)?;
-    let psock = engine.psock_by_cookie(cookie).ok_or(Errno::ENOENT)?;
+    let here = attached
+        .get(&cookie)
+        .filter(|(at, _)| core::ptr::eq(*at, cell));
+    let (_, psock) = *here.ok_or(Errno::ENOENT)?;
     detach(&mut engine, psock, &mut attached);
     Ok(0)
 }
@@ -202,7 +219,7 @@ fn detach(
     attached: &mut BTreeMap<u64, (&'static MuxCell, PsockId)>,
 ) {
     let left = engine.mux.unattach(psock);
-    let Some(mut conn) = engine.remove_connection(psock) else {
+    let Some(mut conn) = engine.conns.remove(psock) else {
         return;
     };
     attached.remove(&conn.cookie);

@@ -104,11 +104,6 @@ impl<R: RawLock, T: ?Sized> Lock<R, T> {
         self.raw.try_lock().map(|held| Guard { lock: self, held })
     }
 
-    /// The value, without locking: the borrow proves that nobody else has it.
-    pub(crate) fn get_mut(&mut self) -> &mut T {
-        self.value.get_mut()
-    }
-
     /// Frees the lock in the child of a fork, where the threads that might have held it are gone.
     ///
     /// The value is as the holder left it, perhaps in the middle of a change: the forking thread

@@ -35,11 +35,12 @@ pub(crate) use core::sync::atomic;
 pub(crate) use loom::sync::atomic;
 
 pub(crate) use biased::{BiasedMutex, RawBiased};
+#[cfg(loom)]
 pub(crate) use doorbell::Doorbell;
-pub(crate) use lock::{Guard, Lock, Mutex, RawMutex, Reentered};
+pub(crate) use lock::{Guard, Mutex, RawMutex, Reentered};
 #[cfg(not(loom))]
-pub(crate) use pool::{DOORBELLS_MAX, DoorbellPool, Lent};
-pub(crate) use token::ThreadToken;
+pub(crate) use pool::{DoorbellPool, Lent};
+use token::ThreadToken;
 
 /// Prepares the process: asks the kernel for expedited barriers, without which no bias is granted.
 ///

@@ -63,7 +63,7 @@ impl Known {
             .generation
             .fetch_add(1, Ordering::AcqRel)
             .wrapping_add(1);
-        if now.is_multiple_of(GENERATIONS) {
+        if now % GENERATIONS == 0 {
             // Generations as entries carry them start anew; none of the last round may survive.
             for entry in &self.entries {
                 entry.store(0, Ordering::Relaxed);

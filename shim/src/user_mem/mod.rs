@@ -31,7 +31,7 @@ use core::ffi::c_void;
 
 use crate::errno::{Errno, Exit};
 
-pub(crate) use iovecs::{Iovecs, Parts};
+pub(crate) use iovecs::Iovecs;
 pub(crate) use known::invalidate;
 
 use known::{Generation, KNOWN};

@@ -1,0 +1,159 @@
+//! One attached TCP socket: the descriptor it is read and written through, and what is known of it
+//! without asking.
+
+use std::collections::VecDeque;
+use std::io::Read;
+
+use kcm_mux::{ReadResult, TxResult};
+use rustix::event::PollFlags;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::{self, IoSlice};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
+
+use crate::fd::File;
+use crate::{own, sys};
+
+/// One attached TCP socket.
+pub(crate) struct Connection {
+    fd: ConnFd,
+    /// The file behind the program's own descriptor, until the program closes it.
+    pub(crate) file: Option<&'static File>,
+    /// SO_COOKIE: names the socket whatever its number.
+    pub(super) cookie: u64,
+    /// There may be something to read; kept in step with the list of such connections.
+    pub(super) readable: bool,
+    /// The stream has ended or failed; reading shows how, once the data is drained.
+    pub(super) hup: bool,
+    /// The peer's FIN came before the attach: its end is no news (no state change to report).
+    pub(super) half_closed: bool,
+    /// Bytes of the stream that an earlier attach took from the socket and did not consume: read
+    /// before the socket is.
+    pub(super) unread: VecDeque<u8>,
+}
+
+/// The descriptor a connection is read and written through.
+enum ConnFd {
+    /// The program's own, while it has it open.
+    Lent(i32),
+    /// Ours, since the program closed its own.
+    Kept(OwnedFd),
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let ConnFd::Kept(fd) = &self.fd {
+            own::unprotect(sys::number(fd));
+        }
+    }
+}
+
+impl Connection {
+    /// The connection behind the program's number `fd`.
+    pub(crate) fn new(fd: i32, file: &'static File, cookie: u64) -> Self {
+        Self {
+            fd: ConnFd::Lent(fd),
+            file: Some(file),
+            cookie,
+            readable: false,
+            hup: false,
+            half_closed: false,
+            unread: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        match &self.fd {
+            ConnFd::Lent(fd) => sys::borrow(*fd),
+            ConnFd::Kept(fd) => fd.as_fd(),
+        }
+    }
+
+    pub(crate) fn raw_fd(&self) -> i32 {
+        match &self.fd {
+            ConnFd::Lent(fd) => *fd,
+            ConnFd::Kept(fd) => sys::number(fd),
+        }
+    }
+
+    /// The program closes the number it lent: from now on the connection lives on one of ours.
+    pub(crate) fn keep(&mut self) -> io::Result<()> {
+        if let ConnFd::Lent(fd) = self.fd {
+            let kept = sys::dup_high(sys::borrow(fd))?;
+            own::protect(sys::number(&kept));
+            self.fd = ConnFd::Kept(kept);
+        }
+        Ok(())
+    }
+
+    /// One recv(2) into `buf` without waiting. Afterwards `readable` says whether another may find
+    /// more.
+    pub(super) fn recv(&mut self, buf: &mut [u8]) -> ReadResult {
+        let room = buf.len();
+        if !self.unread.is_empty() {
+            let n = self.unread.read(buf).unwrap_or(0);
+            return ReadResult::Bytes(n);
+        }
+        loop {
+            return match rustix::net::recv(self.fd(), &mut *buf, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => {
+                    self.readable = false;
+                    if self.half_closed {
+                        ReadResult::WouldBlock
+                    } else {
+                        ReadResult::Eof
+                    }
+                }
+                Ok((_, n)) => {
+                    // A short read drains the socket; what comes later is reported anew.
+                    self.readable = self.hup || n == room;
+                    ReadResult::Bytes(n)
+                }
+                Err(io::Errno::INTR) => continue,
+                Err(io::Errno::AGAIN) => {
+                    self.readable = false;
+                    ReadResult::WouldBlock
+                }
+                Err(err) => {
+                    self.readable = false;
+                    ReadResult::Failed(err.raw_os_error())
+                }
+            };
+        }
+    }
+}
+
+/// SO_RCVBUF of a TCP socket: the longest message its psock accepts.
+pub(crate) fn rcvbuf(fd: BorrowedFd<'_>) -> u32 {
+    sockopt::socket_recv_buffer_size(fd)
+        .unwrap_or(0)
+        .min(u32::MAX as usize) as u32
+}
+
+/// Writes `parts` without waiting and without SIGPIPE. A short count means that the socket is full.
+pub(super) fn send_parts<'a>(
+    fd: BorrowedFd<'_>,
+    mut parts: impl Iterator<Item = &'a [u8]>,
+) -> TxResult {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let Some(first) = parts.next() else {
+        return TxResult::Sent(0);
+    };
+    let rest: Vec<IoSlice<'_>> = parts.map(IoSlice::new).collect();
+    loop {
+        let sent = if rest.is_empty() {
+            rustix::net::send(fd, first, flags)
+        } else {
+            let all: Vec<_> = [IoSlice::new(first)]
+                .into_iter()
+                .chain(rest.iter().copied())
+                .collect();
+            rustix::net::sendmsg(fd, &all, &mut SendAncillaryBuffer::default(), flags)
+        };
+        return match sent {
+            Ok(n) => TxResult::Sent(n),
+            Err(io::Errno::INTR) => continue,
+            Err(io::Errno::AGAIN) => TxResult::Sent(0),
+            Err(err) => TxResult::Failed(err.raw_os_error()),
+        };
+    }
+}
