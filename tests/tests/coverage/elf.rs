@@ -12,7 +12,7 @@ const STT_GNU_IFUNC: u8 = 10;
 const SHN_UNDEF: u16 = 0;
 
 /// A library's file.
-pub struct Library {
+pub(crate) struct Library {
     bytes: Vec<u8>,
     sections: Vec<Section>,
 }
@@ -27,15 +27,15 @@ struct Section {
 }
 
 /// A symbol that the library defines.
-pub struct Symbol {
-    pub name: String,
+pub(crate) struct Symbol {
+    pub(crate) name: String,
     kind: u8,
     /// Its version is one that only the C library's own parts may bind to.
-    pub private: bool,
+    pub(crate) private: bool,
 }
 
 impl Library {
-    pub fn read(path: &Path) -> Self {
+    pub(crate) fn read(path: &Path) -> Self {
         let bytes = fs::read(path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
         assert_eq!(
             bytes.get(..6),
@@ -63,13 +63,13 @@ impl Library {
     }
 
     /// Functions that it defines, once for each version.
-    pub fn functions(&self) -> impl Iterator<Item = Symbol> {
+    pub(crate) fn functions(&self) -> impl Iterator<Item = Symbol> {
         self.symbols()
             .filter(|symbol| matches!(symbol.kind, STT_FUNC | STT_GNU_IFUNC))
     }
 
     /// All that it defines.
-    pub fn symbols(&self) -> impl Iterator<Item = Symbol> {
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = Symbol> {
         const SIZE: usize = 24;
         let table = self.section(SHT_DYNSYM).expect("no dynamic symbols");
         let versions = self.section(SHT_GNU_VERSYM);
@@ -89,7 +89,7 @@ impl Library {
     }
 
     /// Names of the versions it defines.
-    pub fn versions(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn versions(&self) -> impl Iterator<Item = String> {
         self.version_definitions().map(|(_, name)| name)
     }
 
