@@ -8,8 +8,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, fs, process, thread};
 
 /// How many cases of one guest run at a time. They mostly sleep, but what must happen while they do
 /// has to get a CPU in time.
@@ -76,10 +77,14 @@ pub fn build(section: &str) -> PathBuf {
     let out_dir = profile_dir().join("guests");
     fs::create_dir_all(&out_dir).expect("the target directory is writable");
     let program = out_dir.join(format!("kcm_{section}"));
+    // Another test may be running the same program: it is replaced, never written to.
+    static BUILDS: AtomicUsize = AtomicUsize::new(0);
+    let build = BUILDS.fetch_add(1, Ordering::Relaxed);
+    let fresh = out_dir.join(format!("kcm_{section}.{}.{build}", process::id()));
     let sources = tests_dir().join("programs");
     let output = Command::new("cc")
         .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-        .arg(&program)
+        .arg(&fresh)
         .arg(sources.join(format!("kcm_{section}.c")))
         .args(["guest.c", "guest_proc.c", "guest_main.c"].map(|name| sources.join(name)))
         .output()
