@@ -26,8 +26,9 @@ HANG_STATUS = "no end"  # of a server that had to be killed
 LIBRARY_NAME = "libkcmshim"
 LIBRARY_LINE = re.compile(r"^\[?kcmshim\b", re.M | re.I)
 
-# Below the kernel's ephemeral range, so that no outgoing connection takes a port between choice and bind.
-_PORTS = itertools.cycle(range(20000 + os.getpid() % 5000, 32000))
+# Below the kernel's ephemeral range, so that no outgoing connection takes a port between choice and bind; in steps, since
+# some programs use the next few as well.
+_PORTS = itertools.cycle(range(20000 + os.getpid() % 5000, 32000, 8))
 _PORTS_LOCK = threading.Lock()
 
 

@@ -12,7 +12,7 @@ SOURCES = Path(__file__).resolve().parent
 # program -> libraries; each is PROGRAM.c with harness.c.
 PROGRAMS = {
     "peer": [], "rx_inplace": [], "rx_header_body": [], "rx_queue": [], "rx_kcm": [], "tx_raw": [], "tx_kcm": [],
-    "pingpong": [], "memory_kcm": [], "idle_kcm": [],
+    "pingpong": [], "memory_kcm": [], "idle_kcm": [], "hook_cost": ["-ldl"], "start_cost": [],
 }
 ZMQ_PROGRAMS = {"rx_zmq": ["-lzmq"], "tx_zmq": ["-lzmq"]}
 

@@ -234,12 +234,22 @@ void reap_peer(const struct peer *peer)
 	}
 }
 
+double cpu_seconds(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+	       (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
+}
+
 int report_rate(const struct tally *tally, unsigned conns, double seconds)
 {
 	int complete = tally_is_complete(tally, conns);
 
-	printf("{\"rate\": %.1f, \"messages\": %llu, \"seconds\": %.6f, \"complete\": %s}\n",
-	       (double)tally->count / seconds, (unsigned long long)tally->count, seconds, complete ? "true" : "false");
+	printf("{\"rate\": %.1f, \"messages\": %llu, \"seconds\": %.6f, \"cpu_ns\": %.2f, \"complete\": %s}\n",
+	       (double)tally->count / seconds, (unsigned long long)tally->count, seconds,
+	       cpu_seconds() * 1e9 / (double)tally->count, complete ? "true" : "false");
 	if (!complete)
 		fprintf(stderr, "got %llu of %llu messages, %u faults, %u of %u connections ended\n",
 			(unsigned long long)tally->count, (unsigned long long)tally->expected_count, tally->faults,

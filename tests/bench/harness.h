@@ -68,7 +68,13 @@ void connect_all(const struct options *opt, int *fds);
 /* Writes all of it, or dies. */
 void write_all(int fd, const void *data, size_t len);
 
-/* One JSON line with the rate; exits with 1 when the tally is not complete. */
+/* Processor time of this process so far, all threads, user and system. */
+double cpu_seconds(void);
+
+/*
+ * One JSON line with the rate and the processor time a message took in this process; returns the exit status, 1 when
+ * the tally is not complete.
+ */
 int report_rate(const struct tally *tally, unsigned conns, double seconds);
 
 #endif

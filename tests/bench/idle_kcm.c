@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <time.h>
 
 #define SETTLE_MS 200
@@ -77,15 +76,6 @@ static long context_switches(void)
 	return total;
 }
 
-static double cpu_ms(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1e3 +
-	       (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-3;
-}
-
 int main(int argc, char **argv)
 {
 	struct options opt = parse_options(argc, argv, "idle");
@@ -106,13 +96,13 @@ int main(int argc, char **argv)
 	sleep_ms(SETTLE_MS);
 
 	long switches_before = context_switches();
-	double cpu_before = cpu_ms();
+	double cpu_before = cpu_seconds();
 
 	sleep_ms(opt.duration_ms);
-	double cpu = cpu_ms() - cpu_before;
+	double cpu_ms = (cpu_seconds() - cpu_before) * 1e3;
 	long switches = context_switches() - switches_before - OWN_SWITCHES;
 
-	printf("{\"wakeups\": %ld, \"cpu_ms\": %.3f, \"seconds\": %.3f}\n", switches, cpu, opt.duration_ms * 1e-3);
+	printf("{\"wakeups\": %ld, \"cpu_ms\": %.3f, \"seconds\": %.3f}\n", switches, cpu_ms, opt.duration_ms * 1e-3);
 	fflush(stdout);
 	for (int i = 0; i < opt.conns; i++)
 		shutdown(fds[i], SHUT_WR);

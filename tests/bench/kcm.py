@@ -1,16 +1,14 @@
 #!/usr/bin/env python3
 """ci/bench kcm: KCM under the library against what people write by hand, and against kernel KCM in a VM."""
 
-import argparse
 import json
 import os
-import re
 import subprocess
-import sys
 
 import build
+import cli
 import vm
-from measure import Bar, Group, Program, as_json, print_table, run_group, summary
+from measure import Bar, Group, Program
 
 IDLE_COUNT = 10_000  # connections, and KCM sockets, of the memory figures
 IDLE_MS = 5_000      # of the idle process
@@ -124,66 +122,57 @@ def native_groups(bin_dir, lib, duration_ms):
     ]
 
 
-def parser_group(progress):
-    """The parser VM's own benchmark in mux/, if there is one: `NAME: N ns` a line."""
-    progress("parser VM: cargo bench -p kcm-mux")
-    bench = subprocess.run(
-        ["cargo", "bench", "--quiet", "-p", "kcm-mux", "--bench", "parser"], cwd=build.ROOT, capture_output=True, text=True,
-    )
-    figures = dict(re.findall(r"^(\w[\w -]*?):\s+([\d.]+) ns", bench.stdout, re.M))
-    if not figures:
-        return None
-    programs = [
-        Program(name, [], "ns", "ns", results=[{"ns": float(ns)}]) for name, ns in figures.items()
-    ]
-    return Group("parser VM, clang's 4 instructions", programs)
+class ParserGroup(Group):
+    """The parser VM against rbpf's interpreter, both called directly: the crate parser/ does the rounds."""
+
+    KEYS = {
+        "ours": "ours", "rbpf": "rbpf", "ours, interpreted": "ours_interpreted", "rbpf, the same": "rbpf_interpreted",
+    }
+
+    def __init__(self):
+        super().__init__(
+            "parser VM, clang's 4 instructions, and 5 that must be interpreted",
+            [Program(name, [], "ns", "ns") for name in self.KEYS],
+            [
+                Bar("ours", "<=", 10, None, None, "ns"), Bar("ours", "<=", 0.25, None, "rbpf"),
+                Bar("ours, interpreted", "<=", 10, None, None, "ns"),
+                Bar("ours, interpreted", "<=", 0.25, None, "rbpf, the same"),
+            ],
+        )
+
+    def run(self, rounds, progress):
+        progress("parser VM: building and running tests/bench/parser")
+        done = subprocess.run(
+            ["cargo", "run", "--release", "--quiet", "--manifest-path", build.SOURCES / "parser" / "Cargo.toml", "--",
+             str(rounds)],
+            env={**os.environ, "CARGO_TARGET_DIR": str(build.target_dir())}, capture_output=True, text=True,
+        )
+        figures = json.loads(done.stdout) if done.returncode == 0 else {}
+        for program in self.programs:
+            program.results = [{"ns": nanos} for nanos in figures.get(self.KEYS[program.name], [])]
+            if not figures:
+                program.failure = f"exit {done.returncode}: {done.stderr.strip()[-200:]}"
 
 
 def main():
-    arguments = argparse.ArgumentParser(prog="ci/bench kcm", description=__doc__)
-    arguments.add_argument("--rounds", type=int, default=5, help="alternated rounds a group (5)")
+    arguments = cli.parser("ci/bench kcm", __doc__, rounds=5)
     arguments.add_argument("--long", action="store_true", help="2 s a measurement instead of 0.3 s")
-    arguments.add_argument("--lib", help="a libkcmshim.so to use instead of a release build")
     arguments.add_argument("--vm", action="store_true", help="only kernel KCM against the library, inside the oracle VM")
     arguments.add_argument("--all", action="store_true", help="this machine and the VM in one table")
-    arguments.add_argument("--only", metavar="TEXT", help="only groups whose title contains TEXT")
-    arguments.add_argument("--json", action="store_true", help="the same as JSON on standard output")
-    arguments.add_argument("--check", action="store_true", help="exit with 1 when a bar is missed")
     options = arguments.parse_args()
 
-    def progress(message):
-        if sys.stderr.isatty():
-            print(f"\r\033[K{message}", end="", file=sys.stderr, flush=True)
-
-    duration_ms = 2000 if options.long else 300
     build.install("gcc", "libc6-dev", "linux-libc-dev", "libzmq3-dev")
     lib, bin_dir = build.library(options.lib), build.compile_programs()
     groups = []
     if not options.vm:
-        groups += native_groups(bin_dir, lib, duration_ms)
+        groups += native_groups(bin_dir, lib, 2000 if options.long else 300)
+        groups.append(ParserGroup())
     if options.vm or options.all:
         groups += vm.groups(bin_dir, lib)
-    if options.only:
-        groups = [group for group in groups if options.only in group.title]
+    groups = [group for group in groups if options.only in group.title]
     for group in groups:
-        if isinstance(group, vm.VmGroup):
-            vm.run_group(group, options.rounds, bin_dir, lib, progress)
-        else:
-            run_group(group, options.rounds, progress)
-    if not options.vm and not options.only:
-        parser = parser_group(progress)
-        groups += [parser] if parser else []
-    progress("")
-    if options.json:
-        json.dump({**as_json(groups), "cpus": os.cpu_count(), "rounds": options.rounds}, sys.stdout, indent=1)
-        print()
-    else:
-        print_table(groups, sys.stdout)
-        met, missed, failed = summary(groups)
-        print(f"\n{met} bars met, {missed} missed, {failed} failed; {options.rounds} alternated rounds, "
-              f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
-    _, missed, failed = summary(groups)
-    sys.exit(1 if failed or (options.check and missed) else 0)
+        group.run(options.rounds, cli.progress)
+    cli.finish(groups, options)
 
 
 if __name__ == "__main__":

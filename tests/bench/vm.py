@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import build
@@ -20,9 +20,30 @@ PROGRAM_TIMEOUT_SECONDS = 20
 
 @dataclass
 class VmGroup(Group):
-    """A group whose programs run inside the VM."""
+    """A group whose programs run inside the VM, all rounds in one boot."""
 
-    files: list = field(default_factory=list)
+    bin_dir: Path = None
+    lib: Path = None
+
+    def run(self, rounds, progress):
+        progress(f"{self.title}: {rounds} rounds in one boot")
+        path = self.bin_dir / "vm-rounds.sh"
+        path.write_text(script(self, rounds))
+        path.chmod(0o755)
+        binaries = {program.argv[0] for program in self.programs} | {str(self.bin_dir / "peer"), str(self.lib)}
+        env = {"VM_SMP": "1", "VM_TIMEOUT": str(VM_TIMEOUT_SECONDS), "EXTRA_FILES": " ".join(sorted(binaries))}
+        done = subprocess.run(["bash", str(runner()), str(path)], env={**os.environ, **env}, capture_output=True, text=True)
+        for row in done.stdout.splitlines():
+            index, _, out = row.partition("\t")
+            program = self.programs[int(index)]
+            if out.startswith("!"):
+                program.failure = f"exit {out[1:]}"
+                program.results.append(None)
+            else:
+                program.results.append(json.loads(out))
+        for program in self.programs:
+            if not program.results:
+                program.failure = program.failure or f"the VM gave no result (exit {done.returncode})"
 
 
 def runner():
@@ -56,6 +77,7 @@ def groups(bin_dir, lib):
                 Bar("library recvmsg", ">=", 5, 10, "kernel KCM recvmsg"),
                 Bar("library recvmmsg(64)", ">=", 5, 10, "kernel KCM recvmmsg(64)"),
             ],
+            bin_dir=bin_dir, lib=lib,
         ),
         VmGroup(
             "oracle VM, 1 CPU, send 16 KiB",
@@ -65,6 +87,7 @@ def groups(bin_dir, lib):
                 program("raw write each", "tx_raw", *large),
             ],
             [Bar("library sendmmsg(64)", ">=", 0.95, None, "raw write each")],
+            bin_dir=bin_dir, lib=lib,
         ),
     ]
 
@@ -78,28 +101,3 @@ def script(group, rounds):
             command = f"timeout {PROGRAM_TIMEOUT_SECONDS} {' '.join(program.argv)}"
             lines.append(f'out=$({setting}{command} 2>/tmp/err) || out="!$? $(head -n 1 /tmp/err)"; echo "{index}\t$out"')
     return "\n".join(lines) + "\n"
-
-
-def run_group(group, rounds, bin_dir, lib, progress):
-    progress(f"{group.title}: {rounds} rounds in one boot")
-    path = bin_dir / "vm-rounds.sh"
-    path.write_text(script(group, rounds))
-    path.chmod(0o755)
-    binaries = {program.argv[0] for program in group.programs} | {str(bin_dir / "peer"), str(lib)}
-    env = {
-        "VM_SMP": "1", "VM_TIMEOUT": str(VM_TIMEOUT_SECONDS), "EXTRA_FILES": " ".join(sorted(binaries)),
-    }
-    done = subprocess.run(
-        ["bash", str(runner()), str(path)], env={**os.environ, **env}, capture_output=True, text=True,
-    )
-    for row in done.stdout.splitlines():
-        index, _, out = row.partition("\t")
-        program = group.programs[int(index)]
-        if out.startswith("!"):
-            program.failure = f"exit {out[1:]}"
-            program.results.append(None)
-        else:
-            program.results.append(json.loads(out))
-    for program in group.programs:
-        if not program.results:
-            program.failure = program.failure or f"the VM gave no result (exit {done.returncode})"
