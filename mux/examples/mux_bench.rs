@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use kcm_mux::bpf::{Env, Program};
 use kcm_mux::{
-    Cb, KcmId, MsgView, Mux, ParseMsg, Parser, PsockId, ReadOutcome, ReadResult, RxBatch,
+    Cb, Chunk, KcmId, MsgView, Mux, ParseMsg, Parser, PsockId, ReadOutcome, ReadResult, RxBatch,
     SendFlags, SocketType, TxResult,
 };
 
@@ -114,11 +114,11 @@ fn bench_rx(name: &str, parser: Parser, msg_len: usize) {
         }
         best = best.min(start.elapsed().as_nanos() as f64 / msgs as f64);
     }
-    println!("receive {msg_len:>6} B  {name:<28} {best:>9.2} ns/message");
+    println!("{name:<36} {best:>9.2} ns/message");
 }
 
 /// Framing in place over the same copies: what a hand-written loop costs.
-fn bench_framing(msg_len: usize) {
+fn bench_framing(name: &str, msg_len: usize) {
     let stream = stream(msg_len);
     let mut chunk = vec![0; 64 * 1024];
     let mut out = vec![0; msg_len];
@@ -147,13 +147,10 @@ fn bench_framing(msg_len: usize) {
         }
         best = best.min(start.elapsed().as_nanos() as f64 / msgs as f64);
     }
-    println!(
-        "receive {msg_len:>6} B  {:<28} {best:>9.2} ns/message",
-        "in-place framing, no mux"
-    );
+    println!("{name:<36} {best:>9.2} ns/message");
 }
 
-fn bench_tx(msg_len: usize, batch: usize) {
+fn bench_tx(name: &str, msg_len: usize, batch: usize) {
     let (mut mux, kcm) = Mux::new(SocketType::Dgram, RCVBUF, 16 * RCVBUF);
     mux.attach(Arc::new(Be32PlusFour), RCVBUF, None);
     let msg = vec![7; msg_len];
@@ -180,16 +177,79 @@ fn bench_tx(msg_len: usize, batch: usize) {
         }
         best = best.min(start.elapsed().as_nanos() as f64 / msgs as f64);
     }
-    println!("send    {msg_len:>6} B  batches of {batch:<17} {best:>9.2} ns/message");
+    println!("{name:<36} {best:>9.2} ns/message");
+}
+
+/// Resident bytes of the process.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<usize>().ok());
+    pages.unwrap_or(0) * 4096
+}
+
+/// What idle sockets cost after they have carried traffic.
+fn bench_memory() {
+    const SOCKETS: usize = 20_000;
+    let (mut mux, first) = Mux::new(SocketType::Dgram, RCVBUF, RCVBUF);
+    let parser: Parser = Arc::new(Be32PlusFour);
+    let mut batch = RxBatch::empty();
+    let mut chunk = Chunk::new();
+    let before = resident();
+    for _ in 0..SOCKETS {
+        let psock = mux.attach(parser.clone(), RCVBUF, None);
+        let mut buf = mux.begin_read(psock, chunk);
+        buf.spare()[..8].copy_from_slice(&[0, 0, 0, 4, 1, 2, 3, 4]);
+        assert!(matches!(
+            mux.finish_read(psock, buf, ReadResult::Bytes(8), 0),
+            ReadOutcome::Done
+        ));
+        while mux.refill(first, &mut batch) {
+            batch.consume(8, true);
+        }
+        while mux.poll_event().is_some() {}
+        chunk = mux.take_free_chunk().unwrap_or_default();
+    }
+    let attached = resident();
+    for _ in 0..SOCKETS {
+        black_box(mux.clone_kcm());
+    }
+    let cloned = resident();
+    println!(
+        "idle psock                           {:>9} bytes",
+        (attached - before) / SOCKETS
+    );
+    println!(
+        "idle KCM socket                      {:>9} bytes",
+        (cloned - attached) / SOCKETS
+    );
 }
 
 fn main() {
-    for msg_len in [64, 1000, 16 * 1024, 100_000] {
-        bench_framing(msg_len.min(60_000));
-        bench_rx("native parser", Arc::new(Be32PlusFour), msg_len);
-        bench_rx("parser program (bpf)", Arc::new(program()), msg_len);
+    // An argument picks the lines that contain it, for profiling.
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    let run = |name: &str, bench: &dyn Fn(&str)| {
+        if name.contains(&wanted) {
+            bench(name);
+        }
+    };
+    for msg_len in [64, 1000, 16 * 1024, 60_000] {
+        run(&format!("receive {msg_len} B, framing in place"), &|name| {
+            bench_framing(name, msg_len);
+        });
+        run(&format!("receive {msg_len} B, native parser"), &|name| {
+            bench_rx(name, Arc::new(Be32PlusFour), msg_len);
+        });
+        run(&format!("receive {msg_len} B, parser program"), &|name| {
+            bench_rx(name, Arc::new(program()), msg_len);
+        });
     }
     for (msg_len, batch) in [(64, 1), (64, 64), (1000, 64), (16 * 1024, 64)] {
-        bench_tx(msg_len, batch);
+        run(&format!("send {msg_len} B, batches of {batch}"), &|name| {
+            bench_tx(name, msg_len, batch);
+        });
     }
+    run("memory", &|_| bench_memory());
 }

@@ -44,6 +44,7 @@ mod batch;
 pub mod bpf;
 mod chunk;
 pub mod error;
+mod flight;
 mod kcm;
 pub mod limits;
 mod mux;

@@ -349,7 +349,10 @@ impl StreamParser {
         let tail_len = self.held - head.len();
         let (start, end) = (head.start, head.end);
         let mut pos = start;
-        let mut rx_bytes = 0;
+        let mut unjudged = self.unjudged.take();
+        let (mut msg_len, mut consumed) = (self.msg_len, self.consumed);
+        // Bytes of the first message that are in RX-Bytes already.
+        let counted = consumed;
         while let Some(rest) = chunk.get(pos..end)
             && !rest.is_empty()
         {
@@ -358,17 +361,14 @@ impl StreamParser {
                 tail,
                 len: rest.len() + tail_len,
             };
-            if self.msg_len == 0 {
-                let result = match self.unjudged.take() {
-                    Some(result) => result,
-                    None => {
-                        env.seed = env.seed.wrapping_add(1);
-                        self.program.parse(&view, &mut self.cb, env)
-                    }
-                };
+            if msg_len == 0 {
+                let result = unjudged.take().unwrap_or_else(|| {
+                    env.seed = env.seed.wrapping_add(1);
+                    self.program.parse(&view, &mut self.cb, env)
+                });
                 cut.program_ran = true;
-                match classify(result, view.len, self.consumed, rcvbuf) {
-                    Verdict::Len(len) => self.msg_len = len,
+                match classify(result, view.len, consumed, rcvbuf) {
+                    Verdict::Len(len) => msg_len = len,
                     verdict => {
                         if verdict == Verdict::OverRcvbuf {
                             self.unjudged = Some(result);
@@ -378,20 +378,18 @@ impl StreamParser {
                     }
                 }
             }
-            let len = self.msg_len as usize;
+            let len = msg_len as usize;
             if len > rest.len() {
-                cut.stop = Stop::Incomplete(Verdict::Len(self.msg_len));
+                cut.stop = Stop::Incomplete(Verdict::Len(msg_len));
                 break;
             }
             let desc = Desc {
                 start: pos as u32,
-                len: self.msg_len,
+                len: msg_len,
             };
-            rx_bytes += (len - self.consumed) as u64;
             cut.msgs += 1;
             cut.program_ran = false;
-            self.msg_len = 0;
-            self.consumed = 0;
+            (msg_len, consumed) = (0, 0);
             self.cb = Cb::default();
             pos += len;
             if sink.packed(desc) == Flow::Pause {
@@ -399,8 +397,11 @@ impl StreamParser {
                 break;
             }
         }
+        (self.msg_len, self.consumed) = (msg_len, consumed);
+        if cut.msgs > 0 {
+            stats.rx_bytes += (pos - start - counted) as u64;
+        }
         stats.rx_msgs += cut.msgs;
-        stats.rx_bytes += rx_bytes;
         self.drop_front(pos - start);
         cut
     }
