@@ -32,6 +32,7 @@
 #include "../c-header/kcm_parser.h"
 
 #include <arpa/inet.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -252,13 +253,15 @@ static int answer_queries(struct server *server, struct connection *c, int most)
 	if (count < most && errno != EAGAIN && errno != EINTR)
 		die("recv(KCM)");
 	/* An empty message ends the batch: all answers leave in one go. */
-	return count == 0 || send(c->kcm, NULL, 0, MSG_EOR) == 0;
+	return send(c->kcm, NULL, 0, MSG_EOR) == 0;
 }
 
 /*
- * The stream ended, broke, or is not DNS.  A client may shut down its sending side
- * and still read: reading SO_ERROR takes back the error that would stop KCM from
- * sending, and what was asked before the end is answered.
+ * The stream ended, broke, or is not DNS.  What came before is answered if it can be:
+ * reading SO_ERROR takes back the error that would stop KCM from sending.  It is no
+ * promise to a client that shuts down its sending side early, for KCM may have met
+ * the error already, and close() on a KCM socket drops what is queued.  RFC 7766
+ * has clients keep the connection until they have their answers.
  */
 static void finish(struct server *server, struct connection *c)
 {
@@ -267,7 +270,7 @@ static void finish(struct server *server, struct connection *c)
 
 	if (getsockopt(c->tcp, SOL_SOCKET, SO_ERROR, &error, &size))
 		die("getsockopt(SO_ERROR)");
-	answer_queries(server, c, 1 << 16);
+	answer_queries(server, c, INT_MAX);
 	close_connection(server, c);
 }
 
