@@ -36,6 +36,7 @@ mod signal;
 mod sync;
 mod sys;
 mod tcp;
+mod transfer;
 mod user_mem;
 mod wait;
 mod watch;

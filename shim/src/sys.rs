@@ -95,6 +95,15 @@ pub(crate) fn number(fd: &OwnedFd) -> i32 {
     fd.as_raw_fd()
 }
 
+/// Whether `fd` shows one of `events`, or an end, now.
+pub(crate) fn poll_one(fd: i32, events: i16) -> bool {
+    poll_now(&mut [libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    }])
+}
+
 /// poll(2) without waiting. True when an entry has something.
 pub(crate) fn poll_now(fds: &mut [libc::pollfd]) -> bool {
     if fds.is_empty() {

@@ -18,6 +18,7 @@ pub(crate) mod poll;
 pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod socket;
+pub(crate) mod transfer;
 
 use crate::errno::{Exit, Outcome};
 use crate::fd::{File, lookup};
@@ -35,6 +36,7 @@ pub(crate) fn resolve() {
     process::next::resolve();
     raw::next::resolve();
     socket::next::resolve();
+    transfer::next::resolve();
 }
 
 /// The life of one call: `native` unless `fd` is ours, else `ours`, which may still leave the

@@ -17,6 +17,10 @@ pub(crate) struct Received {
     pub(crate) flags: i32,
 }
 
+/// A private flag: the message leaves by splice, which the kernel does not count in RX-Msgs
+/// (kcm-semantics §12). No MSG_* flag has this bit.
+pub(crate) const SPLICED: i32 = 1 << 28;
+
 type Rx = Guard<'static, RawBiased, RxBatch>;
 
 /// recvmsg(2) and its kin on the socket `fd`; `dst` is where the program wants the bytes.
@@ -142,7 +146,7 @@ fn deliver(file: &File, rx: &mut RxBatch, dst: Iovecs<'_>, flags: i32) -> Outcom
         rx.consume(0, false); // the kernel drops the message too (kcm-semantics §8)
         return Err(err);
     }
-    rx.consume(bytes, whole || !seqpacket);
+    rx.consume(bytes, (whole || !seqpacket) && flags & SPLICED == 0);
     let flags = match (whole, seqpacket) {
         (true, _) => libc::MSG_EOR,
         (false, true) => 0,
