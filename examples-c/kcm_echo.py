@@ -32,8 +32,9 @@ MSG_EOR = 0x80
 NR_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 BPF_PROG_LOAD, BPF_PROG_TYPE_SOCKET_FILTER = 5, 1
 
-# Messages end up in one Python bytes object; a longer one stops its connection.
-MESSAGE_MAX = 1 << 20
+# A longer message stops its connection. KCM's own limit is SO_RCVBUF of the TCP
+# socket, 128 KiB where nobody set it.
+MESSAGE_MAX = 65536
 
 
 def instruction(code, registers=0, jump=0, immediate=0):

@@ -37,7 +37,8 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
-enum { HEADER = 4, MESSAGE_MAX = 1 << 20, THREADS_MAX = 256, EVENTS = 64, BATCH_MAX = 64 };
+/* KCM takes no message longer than SO_RCVBUF of its TCP socket, 128 KiB where nobody set it. */
+enum { HEADER = 4, MESSAGE_MAX = 65536, THREADS_MAX = 256, EVENTS = 64, BATCH_MAX = 64 };
 
 struct worker {
 	pthread_t thread;
