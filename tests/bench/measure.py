@@ -147,12 +147,15 @@ def human(number, unit):
                 return f"{number / scale:.3g} {letter}"
         return f"{number:.0f} B"
     if unit == "ns":
-        return f"{number / 1000:.3g} us" if number >= 10000 else f"{number:.3g} ns"
+        for scale, letter in ((1e6, "ms"), (1e3, "us")):
+            if number >= 10 * scale:
+                return f"{number / scale:.3g} {letter}"
+        return f"{number:.0f} ns" if number >= 100 else f"{number:.3g} ns"
     return f"{number:.4g} {unit}".rstrip() if unit != "x" else f"{number:.3g} x"
 
 
 COLUMNS = (
-    ("work", 32), ("min", 10), ("median", 10), ("max", 10), ("CPU", 8), ("against", 27), ("result", 10), ("bar", 11), ("goal", 9),
+    ("work", 32), ("min", 10), ("median", 10), ("max", 10), ("CPU", 9), ("against", 27), ("result", 10), ("bar", 11), ("goal", 9),
     ("verdict", 9),
 )
 

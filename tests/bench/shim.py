@@ -148,11 +148,11 @@ def main():
     lib.chmod(0o755)
     groups, pairs = [hook_group(bin_dir, lib), process_group(bin_dir, lib)], []
     try:
-        for title, start, run in (("redis-benchmark -P 16", servers.start_redis, redis_benchmark),
-                                  ("nginx + wrk", servers.start_nginx, wrk)):
+        for title, start, run in (("redis-benchmark -P 16, server", servers.start_redis, redis_benchmark),
+                                  ("nginx + wrk, server", servers.start_nginx, wrk)):
             if options.only in title:
                 pairs.append(Pair(base / title.split()[0], lib, start))
-                groups.append(server_group(f"{title}, server", pairs[-1], run))
+                groups.append(server_group(title, pairs[-1], run))
         groups = [group for group in groups if options.only in group.title]
         for group in groups:
             group.run(options.rounds, cli.progress)
