@@ -1,1 +1,50 @@
 //! TCP/IP engine as a sans-I/O state machine.
+//!
+//! [`Stack`] takes frames and the time, and gives frames, events and the next deadline. It reads
+//! no clock, opens no descriptor, starts no thread and contains no unsafe code; `device` moves
+//! frames and knows no protocol.
+//!
+//! # Inputs
+//! [`Stack::handle_frame`], [`Stack::handle_timeout`], and the socket calls `tcp_*` and `udp_*`.
+//!
+//! # Outputs
+//! [`Stack::poll_transmit`] (frames, written straight into the caller's buffer),
+//! [`Stack::poll_event`] (readiness edges), [`Stack::next_deadline`]. Levels can be queried at any
+//! time (`tcp_ready`, `tcp_can_send`, …).
+//!
+//! # Not done
+//! One interface per stack. IP fragments are dropped and counted, none are sent. No DHCP, IGMP or
+//! MLD. No TCP Fast Open and no BBR.
+
+#![deny(unsafe_code)]
+
+mod addr;
+mod checksum;
+mod error;
+mod events;
+mod icmp;
+mod iface;
+pub mod limits;
+mod neighbor;
+mod rate;
+mod route;
+mod secret;
+mod slab;
+mod stack;
+mod tcp;
+mod time;
+mod udp;
+
+pub use error::{Cause, RecvError, SendError, SocketError};
+pub use events::{Event, Ready};
+pub use secret::Key;
+pub use stack::{
+    Checksums, Config, Datagram, EcnMode, Gso, LinkStats, ListenerId, PartialChecksum, Received,
+    Stack, TcpConfig, TcpId, Transmit, UdpId,
+};
+pub use tcp::{
+    CongestionControl, ConnectOptions, ListenOptions, Seq, SockFlag, SockOpts, State, TcpInfo,
+    TcpStats,
+};
+pub use time::Instant;
+pub use udp::UdpStats;

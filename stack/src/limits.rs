@@ -1,0 +1,134 @@
+//! Every bound of the engine, with its unit in its name and its reason. Values that Linux has a
+//! sysctl for start from Linux's default.
+
+use core::time::Duration;
+
+/// Out-of-order ranges remembered per connection. Linux bounds by memory only; an array this size
+/// is searched in under a microsecond, and honest loss rarely leaves more holes.
+pub const OOO_RANGES_MAX: usize = 128;
+/// Segments kept in the scoreboard of one connection; beyond it the sender waits for ACKs. At one
+/// entry per segment this covers a 23 MB flight at MSS 1448.
+pub const SENT_SEGMENTS_MAX: usize = 16 * 1024;
+
+/// RFC 6298 §2.1: before the first RTT sample.
+pub const RTO_INITIAL: Duration = Duration::from_secs(1);
+/// Linux TCP_RTO_MIN, below the 1 s of RFC 6298 §2.4.
+pub const RTO_MIN: Duration = Duration::from_millis(200);
+/// Linux TCP_RTO_MAX.
+pub const RTO_MAX: Duration = Duration::from_secs(120);
+/// tcp_syn_retries.
+pub const SYN_RETRIES: u8 = 6;
+/// tcp_synack_retries.
+pub const SYNACK_RETRIES: u8 = 5;
+/// tcp_retries2.
+pub const RETRIES2: u8 = 15;
+/// Retransmissions of an orphan (tcp_orphan_retries, whose 0 means 8).
+pub const ORPHAN_RETRIES: u8 = 8;
+
+/// Linux TCP_DELACK_MIN: the delayed ACK timer while the exchange is interactive.
+pub const DELAYED_ACK: Duration = Duration::from_millis(40);
+/// Segments acknowledged at once at the start of a connection (Linux TCP_MAX_QUICKACKS).
+pub const QUICKACKS: u8 = 16;
+/// RFC 6928: initial window in segments.
+pub const INITIAL_WINDOW_SEGMENTS: u32 = 10;
+/// Congestion window in bytes; 1 GiB keeps sums of windows within 32 bits.
+pub const CWND_BYTES_MAX: u32 = 1 << 30;
+/// Longest time a corked partial segment waits, tcp(7).
+pub const CORK: Duration = Duration::from_millis(200);
+
+/// TIME-WAIT length (Linux TCP_TIMEWAIT_LEN).
+pub const TIME_WAIT: Duration = Duration::from_secs(60);
+/// Orphaned FIN-WAIT-2 (tcp_fin_timeout).
+pub const FIN_WAIT_2: Duration = Duration::from_secs(60);
+/// tcp_keepalive_time.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(7200);
+/// tcp_keepalive_intvl.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(75);
+/// tcp_keepalive_probes.
+pub const KEEPALIVE_PROBES: u8 = 9;
+/// Challenge ACKs per second over all connections (RFC 5961 §7, Linux's limit before it became
+/// randomised per connection).
+pub const CHALLENGE_ACKS_PER_SEC: u32 = 1000;
+/// Least time between ACKs sent for unacceptable segments of one connection
+/// (tcp_invalid_ratelimit).
+pub const INVALID_ACK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// RFC 9293 §3.7.1: MSS when the peer sends none.
+pub const MSS_DEFAULT_V4: u16 = 536;
+/// RFC 9293 §3.7.1, for IPv6.
+pub const MSS_DEFAULT_V6: u16 = 1220;
+/// Smallest MSS accepted from a peer or by path MTU discovery (Linux TCP_MIN_SND_MSS is 48; a
+/// smaller one turns every connection into a packet flood).
+pub const MSS_MIN: u16 = 88;
+/// net.ipv4.route.min_pmtu: an ICMP claim below it is a lie or an attack.
+pub const PMTU_MIN_V4: u16 = 552;
+/// RFC 8200 §5.
+pub const PMTU_MIN_V6: u16 = 1280;
+/// MSS tried when full-sized segments vanish without an ICMP error (tcp_base_mss).
+pub const BLACK_HOLE_MSS: u16 = 1024;
+/// Timeouts of one full-sized segment after which a black hole is suspected (tcp_retries1).
+pub const BLACK_HOLE_TIMEOUTS: u8 = 3;
+
+/// Default receive buffer (tcp_rmem\[1\]) and what auto-tuning may reach (tcp_rmem\[2\]).
+pub const RCVBUF_BYTES: u32 = 128 * 1024;
+/// See [`RCVBUF_BYTES`].
+pub const RCVBUF_BYTES_MAX: u32 = 6 * 1024 * 1024;
+/// Default send buffer; grows with the congestion window up to [`SNDBUF_BYTES_MAX`].
+pub const SNDBUF_BYTES: u32 = 128 * 1024;
+/// tcp_wmem\[2\].
+pub const SNDBUF_BYTES_MAX: u32 = 4 * 1024 * 1024;
+/// Memory in stream buffers over all connections (tcp_mem).
+pub const STREAM_BYTES_MAX: usize = 1 << 30;
+
+/// Embryonic connections per listener before cookies are sent (tcp_max_syn_backlog).
+pub const SYN_BACKLOG: usize = 1024;
+/// net.core.somaxconn: listen(2)'s backlog is clamped to it.
+pub const BACKLOG_MAX: usize = 4096;
+/// TIME-WAIT records (tcp_max_tw_buckets); beyond it connections skip TIME-WAIT.
+pub const TIME_WAIT_MAX: usize = 262_144;
+/// Ephemeral ports (ip_local_port_range).
+pub const EPHEMERAL_PORTS: core::ops::RangeInclusive<u16> = 32_768..=60_999;
+/// Ports tried before connect gives up with PortsExhausted; bounds the work of one call.
+pub const EPHEMERAL_TRIES: u32 = 2048;
+
+/// Neighbour entries (gc_thresh3).
+pub const NEIGHBORS_MAX: usize = 1024;
+/// Bytes of frames waiting for one neighbour's address (unres_qlen_bytes).
+pub const NEIGHBOR_PENDING_BYTES_MAX: usize = 212_992;
+/// Solicitations before a neighbour is unreachable (mcast_solicit), one a second.
+pub const NEIGHBOR_PROBES: u8 = 3;
+/// How long a confirmation counts (base_reachable_time).
+pub const NEIGHBOR_REACHABLE: Duration = Duration::from_secs(30);
+/// Routes per stack.
+pub const ROUTES_MAX: usize = 1024;
+/// Addresses per stack.
+pub const ADDRESSES_MAX: usize = 64;
+/// Path MTU entries, and how long one is believed (mtu_expires).
+pub const PMTU_ENTRIES_MAX: usize = 4096;
+/// See [`PMTU_ENTRIES_MAX`].
+pub const PMTU_EXPIRES: Duration = Duration::from_secs(600);
+
+/// Frames composed outside connections (ARP, ICMP, RST, SYN-ACK) waiting for the device.
+pub const CONTROL_FRAMES_MAX: usize = 1024;
+/// ICMP errors sent per second (icmp_msgs_per_sec).
+pub const ICMP_ERRORS_PER_SEC: u32 = 1000;
+/// Frames one connection sends before the next has its turn.
+pub const EGRESS_QUANTUM_FRAMES: u32 = 16;
+/// Timers expired per call; the rest keep the deadline in the past and follow at the next call.
+pub const TIMERS_PER_POLL_MAX: usize = 4096;
+
+/// Default UDP receive queue (net.core.rmem_default).
+pub const UDP_RCVBUF_BYTES: usize = 212_992;
+/// Cost charged per queued datagram besides its bytes, so that empty ones are bounded too.
+pub const UDP_OVERHEAD_BYTES: usize = 256;
+/// Datagrams waiting for the device.
+pub const UDP_TX_DATAGRAMS_MAX: usize = 1024;
+
+const _: () = {
+    assert!(
+        RCVBUF_BYTES_MAX < 1 << 30,
+        "a window must stay below 2^30 (RFC 7323 §2.2)"
+    );
+    assert!(MSS_MIN < MSS_DEFAULT_V4);
+    assert!(TIME_WAIT_MAX < 1 << 30, "indices carry two kind bits");
+};

@@ -1,0 +1,507 @@
+//! Fifth of SEGMENT ARRIVES: the ACK field. What it delivers, what it reveals as lost, and what
+//! the congestion window makes of it.
+
+use super::Tcb;
+use super::cc::AckSample;
+use super::conn::{Episode, Flags, Phase, Rexmit, stamp};
+use super::options::Options;
+use super::rack;
+use super::reassembly::Range;
+use super::segment::{Control, Segment};
+use super::seq::Seq;
+use super::state::State;
+use crate::events::Ready;
+
+/// RFC 5681 §3.2.
+const DUP_ACK_THRESHOLD: u8 = 3;
+
+/// What one ACK brought.
+#[derive(Debug, Default)]
+struct Delivery {
+    /// Bytes newly known to have arrived, cumulatively or selectively.
+    bytes: u32,
+    /// Of them, cumulatively.
+    cumulative: u32,
+    rtt_us: Option<u32>,
+    latest_rtt_us: Option<u32>,
+    retransmitted: bool,
+    dsack: bool,
+}
+
+impl Tcb<'_> {
+    /// Processes the ACK field. False: the segment must be dropped.
+    pub(crate) fn ack_arrives(&mut self, seg: &Segment<'_>, o: &Options) -> bool {
+        let una = self.c.snd_una;
+        if seg.ack.after(self.c.snd_nxt) {
+            self.env.stats.bad_ack += 1;
+            self.challenge_ack();
+            return false;
+        }
+        if seg.ack.before(una) && seg.ack.before(una - self.c.max_window) {
+            // RFC 5961 §5.2: too old to be anything but an injection.
+            self.env.stats.bad_ack += 1;
+            self.challenge_ack();
+            return false;
+        }
+        self.c.last_recv_ms = self.now.as_millis() as u32;
+        self.c.probes = 0;
+        let window_changed = self.update_window(seg);
+        let is_dup = seg.ack == una
+            && seg.payload.is_empty()
+            && !seg.has(Control::FIN)
+            && !window_changed
+            && self.c.flight() > 0;
+
+        let fin_seq = una + self.b.tx.len() as u32;
+        let awaits_fin = matches!(
+            self.c.state,
+            State::FinWait1 | State::Closing | State::LastAck
+        );
+        let limited = self.was_cwnd_limited();
+        let round_start = self.round_starts(seg.ack);
+
+        let mut d = self.deliver(seg.ack, o);
+        if !self.c.flags.has(Flags::SACK) {
+            if is_dup {
+                self.b.dup_acks = self.b.dup_acks.saturating_add(1);
+                d.bytes += u32::from(self.c.mss);
+            } else if d.cumulative > 0 {
+                self.b.dup_acks = 0;
+            }
+        }
+        if let Some(rtt) = d.rtt_us {
+            self.c.rtt.sample(rtt);
+        } else if d.cumulative > 0
+            && let (Some(ts), true) = (o.timestamps, self.c.flags.has(Flags::TIMESTAMPS))
+        {
+            // Retransmitted data: only the echoed timestamp is unambiguous (RFC 7323 §4).
+            let ms = self.c.ts_now(self.now).wrapping_sub(ts.ecr);
+            if ts.ecr != 0 && ms < 1 << 20 {
+                self.c.rtt.sample(ms.max(1) * 1_000);
+            }
+        }
+        if d.cumulative > 0 {
+            self.made_progress();
+        }
+        self.tail_probe_answered(seg.ack, d.dsack);
+        self.react_to_ece(seg, d.cumulative > 0);
+        self.recover(&d, o);
+        if d.bytes > 0 && !matches!(self.b.phase, Phase::Recovery | Phase::Reduced) {
+            let sample = AckSample {
+                now: self.now,
+                bytes: d.cumulative,
+                mss: u32::from(self.c.mss),
+                rtt_us: d.latest_rtt_us,
+                srtt_us: self.c.rtt.srtt_us,
+                cwnd_limited: limited,
+                round_start,
+            };
+            self.b
+                .cc
+                .on_ack(self.c.opts().congestion, &mut self.c.window, &sample);
+        }
+        if d.cumulative > 0 || d.bytes > 0 || window_changed {
+            self.arm_rexmit(d.cumulative > 0);
+        }
+        if awaits_fin && seg.ack == fin_seq + 1 {
+            self.our_fin_acknowledged();
+        }
+        true
+    }
+
+    /// The header-prediction path: an ACK that advances while nothing is lost or SACKed.
+    pub(crate) fn in_order_ack(&mut self, ack: Seq, _ecr: Option<u32>) {
+        let limited = self.was_cwnd_limited();
+        let round_start = self.round_starts(ack);
+        let d = self.deliver(ack, &Options::default());
+        if let Some(rtt) = d.rtt_us {
+            self.c.rtt.sample(rtt);
+        }
+        self.made_progress();
+        self.tail_probe_answered(ack, false);
+        let sample = AckSample {
+            now: self.now,
+            bytes: d.cumulative,
+            mss: u32::from(self.c.mss),
+            rtt_us: d.latest_rtt_us,
+            srtt_us: self.c.rtt.srtt_us,
+            cwnd_limited: limited,
+            round_start,
+        };
+        self.b
+            .cc
+            .on_ack(self.c.opts().congestion, &mut self.c.window, &sample);
+        self.arm_rexmit(true);
+    }
+
+    /// RFC 9293 §3.10.7.4, as Linux's tcp_may_update_window.
+    fn update_window(&mut self, seg: &Segment<'_>) -> bool {
+        let window = self.scaled_window(seg);
+        let newer = seg.ack.after(self.c.snd_una)
+            || seg.seq.after(self.c.snd_wl1)
+            || seg.seq == self.c.snd_wl1 && (window > self.c.snd_wnd || window == 0);
+        if !newer || seg.ack.before(self.c.snd_una) {
+            return false;
+        }
+        self.c.snd_wl1 = seg.seq;
+        let changed = window != self.c.snd_wnd;
+        self.c.snd_wnd = window;
+        self.c.max_window = self.c.max_window.max(window);
+        if changed && self.b.timers.rexmit_kind == Rexmit::Persist {
+            self.b.timers.stop_rexmit();
+        }
+        changed
+    }
+
+    /// Takes acknowledged and SACKed ranges off the scoreboard.
+    fn deliver(&mut self, ack: Seq, o: &Options) -> Delivery {
+        let now = stamp(self.now);
+        let mut d = Delivery::default();
+        let min_rtt = self.c.rtt.min_us;
+        let rack = &mut self.b.rack;
+        let mut newly = |s: &super::scoreboard::Sent, d: &mut Delivery| {
+            rack.on_delivered(s, now, min_rtt);
+            if s.ever_retransmitted() {
+                d.retransmitted = true;
+            } else {
+                let rtt = now.wrapping_sub(s.at);
+                d.rtt_us.get_or_insert(rtt);
+                d.latest_rtt_us = Some(rtt);
+            }
+        };
+        if ack.after(self.c.snd_una) {
+            d.cumulative = ack.since(self.c.snd_una);
+            d.bytes += self.b.board.ack(ack, |s| newly(s, &mut d));
+            let data = (d.cumulative as usize).min(self.b.tx.len());
+            self.b.tx.advance(&mut self.env.pool, data);
+            self.c.bytes_acked += data as u64;
+            self.c.snd_una = ack;
+            if self.b.urgent.snd_up.is_some_and(|up| up.at_or_before(ack)) {
+                self.b.urgent.snd_up = None;
+            }
+        }
+        if !self.c.flags.has(Flags::SACK) || o.sack.is_empty() {
+            return d;
+        }
+        let una = self.c.snd_una;
+        let mut blocks = o.sack.iter();
+        let second = o.sack.iter().nth(1);
+        if let Some(first) = o.sack.iter().next() {
+            // RFC 2883 §4: below the cumulative ACK, or within the second block.
+            let inside = second.is_some_and(|s| {
+                s.start.at_or_before(first.start) && first.end.at_or_before(s.end)
+            });
+            if first.end.at_or_before(ack) || inside {
+                d.dsack = true;
+                blocks.next();
+                self.env.stats.dsacks_in += 1;
+                self.b.rack.on_dsack(una, self.c.snd_nxt);
+                self.b.episode.undo_bytes -= i64::from(first.end.since(first.start));
+            }
+        }
+        let rack = &mut self.b.rack;
+        for b in blocks {
+            let start = b.start.later(una);
+            if !start.before(b.end) || b.end.after(self.c.snd_nxt) {
+                continue;
+            }
+            let mut rtt = None;
+            d.bytes += self.b.board.sack(Range { start, end: b.end }, |s| {
+                rack.on_delivered(s, now, min_rtt);
+                if !s.ever_retransmitted() {
+                    rtt = Some(now.wrapping_sub(s.at));
+                }
+            });
+            d.latest_rtt_us = d.latest_rtt_us.or(rtt);
+            if d.cumulative == 0 {
+                d.rtt_us = d.rtt_us.or(rtt);
+            }
+        }
+        d
+    }
+
+    /// SND.UNA advanced.
+    fn made_progress(&mut self) {
+        self.b.backoff = 0;
+        self.c.soft_error = None;
+        self.b.stalled_since = (self.c.flight() > 0).then_some(self.now);
+        self.progress = true;
+        if self.c.flags.has(Flags::WANTS_WRITE) && self.has_send_room() {
+            self.c.flags.clear(Flags::WANTS_WRITE);
+            self.notify(Ready::WRITABLE);
+        }
+        if self.c.flags.has(Flags::FIN_QUEUED) && self.b.tx.len() == 0 {
+            self.notify(Ready::FLUSHED);
+        }
+    }
+
+    /// The window limits the sender: it filled it, or in slow start used at least half.
+    fn was_cwnd_limited(&self) -> bool {
+        self.b.cwnd_limited
+            || self.c.window.in_slow_start() && self.c.flight() >= self.c.window.cwnd / 2
+    }
+
+    fn round_starts(&mut self, ack: Seq) -> bool {
+        if self.b.round_end.is_some_and(|end| !ack.after(end)) {
+            return false;
+        }
+        self.b.round_end = Some(self.c.snd_nxt);
+        self.b.cwnd_limited = false;
+        true
+    }
+
+    /// Bytes in the network; without SACK each duplicate ACK stands for one segment that left.
+    pub(crate) fn pipe(&self) -> u32 {
+        let left = u32::from(self.b.dup_acks) * u32::from(self.c.mss);
+        let left = if self.c.flags.has(Flags::SACK) {
+            0
+        } else {
+            left
+        };
+        self.b.board.pipe().saturating_sub(left)
+    }
+
+    /// Loss detection and the phases of recovery.
+    fn recover(&mut self, d: &Delivery, o: &Options) {
+        if self.is_recovering() && self.undo_if_spurious(d, o) {
+            return;
+        }
+        let mut newly_lost = 0;
+        if self.c.flags.has(Flags::SACK) {
+            let board = &self.b.board;
+            if board.sacked_bytes() > 0
+                || board.retrans_bytes() > 0
+                || board.lost_bytes() > 0
+                || d.retransmitted
+            {
+                newly_lost = self.rack_detect();
+            }
+        } else if !self.is_recovering() && self.b.dup_acks >= DUP_ACK_THRESHOLD {
+            newly_lost = self.b.board.mark_front_lost(u32::from(self.c.mss));
+        }
+        match self.b.phase {
+            Phase::Open | Phase::Reduced => {
+                if newly_lost > 0 {
+                    self.enter_recovery();
+                    self.reduce_proportionally(d, newly_lost);
+                } else if self.b.phase == Phase::Reduced
+                    && self.c.snd_una.at_or_after(self.b.episode.point)
+                {
+                    self.b.phase = Phase::Open;
+                }
+            }
+            Phase::Recovery if self.c.snd_una.at_or_after(self.b.episode.point) => {
+                self.c.window.cwnd = self.c.window.ssthresh;
+                self.end_episode();
+                self.b.rack.on_recovery_end();
+            }
+            Phase::Recovery => {
+                if !self.c.flags.has(Flags::SACK) && d.cumulative > 0 {
+                    // RFC 6582 §3.2 step 3: a partial ACK names the next hole.
+                    newly_lost = self.b.board.mark_front_lost(u32::from(self.c.mss));
+                }
+                if d.bytes > 0 {
+                    self.reduce_proportionally(d, newly_lost);
+                }
+            }
+            Phase::Loss => {
+                if self.c.snd_una.at_or_after(self.b.episode.point) {
+                    self.end_episode();
+                }
+            }
+        }
+    }
+
+    /// RACK's step 5, also run by the reordering timer. Bytes newly lost.
+    pub(crate) fn rack_detect(&mut self) -> u32 {
+        let recovering = self.is_recovering();
+        let rtt = self.c.rtt;
+        let (lost, again) = self.b.rack.detect_loss(
+            &mut self.b.board,
+            stamp(self.now),
+            recovering,
+            rtt.srtt_us,
+            rtt.min_us,
+        );
+        if let Some(us) = again {
+            let at = self.now.plus_us(u64::from(us));
+            if at < self.b.timers.rexmit {
+                self.b.timers.arm_rexmit(Rexmit::Reorder, at);
+            }
+        } else if self.b.timers.rexmit_kind == Rexmit::Reorder {
+            self.b.timers.stop_rexmit();
+        }
+        lost
+    }
+
+    /// RFC 5681 §3.2 step 2 with PRR (RFC 6937) in charge of the window.
+    pub(crate) fn enter_recovery(&mut self) {
+        self.env.stats.fast_recoveries += 1;
+        let prior = self.c.window;
+        self.b.episode = Episode {
+            point: self.c.snd_nxt,
+            flight: self.c.flight().max(1),
+            prior: Some(prior),
+            ..Episode::default()
+        };
+        if self.b.phase != Phase::Reduced {
+            let mss = u32::from(self.c.mss);
+            self.b
+                .cc
+                .on_congestion(self.c.opts().congestion, &mut self.c.window, mss);
+        }
+        self.b.phase = Phase::Recovery;
+        self.b.tail = Default::default();
+    }
+
+    /// PRR with the slow-start reduction bound and its conservative guard (RFC 6937bis).
+    fn reduce_proportionally(&mut self, d: &Delivery, newly_lost: u32) {
+        let mss = u32::from(self.c.mss);
+        let pipe = self.pipe();
+        let ssthresh = self.c.window.ssthresh;
+        let e = &mut self.b.episode;
+        e.prr_delivered = e.prr_delivered.saturating_add(d.bytes);
+        let allowed = if pipe > ssthresh {
+            let share = u64::from(e.prr_delivered) * u64::from(ssthresh);
+            (share.div_ceil(u64::from(e.flight)) as u32).saturating_sub(e.prr_out)
+        } else {
+            let mut grant = e.prr_delivered.saturating_sub(e.prr_out).max(d.bytes);
+            if d.cumulative > 0 && newly_lost == 0 {
+                grant += mss;
+            }
+            grant.min(ssthresh - pipe)
+        };
+        // The fast retransmission itself is never held back.
+        let allowed = if e.prr_out == 0 {
+            allowed.max(mss)
+        } else {
+            allowed
+        };
+        self.c.window.cwnd = pipe + allowed;
+    }
+
+    fn end_episode(&mut self) {
+        self.b.phase = Phase::Open;
+        self.b.episode = Episode::default();
+        self.b.dup_acks = 0;
+    }
+
+    /// Eifel detection (RFC 3522) by timestamps and full D-SACK coverage (RFC 3708): the originals
+    /// had arrived, so the window is given back (RFC 4015).
+    fn undo_if_spurious(&mut self, d: &Delivery, o: &Options) -> bool {
+        let e = &self.b.episode;
+        let Some(prior) = e.prior else { return false };
+        let Some(first) = e.retrans_ts else {
+            return false;
+        };
+        let by_echo = d.cumulative > 0
+            && self.c.flags.has(Flags::TIMESTAMPS)
+            && o.timestamps
+                .is_some_and(|t| t.ecr != 0 && (t.ecr.wrapping_sub(first) as i32) < 0);
+        let by_dsack = d.dsack && e.undo_bytes <= 0;
+        if !by_echo && !by_dsack {
+            return false;
+        }
+        self.env.stats.spurious_undone += 1;
+        self.c.window.cwnd = self.c.window.cwnd.max(prior.cwnd);
+        self.c.window.ssthresh = prior.ssthresh;
+        self.c.window.w_max = prior.w_max;
+        self.b.board.forget_losses();
+        self.end_episode();
+        true
+    }
+
+    /// RFC 8985 §7.4: a probe that repaired a loss silently must not hide the congestion.
+    fn tail_probe_answered(&mut self, ack: Seq, dsack: bool) {
+        let Some(end) = self.b.tail.end else { return };
+        if ack.before(end) {
+            return;
+        }
+        let repaired = self.b.tail.is_retransmission && !dsack && ack.at_or_after(end);
+        self.b.tail = Default::default();
+        if repaired && self.b.phase == Phase::Open && self.c.flight() == 0 {
+            let mss = u32::from(self.c.mss);
+            self.b
+                .cc
+                .on_congestion(self.c.opts().congestion, &mut self.c.window, mss);
+            self.c.window.cwnd = self.c.window.ssthresh;
+        }
+    }
+
+    /// RFC 3168 §6.1.2: once per window of data.
+    fn react_to_ece(&mut self, seg: &Segment<'_>, advanced: bool) {
+        if !seg.has(Control::ECE)
+            || !self.c.flags.has(Flags::ECN)
+            || !advanced
+            || self.b.phase != Phase::Open
+        {
+            return;
+        }
+        let mss = u32::from(self.c.mss);
+        self.b
+            .cc
+            .on_congestion(self.c.opts().congestion, &mut self.c.window, mss);
+        self.c.window.cwnd = self.c.window.ssthresh;
+        self.b.phase = Phase::Reduced;
+        self.b.episode = Episode {
+            point: self.c.snd_nxt,
+            ..Episode::default()
+        };
+        self.c.flags.set(Flags::ECN_CWR);
+    }
+
+    /// (Re)arms the retransmission timer for what is in flight: probe, timeout or nothing.
+    pub(crate) fn arm_rexmit(&mut self, restart: bool) {
+        if self.b.board.is_empty() {
+            if self.b.timers.rexmit_kind != Rexmit::Persist {
+                self.b.timers.stop_rexmit();
+            }
+            return;
+        }
+        if self.b.timers.rexmit_kind == Rexmit::Reorder {
+            return;
+        }
+        let rto = self.c.rtt.backed_off(self.b.backoff);
+        let probe = self.b.phase == Phase::Open
+            && self.c.flags.has(Flags::SACK)
+            && self.c.state.is_synchronized()
+            && self.b.board.sacked_bytes() == 0
+            && self.b.backoff == 0
+            && self.b.tail.end.is_none()
+            && self.c.rtt.srtt_us != 0;
+        if probe {
+            let single = self.c.flight() <= u32::from(self.c.mss);
+            let pto = rack::probe_timeout(self.c.rtt.srtt_us, single, rto);
+            if pto < rto {
+                self.b.timers.arm_rexmit(Rexmit::Tlp, self.now + pto);
+                return;
+            }
+        }
+        let running = self.b.timers.rexmit_kind == Rexmit::Rto;
+        if restart || !running {
+            self.b.timers.arm_rexmit(Rexmit::Rto, self.now + rto);
+        }
+    }
+
+    /// The FIN is acknowledged: next state of FIN-WAIT-1, CLOSING and LAST-ACK.
+    fn our_fin_acknowledged(&mut self) {
+        self.notify(Ready::FLUSHED);
+        match self.c.state {
+            State::FinWait1 => {
+                self.c.state = State::FinWait2;
+                if !self.c.is_owned() {
+                    self.b.timers.fin_wait = self.now + self.c.opts().fin_wait;
+                }
+            }
+            State::Closing => {
+                self.c.state = State::TimeWait;
+                self.notify(Ready::CLOSED);
+            }
+            State::LastAck => {
+                self.c.state = State::Closed;
+                self.notify(Ready::CLOSED);
+            }
+            _ => {}
+        }
+    }
+}

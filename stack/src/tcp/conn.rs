@@ -1,0 +1,469 @@
+//! The connection record in two parts: `Conn`, kept while the connection exists, and `Busy`, lent
+//! from a pool while bytes are in flight, unread or out of order.
+//!
+//! Variable names are those of RFC 9293 §3.3.1.
+
+use core::time::Duration;
+
+use super::buffer::{BlockPool, RecvQueue, SendQueue};
+use super::cc::{CcState, Window};
+use super::rack::Rack;
+use super::reassembly::Reassembly;
+use super::rto::RttEstimate;
+use super::scoreboard::{Scoreboard, Stamp};
+use super::seq::Seq;
+use super::sockopt::SockOpts;
+use super::state::State;
+use crate::addr::{Endpoint, FourTuple, Ip};
+use crate::error::Cause;
+use crate::events::Ready;
+use crate::neighbor::NeighborRef;
+use crate::time::Instant;
+
+/// A set of one-bit facts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Flags(u32);
+
+macro_rules! flags {
+    ($($(#[$doc:meta])* $name:ident = $bit:expr;)*) => {
+        impl Flags {
+            $($(#[$doc])* pub(crate) const $name: Self = Self(1 << $bit);)*
+        }
+    };
+}
+
+flags! {
+    /// Timestamps negotiated (RFC 7323).
+    TIMESTAMPS = 0;
+    /// SACK negotiated.
+    SACK = 1;
+    /// Window scaling negotiated.
+    WINDOW_SCALE = 2;
+    /// ECN negotiated (RFC 3168).
+    ECN = 3;
+    /// The application holds the handle.
+    OWNED = 4;
+    /// The application will read no more.
+    RECV_SHUTDOWN = 5;
+    /// A FIN follows the queued data.
+    FIN_QUEUED = 6;
+    /// The peer's FIN is in order.
+    FIN_RECEIVED = 7;
+    /// An ACK must go out now.
+    ACK_NOW = 8;
+    /// In the egress list.
+    DIRTY = 9;
+    /// In the event list.
+    EVENT_QUEUED = 10;
+    /// TCP_NODELAY.
+    NODELAY = 11;
+    /// TCP_CORK.
+    CORK = 12;
+    /// MSG_MORE on the last send.
+    MORE = 13;
+    /// SO_KEEPALIVE.
+    KEEPALIVE = 14;
+    /// SO_OOBINLINE.
+    OOB_INLINE = 15;
+    /// The application found the send buffer full and waits for WRITABLE.
+    WANTS_WRITE = 16;
+    /// Filed in the demultiplexing table.
+    FILED = 17;
+    /// Reordering was seen on this path (RACK).
+    REORDERING = 18;
+    /// CE arrived; ECE goes out until CWR answers.
+    ECN_ECHO = 19;
+    /// The window was cut for ECE; the next new segment carries CWR.
+    ECN_CWR = 20;
+    /// Interactive: delay ACKs in the hope of data (Linux's pingpong mode).
+    PINGPONG = 21;
+    /// The path swallowed full-sized segments; the MSS was lowered.
+    BLACK_HOLE = 22;
+    /// TS.Recent holds a value.
+    TS_RECENT = 23;
+    /// A keepalive probe must go out.
+    PROBE_KEEPALIVE = 24;
+    /// A zero-window probe must go out.
+    PROBE_WINDOW = 25;
+    /// A tail loss probe must go out.
+    PROBE_TAIL = 26;
+    /// A RST must go out, then the connection is gone.
+    SEND_RST = 27;
+    /// TCP_QUICKACK is held on by the application.
+    QUICKACK = 28;
+    /// Waiting in a listener's accept queue.
+    IN_ACCEPT_QUEUE = 29;
+    /// SYN must be (re)transmitted.
+    SEND_SYN = 30;
+    /// An error was reported once; later sends get EPIPE.
+    ERROR_TAKEN = 31;
+}
+
+impl Flags {
+    pub(crate) const fn has(self, f: Self) -> bool {
+        self.0 & f.0 == f.0
+    }
+
+    pub(crate) const fn any(self, f: Self) -> bool {
+        self.0 & f.0 != 0
+    }
+
+    pub(crate) fn set(&mut self, f: Self) {
+        self.0 |= f.0;
+    }
+
+    pub(crate) fn clear(&mut self, f: Self) {
+        self.0 &= !f.0;
+    }
+
+    pub(crate) fn put(&mut self, f: Self, on: bool) {
+        if on { self.set(f) } else { self.clear(f) }
+    }
+}
+
+impl core::ops::BitOr for Flags {
+    type Output = Self;
+    fn bitor(self, o: Self) -> Self {
+        Self(self.0 | o.0)
+    }
+}
+
+/// Stands for "no entry" in 32-bit slab references.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// The record an idle connection consists of.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub(crate) local_ip: Ip,
+    pub(crate) remote_ip: Ip,
+    pub(crate) local_port: u16,
+    pub(crate) remote_port: u16,
+    pub(crate) flags: Flags,
+    pub(crate) state: State,
+    /// What the send window is shifted by.
+    pub(crate) snd_wscale: u8,
+    /// What our advertised window is shifted by.
+    pub(crate) rcv_wscale: u8,
+    /// Keepalive or zero-window probes unanswered.
+    pub(crate) probes: u8,
+    /// Largest payload of a segment we send, options deducted.
+    pub(crate) mss: u16,
+    /// The peer's MSS option.
+    pub(crate) peer_mss: u16,
+
+    pub(crate) snd_una: Seq,
+    pub(crate) snd_nxt: Seq,
+    pub(crate) snd_wnd: u32,
+    pub(crate) snd_wl1: Seq,
+    /// Largest window the peer ever offered.
+    pub(crate) max_window: u32,
+    pub(crate) rcv_nxt: Seq,
+    /// RCV.NXT when we last sent an ACK.
+    pub(crate) rcv_wup: Seq,
+    /// Window advertised with that ACK.
+    pub(crate) rcv_wnd: u32,
+    /// Receive buffer limit, grown by auto-tuning.
+    pub(crate) rcvbuf: u32,
+
+    pub(crate) ts_recent: u32,
+    /// Second of the engine's clock at which TS.Recent was set.
+    pub(crate) ts_recent_s: u32,
+    /// Added to the millisecond clock in timestamps we send.
+    pub(crate) ts_offset: u32,
+
+    pub(crate) window: Window,
+    pub(crate) rtt: RttEstimate,
+
+    /// Millisecond clock at the last segment received and sent; they wrap after 49 days.
+    pub(crate) last_recv_ms: u32,
+    pub(crate) last_send_ms: u32,
+    pub(crate) bytes_acked: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) segs_in: u32,
+    pub(crate) segs_out: u32,
+    pub(crate) total_retrans: u32,
+
+    /// Tag in the demultiplexing table.
+    pub(crate) tag: u32,
+    pub(crate) generation: u32,
+    pub(crate) neighbor: NeighborRef,
+    /// Index of the `Busy` state, or `NONE`.
+    pub(crate) busy: u32,
+    /// Estimate of the peer's segment size, which paces our ACKs.
+    pub(crate) rcv_mss: u16,
+    pub(crate) quick_acks: u8,
+    /// Readiness bits not yet collected by the application.
+    pub(crate) events: Ready,
+    pub(crate) error: Option<Cause>,
+    /// Last ICMP error that did not end the connection.
+    pub(crate) soft_error: Option<Cause>,
+    /// Options that differ from the defaults.
+    pub(crate) opts: Option<Box<SockOpts>>,
+}
+
+impl Conn {
+    pub(crate) const fn local(&self) -> Endpoint {
+        Endpoint {
+            ip: self.local_ip,
+            port: self.local_port,
+        }
+    }
+
+    pub(crate) const fn remote(&self) -> Endpoint {
+        Endpoint {
+            ip: self.remote_ip,
+            port: self.remote_port,
+        }
+    }
+
+    pub(crate) const fn tuple(&self) -> FourTuple {
+        FourTuple {
+            local: self.local(),
+            remote: self.remote(),
+        }
+    }
+
+    pub(crate) fn opts(&self) -> &SockOpts {
+        self.opts.as_deref().unwrap_or(&SockOpts::DEFAULT)
+    }
+
+    /// Bytes of sequence space sent and not acknowledged.
+    pub(crate) fn flight(&self) -> u32 {
+        self.snd_nxt.since(self.snd_una)
+    }
+
+    /// What remains of the window we last advertised.
+    pub(crate) fn receive_window(&self) -> u32 {
+        (self.rcv_wup + self.rcv_wnd).since(self.rcv_nxt)
+    }
+
+    pub(crate) fn snd_limit(&self) -> Seq {
+        self.snd_una + self.snd_wnd
+    }
+
+    pub(crate) fn ts_now(&self, now: Instant) -> u32 {
+        (now.as_millis() as u32).wrapping_add(self.ts_offset)
+    }
+
+    pub(crate) fn is_owned(&self) -> bool {
+        self.flags.has(Flags::OWNED)
+    }
+
+    /// Time since the last segment arrived.
+    pub(crate) fn quiet(&self, now: Instant) -> Duration {
+        Duration::from_millis(u64::from(
+            (now.as_millis() as u32).wrapping_sub(self.last_recv_ms),
+        ))
+    }
+}
+
+/// What the retransmission timer is armed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Rexmit {
+    #[default]
+    Off,
+    /// RFC 6298.
+    Rto,
+    /// RFC 8985 §7: tail loss probe.
+    Tlp,
+    /// RFC 8985 §6: reordering window.
+    Reorder,
+    /// RFC 9293 §3.8.6.1: zero-window probe.
+    Persist,
+}
+
+/// Congestion and recovery phase (Linux's names: Open, CWR, Recovery, Loss).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Phase {
+    #[default]
+    Open,
+    /// Window cut after ECN; nothing lost.
+    Reduced,
+    /// Fast recovery.
+    Recovery,
+    /// After a timeout.
+    Loss,
+}
+
+/// Proportional rate reduction and undo state of one recovery episode.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Episode {
+    /// SND.NXT when the episode began; its end is an ACK at or beyond.
+    pub(crate) point: Seq,
+    pub(crate) prr_delivered: u32,
+    pub(crate) prr_out: u32,
+    /// Flight when recovery began (RecoverFS).
+    pub(crate) flight: u32,
+    /// For undo.
+    pub(crate) prior: Option<Window>,
+    /// Retransmitted bytes not yet reported as duplicates (D-SACK undo).
+    pub(crate) undo_bytes: i64,
+    /// Our timestamp at the first retransmission (Eifel detection, RFC 3522).
+    pub(crate) retrans_ts: Option<u32>,
+}
+
+/// State of a connection with something going on.
+#[derive(Debug, Default)]
+pub(crate) struct Busy {
+    pub(crate) tx: SendQueue,
+    pub(crate) rx: RecvQueue,
+    pub(crate) board: Scoreboard,
+    pub(crate) reasm: Reassembly,
+    pub(crate) timers: Timers,
+    pub(crate) phase: Phase,
+    pub(crate) episode: Episode,
+    pub(crate) cc: CcState,
+    pub(crate) rack: Rack,
+    pub(crate) tail: TailProbe,
+    /// Duplicate ACKs in a row, without SACK.
+    pub(crate) dup_acks: u8,
+    /// Consecutive timeouts.
+    pub(crate) backoff: u8,
+    /// The flight reached the window since the last round began.
+    pub(crate) cwnd_limited: bool,
+    /// SND.NXT when the current round trip began.
+    pub(crate) round_end: Option<Seq>,
+    /// End of the last small segment sent (Minshall's variant of Nagle).
+    pub(crate) small_end: Option<Seq>,
+    /// When the oldest unacknowledged byte was first sent.
+    pub(crate) stalled_since: Option<Instant>,
+    /// A duplicate to report first in the next SACK option (RFC 2883).
+    pub(crate) dsack: Option<super::reassembly::Range>,
+    /// Sequence number of a FIN that arrived ahead of the text before it.
+    pub(crate) fin_at: Option<Seq>,
+    /// ACKs owed for out-of-order segments to a peer without SACK, which counts them.
+    pub(crate) dup_acks_owed: u8,
+    /// The cork timer ran out: one partial segment may go.
+    pub(crate) uncork_once: bool,
+    pub(crate) urgent: Urgent,
+    pub(crate) tuning: RcvTuning,
+    /// Pacing: no data before this time.
+    pub(crate) pace_at: Instant,
+    /// When ACKs for unacceptable segments may go out again.
+    pub(crate) invalid_ack_at: Instant,
+}
+
+/// Deadlines; `FAR_FUTURE` is off.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timers {
+    pub(crate) rexmit: Instant,
+    pub(crate) rexmit_kind: Rexmit,
+    pub(crate) delayed_ack: Instant,
+    pub(crate) cork: Instant,
+    pub(crate) pace: Instant,
+    /// FIN-WAIT-2 of an orphan.
+    pub(crate) fin_wait: Instant,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        let off = Instant::FAR_FUTURE;
+        Self {
+            rexmit: off,
+            rexmit_kind: Rexmit::Off,
+            delayed_ack: off,
+            cork: off,
+            pace: off,
+            fin_wait: off,
+        }
+    }
+}
+
+impl Timers {
+    pub(crate) fn arm_rexmit(&mut self, kind: Rexmit, at: Instant) {
+        self.rexmit = at;
+        self.rexmit_kind = kind;
+    }
+
+    pub(crate) fn stop_rexmit(&mut self) {
+        self.arm_rexmit(Rexmit::Off, Instant::FAR_FUTURE);
+    }
+
+    pub(crate) fn earliest(&self) -> Instant {
+        self.rexmit
+            .min(self.delayed_ack)
+            .min(self.cork)
+            .min(self.pace)
+            .min(self.fin_wait)
+    }
+}
+
+/// One tail loss probe episode (RFC 8985 §7.4).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct TailProbe {
+    /// SND.NXT when the probe went out.
+    pub(crate) end: Option<Seq>,
+    /// The probe repeated old data.
+    pub(crate) is_retransmission: bool,
+}
+
+/// Urgent data in both directions (RFC 6093: one byte, pointer after it).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Urgent {
+    /// Sequence just past the urgent byte we send.
+    pub(crate) snd_up: Option<Seq>,
+    /// Sequence of the urgent byte announced by the peer, not yet passed by the reader.
+    pub(crate) rcv_at: Option<Seq>,
+    /// The urgent byte, once arrived.
+    pub(crate) byte: Option<u8>,
+    /// MSG_OOB has read it.
+    pub(crate) taken: bool,
+}
+
+/// Receive buffer auto-tuning (Linux's dynamic right-sizing).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RcvTuning {
+    /// Bytes the application read since `since`.
+    pub(crate) copied: u32,
+    pub(crate) since: Option<Instant>,
+    /// Receiver-side RTT: time for a window to arrive.
+    pub(crate) rtt_us: u32,
+    pub(crate) rtt_seq: Option<Seq>,
+    pub(crate) rtt_at: Instant,
+}
+
+impl Busy {
+    /// Whether the connection can do without this state.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.tx.len() == 0
+            && self.rx.is_vacant()
+            && self.board.is_empty()
+            && self.reasm.is_empty()
+            && self.timers.earliest() == Instant::FAR_FUTURE
+            && self.urgent.byte.is_none()
+            && self.urgent.rcv_at.is_none()
+            && self.dsack.is_none()
+            && self.dup_acks_owed == 0
+            && self.fin_at.is_none()
+    }
+
+    /// Returns every block; keeps the allocations of queues for the next borrower.
+    pub(crate) fn reset(&mut self, pool: &mut BlockPool) {
+        self.tx.clear(pool);
+        self.rx.clear(pool);
+        self.board.clear();
+        self.reasm.clear();
+        *self = Self {
+            tx: core::mem::take(&mut self.tx),
+            rx: core::mem::take(&mut self.rx),
+            board: core::mem::take(&mut self.board),
+            reasm: core::mem::take(&mut self.reasm),
+            ..Self::default()
+        };
+    }
+}
+
+/// The low 32 bits of the microsecond clock, as the scoreboard keeps it.
+pub(crate) const fn stamp(now: Instant) -> Stamp {
+    now.as_micros() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_idle_record_stays_small() {
+        assert!(size_of::<Conn>() <= 216, "{}", size_of::<Conn>());
+    }
+}

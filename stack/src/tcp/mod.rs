@@ -1,0 +1,690 @@
+//! The TCP engine: connection table, timers, egress list. Owns every record and decides which
+//! connection runs; what a connection does is in the files beside this one.
+//!
+//! RFCs to read first: 9293 (protocol), 7323 (timestamps, PAWS), 5961 (validation), 6298 (RTO),
+//! 6675 and 8985 (recovery), 9438 (CUBIC).
+
+mod ack;
+mod api;
+pub(crate) mod buffer;
+pub(crate) mod cc;
+pub(crate) mod conn;
+mod cookie;
+mod demux;
+mod info;
+mod input;
+mod listener;
+mod mss;
+mod options;
+mod output;
+mod rack;
+mod reassembly;
+mod receive;
+mod rto;
+mod scoreboard;
+mod segment;
+mod seq;
+mod sockopt;
+mod state;
+mod stats;
+mod timer_wheel;
+mod timers;
+mod timewait;
+
+use std::collections::VecDeque;
+
+use smoltcp::wire::IpProtocol;
+
+pub use api::{ConnectOptions, ListenOptions};
+pub use cc::CongestionControl;
+pub use info::TcpInfo;
+pub use seq::Seq;
+pub use sockopt::{SockFlag, SockOpts};
+pub use state::State;
+pub use stats::TcpStats;
+
+use crate::addr::{Endpoint, FourTuple, Ip};
+use crate::error::Cause;
+use crate::events::{Event, Ready};
+use crate::iface::{Iface, IpMeta, NextHop};
+use crate::limits::{
+    CHALLENGE_ACKS_PER_SEC, EGRESS_QUANTUM_FRAMES, TIME_WAIT_MAX, TIMERS_PER_POLL_MAX,
+};
+use crate::rate::RateLimit;
+use crate::secret::{Key, Rng};
+use crate::slab::Slab;
+use crate::stack::{Gso, TcpConfig, TcpId, Transmit};
+use crate::time::Instant;
+use buffer::BlockPool;
+use conn::{Busy, Conn, Flags, NONE};
+use demux::{Demux, Entry};
+use input::Answer;
+use listener::{Embryo, Listeners};
+use options::OptionBytes;
+use segment::{Control, Plan, Segment};
+use timer_wheel::TimerWheel;
+use timewait::{Last, TimeWaits, Verdict};
+
+/// TCP's checksum field within its header.
+const CHECKSUM_AT: usize = 16;
+
+/// What connections share.
+#[derive(Debug)]
+pub(crate) struct Env {
+    pub(crate) pool: BlockPool,
+    pub(crate) stats: TcpStats,
+    pub(crate) challenge: RateLimit,
+    /// MTU of the link.
+    pub(crate) link_mtu: u16,
+    /// Largest payload handed to a device that segments; zero without TSO.
+    pub(crate) tso_bytes: u32,
+    pub(crate) config: TcpConfig,
+}
+
+/// A connection at work: record, busy state and surroundings.
+pub(crate) struct Tcb<'a> {
+    pub(crate) c: &'a mut Conn,
+    pub(crate) b: &'a mut Busy,
+    pub(crate) env: &'a mut Env,
+    pub(crate) now: Instant,
+    /// The peer acknowledged something: its neighbour entry is confirmed.
+    pub(crate) progress: bool,
+}
+
+/// All of TCP.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    conns: Slab<Conn>,
+    busy: Slab<Busy>,
+    demux: Demux,
+    wheel: TimerWheel,
+    /// Connections that may have something to send.
+    dirty: VecDeque<u32>,
+    /// Frames the connection at the front has sent in its turn.
+    quantum: u32,
+    /// Connections with uncollected readiness.
+    events: VecDeque<u32>,
+    listeners: Listeners,
+    embryos: Slab<Embryo>,
+    embryo_wheel: TimerWheel,
+    time_waits: TimeWaits,
+    binds: api::Binds,
+    pub(crate) env: Env,
+    isn_key: Key,
+    ts_key: Key,
+    port_key: Key,
+    cookie_key: Key,
+    rng: Rng,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        config: &TcpConfig,
+        key: Key,
+        mtu: u16,
+        tso_bytes: u32,
+        now: Instant,
+    ) -> Self {
+        Self {
+            conns: Slab::new(),
+            busy: Slab::new(),
+            demux: Demux::new(key.derive(1), config.expected_connections),
+            wheel: TimerWheel::new(now),
+            dirty: VecDeque::new(),
+            quantum: 0,
+            events: VecDeque::new(),
+            listeners: Listeners::default(),
+            embryos: Slab::new(),
+            embryo_wheel: TimerWheel::new(now),
+            time_waits: TimeWaits::new(),
+            binds: api::Binds::default(),
+            env: Env {
+                pool: BlockPool::new(config.stream_bytes_max),
+                stats: TcpStats::default(),
+                challenge: RateLimit::new(CHALLENGE_ACKS_PER_SEC),
+                link_mtu: mtu,
+                tso_bytes,
+                config: config.clone(),
+            },
+            isn_key: key.derive(2),
+            ts_key: key.derive(3),
+            port_key: key.derive(4),
+            cookie_key: key.derive(5),
+            rng: Rng::new(key.derive(6)),
+        }
+    }
+
+    /// One TCP packet for one of our addresses, checksum already judged.
+    pub(crate) fn packet_arrives(
+        &mut self,
+        ip: &mut Iface,
+        src: Ip,
+        dst: Ip,
+        bytes: &[u8],
+        ce: bool,
+        now: Instant,
+    ) {
+        let Some(seg) = Segment::parse(bytes, ce) else {
+            self.env.stats.malformed += 1;
+            return;
+        };
+        self.env.stats.segments_in += 1;
+        let tuple = FourTuple {
+            local: Endpoint {
+                ip: dst,
+                port: seg.dst_port,
+            },
+            remote: Endpoint {
+                ip: src,
+                port: seg.src_port,
+            },
+        };
+        let tag = self.demux.hash(&tuple);
+        match self.find(tag, &tuple) {
+            Some(Entry::Conn(i)) => self.conn_segment(ip, i, &tuple, &seg, now),
+            Some(Entry::Embryo(i)) => self.embryo_segment(ip, i, &tuple, &seg, now),
+            Some(Entry::TimeWait(i)) => self.time_wait_segment(ip, i, &tuple, tag, &seg, now),
+            None => self.listener_segment(ip, &tuple, tag, &seg, None, now),
+        }
+    }
+
+    fn find(&self, tag: u32, tuple: &FourTuple) -> Option<Entry> {
+        self.demux.find(tag, |e| match e {
+            Entry::Conn(i) => self.conns[i].tuple() == *tuple,
+            Entry::Embryo(i) => self.embryos[i].tuple == *tuple,
+            Entry::TimeWait(i) => self.time_waits.records[i].tuple() == *tuple,
+        })
+    }
+
+    fn conn_segment(
+        &mut self,
+        ip: &mut Iface,
+        i: u32,
+        tuple: &FourTuple,
+        seg: &Segment<'_>,
+        now: Instant,
+    ) {
+        let mut t = self.tcb(i, now);
+        let answer = t.segment_arrives(seg);
+        if t.progress {
+            ip.neighbors.confirm(t.c.neighbor, now);
+        }
+        if answer == Answer::Reset {
+            self.reset_reply(ip, tuple, seg, now);
+        }
+        self.settle(i, now);
+    }
+
+    fn time_wait_segment(
+        &mut self,
+        ip: &mut Iface,
+        i: u32,
+        tuple: &FourTuple,
+        tag: u32,
+        seg: &Segment<'_>,
+        now: Instant,
+    ) {
+        match self.time_waits.records[i].arrives(seg, now) {
+            Verdict::Ignore => {}
+            Verdict::Acknowledge => {
+                let r = self.time_waits.records[i];
+                let mut options = OptionBytes::new();
+                if r.has_ts {
+                    let val = (now.as_millis() as u32).wrapping_add(r.ts_offset);
+                    options.add_timestamps(options::Timestamps {
+                        val,
+                        ecr: r.ts_recent(),
+                    });
+                }
+                if self.env.challenge.take(now) {
+                    let plan = bare(r.snd_nxt, r.rcv_nxt, Control::ACK, options);
+                    self.send_bare(ip, tuple, &plan, now);
+                }
+            }
+            Verdict::Reopen { isn } => {
+                self.end_time_wait(i);
+                self.listener_segment(ip, tuple, tag, seg, Some(isn), now);
+            }
+        }
+    }
+
+    fn end_time_wait(&mut self, i: u32) {
+        let tag = self.time_waits.records[i].tag;
+        self.demux.remove(tag, Entry::TimeWait(i));
+        self.time_waits.remove(i);
+    }
+
+    /// RFC 9293 §3.10.7.1: the reset for a segment that finds no connection.
+    fn reset_reply(&mut self, ip: &mut Iface, tuple: &FourTuple, seg: &Segment<'_>, now: Instant) {
+        if seg.has(Control::RST) {
+            return;
+        }
+        self.env.stats.resets_out += 1;
+        let plan = if seg.has(Control::ACK) {
+            bare(seg.ack, Seq(0), Control::RST, OptionBytes::new())
+        } else {
+            bare(
+                Seq(0),
+                seg.end(),
+                Control::RST.with(Control::ACK),
+                OptionBytes::new(),
+            )
+        };
+        self.send_bare(ip, tuple, &plan, now);
+    }
+
+    /// Sends a segment that belongs to no connection record.
+    fn send_bare(&mut self, ip: &mut Iface, tuple: &FourTuple, plan: &Plan, now: Instant) {
+        let meta = IpMeta::new(tuple.local.ip, tuple.remote.ip, IpProtocol::Tcp);
+        self.env.stats.segments_out += 1;
+        ip.send(now, &meta, plan.len(), Some(CHECKSUM_AT), |out| {
+            plan.write_header(tuple.local.port, tuple.remote.port, out);
+        });
+    }
+
+    /// Borrows a connection to work on, lending it busy state if it has none.
+    fn tcb(&mut self, i: u32, now: Instant) -> Tcb<'_> {
+        let c = &mut self.conns[i];
+        if c.busy == NONE {
+            c.busy = self.busy.insert(|_| Busy::default());
+            self.busy[c.busy].rack.reordering_seen = c.flags.has(Flags::REORDERING);
+        }
+        let b = &mut self.busy[c.busy];
+        Tcb {
+            c,
+            b,
+            env: &mut self.env,
+            now,
+            progress: false,
+        }
+    }
+
+    /// After any work on a connection: files its deadline, its readiness and its wish to send, and
+    /// lets go of what it needs no longer.
+    fn settle(&mut self, i: u32, now: Instant) {
+        match self.conns[i].state {
+            State::TimeWait => self.enter_time_wait(i, now),
+            State::Closed => {}
+            _ => {
+                let t = self.tcb(i, now);
+                let wants_output = t.wants_output();
+                let deadline = t.b.timers.earliest().min(t.keepalive_at());
+                let idle = t.b.is_idle();
+                if deadline != Instant::FAR_FUTURE {
+                    self.wheel.arm_earlier(i, deadline);
+                }
+                if wants_output {
+                    self.mark_dirty(i);
+                } else if idle {
+                    self.release_busy(i);
+                }
+                self.queue_event(i);
+                return;
+            }
+        }
+        self.bury(i);
+    }
+
+    fn mark_dirty(&mut self, i: u32) {
+        let c = &mut self.conns[i];
+        if !c.flags.has(Flags::DIRTY) {
+            c.flags.set(Flags::DIRTY);
+            self.dirty.push_back(i);
+        }
+    }
+
+    fn queue_event(&mut self, i: u32) {
+        let c = &mut self.conns[i];
+        if c.events.is_empty()
+            || c.flags.any(Flags::EVENT_QUEUED | Flags::IN_ACCEPT_QUEUE)
+            || !c.is_owned()
+        {
+            return;
+        }
+        c.flags.set(Flags::EVENT_QUEUED);
+        self.events.push_back(i);
+    }
+
+    fn release_busy(&mut self, i: u32) {
+        let c = &mut self.conns[i];
+        if c.busy == NONE {
+            return;
+        }
+        let b = &mut self.busy[c.busy];
+        if b.rack.reordering_seen {
+            c.flags.set(Flags::REORDERING);
+        }
+        b.reset(&mut self.env.pool);
+        self.busy.remove(c.busy);
+        c.busy = NONE;
+    }
+
+    /// Replaces a finished connection's place in the table by a compact record.
+    fn enter_time_wait(&mut self, i: u32, now: Instant) {
+        // The ACK of the peer's FIN is still owed; the compact record cannot send by itself, so it
+        // goes out first and the move happens when the egress list comes by.
+        let c = &mut self.conns[i];
+        if c.flags.has(Flags::ACK_NOW) {
+            return;
+        }
+        c.state = State::Closed;
+        if !c.flags.has(Flags::FILED) || self.time_waits.records.len() >= TIME_WAIT_MAX {
+            self.env.stats.time_wait_overflow += 1;
+            return;
+        }
+        let last = Last {
+            tuple: c.tuple(),
+            snd_nxt: c.snd_nxt,
+            rcv_nxt: c.rcv_nxt,
+            ts: c.flags.has(Flags::TS_RECENT).then_some(c.ts_recent),
+            ts_offset: c.ts_offset,
+            tag: c.tag,
+        };
+        let record = self.time_waits.insert(&last, now);
+        let c = &mut self.conns[i];
+        self.demux
+            .replace(c.tag, Entry::Conn(i), Entry::TimeWait(record));
+        c.flags.clear(Flags::FILED);
+    }
+
+    /// Takes a closed connection out of every index; frees it once the application let go.
+    fn bury(&mut self, i: u32) {
+        let c = &mut self.conns[i];
+        if c.state == State::TimeWait {
+            self.mark_dirty(i);
+            self.queue_event(i);
+            return;
+        }
+        if c.flags.has(Flags::FILED) {
+            c.flags.clear(Flags::FILED);
+            self.demux.remove(c.tag, Entry::Conn(i));
+        }
+        self.wheel.cancel(i);
+        if c.is_owned() {
+            // Unread data stays readable; nothing more is sent.
+            let keep = c.busy != NONE && self.busy[c.busy].rx.len() > 0;
+            if keep {
+                let b = &mut self.busy[c.busy];
+                b.tx.clear(&mut self.env.pool);
+                b.board.clear();
+                b.timers = Default::default();
+            } else {
+                self.release_busy(i);
+            }
+            self.queue_event(i);
+        } else if !c.flags.any(Flags::DIRTY | Flags::EVENT_QUEUED) {
+            self.free(i);
+        } else {
+            // Freed when the list that still names it comes by.
+            self.release_busy(i);
+        }
+    }
+
+    fn free(&mut self, i: u32) {
+        self.release_busy(i);
+        let c = &mut self.conns[i];
+        c.generation = c.generation.wrapping_add(1);
+        c.opts = None;
+        self.conns.remove(i);
+    }
+
+    /// Runs due timers, a bounded number per call.
+    pub(crate) fn timers_expire(&mut self, ip: &mut Iface, now: Instant) {
+        for _ in 0..TIMERS_PER_POLL_MAX {
+            let Some(i) = self.wheel.pop_expired(now) else {
+                break;
+            };
+            if self.conns[i].state == State::Closed {
+                continue;
+            }
+            self.tcb(i, now).timers_expire();
+            self.settle(i, now);
+        }
+        for _ in 0..TIMERS_PER_POLL_MAX {
+            let Some(i) = self.embryo_wheel.pop_expired(now) else {
+                break;
+            };
+            self.embryo_timer(ip, i, now);
+        }
+        for _ in 0..TIMERS_PER_POLL_MAX {
+            let Some(i) = self.time_waits.pop_expired(now) else {
+                break;
+            };
+            self.end_time_wait(i);
+        }
+    }
+
+    /// No later than the next timer.
+    pub(crate) fn next_deadline(&self) -> Instant {
+        let far = Instant::FAR_FUTURE;
+        self.wheel
+            .next_deadline()
+            .unwrap_or(far)
+            .min(self.embryo_wheel.next_deadline().unwrap_or(far))
+            .min(self.time_waits.next_deadline())
+    }
+
+    pub(crate) fn has_output(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Composes the next frame of some connection into `out`.
+    pub(crate) fn poll_transmit(
+        &mut self,
+        ip: &mut Iface,
+        out: &mut [u8],
+        now: Instant,
+    ) -> Option<Transmit> {
+        while let Some(&i) = self.dirty.front() {
+            let transmit = self.conn_transmit(ip, i, out, now);
+            match transmit {
+                Sent::Nothing => {
+                    self.dirty.pop_front();
+                    self.quantum = 0;
+                    self.conns[i].flags.clear(Flags::DIRTY);
+                    self.settle_quietly(i, now);
+                }
+                Sent::Frame(t) => {
+                    self.quantum += 1;
+                    if self.quantum >= EGRESS_QUANTUM_FRAMES && self.dirty.len() > 1 {
+                        self.quantum = 0;
+                        self.dirty.rotate_left(1);
+                    }
+                    return Some(t);
+                }
+                Sent::Elsewhere => {}
+            }
+        }
+        None
+    }
+
+    /// As `settle`, for a connection that just said it has nothing to send: what blocks it will
+    /// mark it again.
+    fn settle_quietly(&mut self, i: u32, now: Instant) {
+        match self.conns[i].state {
+            State::TimeWait => {
+                self.enter_time_wait(i, now);
+                self.bury(i);
+            }
+            State::Closed => self.bury(i),
+            _ => {
+                let t = self.tcb(i, now);
+                let deadline = t.b.timers.earliest().min(t.keepalive_at());
+                let idle = t.b.is_idle();
+                if deadline != Instant::FAR_FUTURE {
+                    self.wheel.arm_earlier(i, deadline);
+                }
+                if idle {
+                    self.release_busy(i);
+                }
+                self.queue_event(i);
+            }
+        }
+    }
+
+    fn conn_transmit(&mut self, ip: &mut Iface, i: u32, out: &mut [u8], now: Instant) -> Sent {
+        if self.conns[i].state == State::Closed {
+            return Sent::Nothing;
+        }
+        let mut t = self.tcb(i, now);
+        let Some(plan) = t.next_segment() else {
+            return Sent::Nothing;
+        };
+        t.env.stats.segments_out += 1;
+        let Tcb { c, b, .. } = t;
+        let opts = c.opts();
+        let meta = IpMeta {
+            src: c.local_ip,
+            dst: c.remote_ip,
+            protocol: IpProtocol::Tcp,
+            tos: opts.tos & !3 | plan.ecn,
+            hop_limit: opts.hop_limit,
+        };
+        let mut neighbor = c.neighbor;
+        let hop = ip.next_hop(&mut neighbor, meta.dst, now);
+        c.neighbor = neighbor;
+        let offset = meta.transport_offset();
+        let frame = &mut out[..offset + plan.len()];
+        let transport = &mut frame[offset..];
+        b.tx.copy_to(plan.data_offset, &mut transport[plan.header_len()..]);
+        plan.write_header(c.local_port, c.remote_port, transport);
+        let mss = c.mss;
+        let to = match hop {
+            NextHop::Link(mac) => mac,
+            NextHop::Local => ip.mac,
+            NextHop::Pending(_) => smoltcp::wire::EthernetAddress([0; 6]),
+            NextHop::Unreachable | NextHop::NoRoute => {
+                let cause = if hop == NextHop::NoRoute {
+                    Cause::NetUnreachable
+                } else {
+                    Cause::HostUnreachable
+                };
+                let mut t = self.tcb(i, now);
+                t.unreachable(cause);
+                return Sent::Elsewhere;
+            }
+        };
+        ip.write_headers(frame, &meta, to, plan.len());
+        let transport = &mut frame[offset..];
+        match hop {
+            NextHop::Link(_) => {
+                let checksum = ip.fill_checksum(&meta, transport, CHECKSUM_AT);
+                let gso = (plan.data_len > usize::from(mss)).then(|| Gso {
+                    segment_bytes: mss,
+                    header_bytes: (offset + plan.header_len()) as u16,
+                    ipv6: !meta.src.is_v4(),
+                });
+                Sent::Frame(Transmit {
+                    len: frame.len(),
+                    checksum,
+                    gso,
+                })
+            }
+            _ => {
+                ip.fill_full_checksum(&meta, transport, CHECKSUM_AT);
+                match hop {
+                    NextHop::Pending(r) => ip.neighbors.hold(r, frame),
+                    _ => ip.loop_back(frame),
+                }
+                Sent::Elsewhere
+            }
+        }
+    }
+
+    /// The next readiness change.
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        while let Some(i) = self.events.pop_front() {
+            let c = &mut self.conns[i];
+            c.flags.clear(Flags::EVENT_QUEUED);
+            if !c.is_owned() {
+                if c.state == State::Closed && !c.flags.has(Flags::DIRTY) {
+                    self.free(i);
+                }
+                continue;
+            }
+            let ready = core::mem::replace(&mut c.events, Ready::NONE);
+            if !ready.is_empty() {
+                return Some(Event::Tcp(
+                    TcpId {
+                        index: i,
+                        generation: c.generation,
+                    },
+                    ready,
+                ));
+            }
+        }
+        self.listeners.poll_event().map(Event::Accept)
+    }
+
+    /// RFC 6528: a clock of 4 µs ticks plus a keyed hash of the flow.
+    fn initial_sequence(&self, t: &FourTuple, now: Instant) -> Seq {
+        Seq((self.isn_key.siphash(&flow_words(t)) as u32)
+            .wrapping_add((now.as_micros() / 4) as u32))
+    }
+
+    /// Hides the clock, and makes timestamps of one flow monotonic over its incarnations.
+    fn timestamp_offset(&self, t: &FourTuple) -> u32 {
+        self.ts_key.siphash(&flow_words(t)) as u32
+    }
+
+    /// Connections, embryos and TIME-WAIT records.
+    pub(crate) fn flow_count(&self) -> usize {
+        self.demux.len()
+    }
+
+    /// Checks every invariant that must hold between calls; for simulations.
+    pub(crate) fn check_invariants(&self) {
+        let mut dirty = self.dirty.clone();
+        let n = dirty.len();
+        dirty.make_contiguous().sort_unstable();
+        assert_eq!(
+            dirty
+                .iter()
+                .collect::<std::collections::BTreeSet<_>>()
+                .len(),
+            n
+        );
+        for &i in &dirty {
+            let c = &self.conns[i];
+            assert!(c.flags.has(Flags::DIRTY));
+            if c.busy != NONE {
+                c.check_invariants(&self.busy[c.busy]);
+            }
+        }
+    }
+}
+
+/// What became of a connection's turn to send.
+enum Sent {
+    Nothing,
+    Frame(Transmit),
+    /// Held for a neighbour, looped back or dropped: look for the next.
+    Elsewhere,
+}
+
+/// A segment without payload or window, from no connection.
+fn bare(seq: Seq, ack: Seq, control: Control, options: OptionBytes) -> Plan {
+    Plan {
+        seq,
+        ack,
+        control,
+        window: 0,
+        urgent: 0,
+        options,
+        data_offset: 0,
+        data_len: 0,
+        ecn: 0,
+    }
+}
+
+fn flow_words(t: &FourTuple) -> [u64; 5] {
+    let (lh, ll) = t.local.ip.words();
+    let (rh, rl) = t.remote.ip.words();
+    [
+        lh,
+        ll,
+        rh,
+        rl,
+        u64::from(t.local.port) << 16 | u64::from(t.remote.port),
+    ]
+}

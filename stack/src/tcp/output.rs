@@ -1,0 +1,500 @@
+//! Decides what a connection sends next: one segment per call, until there is nothing.
+
+use super::conn::{Flags, Phase, Rexmit, stamp};
+use super::options::{OptionBytes, Timestamps};
+use super::reassembly::Range;
+use super::segment::{Control, Plan};
+use super::seq::Seq;
+use super::state::State;
+use super::{Tcb, mss};
+use crate::events::Ready;
+use crate::limits::{CORK, SENT_SEGMENTS_MAX, SNDBUF_BYTES, SNDBUF_BYTES_MAX};
+use crate::time::Instant;
+
+/// ECN codepoints of the IP header (RFC 3168 §5).
+const ECT0: u8 = 2;
+
+impl Tcb<'_> {
+    /// The next segment due now. The scoreboard, timers and sequence variables already count it as
+    /// sent.
+    pub(crate) fn next_segment(&mut self) -> Option<Plan> {
+        if self.c.flags.has(Flags::SEND_RST) {
+            return Some(self.reset());
+        }
+        match self.c.state {
+            State::Closed => return None,
+            // The ACK of the peer's FIN, before the compact record takes over.
+            State::TimeWait => return self.pure_ack(),
+            State::SynSent | State::SynReceived => return self.syn(),
+            _ => {}
+        }
+        self.c
+            .state
+            .transmits()
+            .then(|| {
+                self.retransmission()
+                    .or_else(|| self.new_data())
+                    .or_else(|| self.probe())
+            })
+            .flatten()
+            .or_else(|| self.keepalive_probe())
+            .or_else(|| self.pure_ack())
+    }
+
+    /// Bytes queued beyond SND.NXT.
+    pub(crate) fn unsent(&self) -> u32 {
+        (self.b.tx.len() as u32).saturating_sub(self.c.flight())
+    }
+
+    /// Whether a FIN is queued and has not been sent.
+    fn fin_unsent(&self) -> bool {
+        self.c.flags.has(Flags::FIN_QUEUED) && self.c.flight() <= self.b.tx.len() as u32
+    }
+
+    /// Send buffer in bytes: two windows, so that the ACK clock never starves.
+    pub(crate) fn sndbuf(&self) -> u32 {
+        self.c.opts().sndbuf.unwrap_or_else(|| {
+            self.c
+                .window
+                .cwnd
+                .saturating_mul(2)
+                .clamp(SNDBUF_BYTES, SNDBUF_BYTES_MAX)
+        })
+    }
+
+    /// Linux's sk_stream_is_writeable: a third of the buffer is free.
+    pub(crate) fn has_send_room(&self) -> bool {
+        let used = self.b.tx.len() as u32;
+        used + used / 2 <= self.sndbuf() && !self.env.pool.under_pressure()
+    }
+
+    fn syn(&mut self) -> Option<Plan> {
+        if !self.c.flags.has(Flags::SEND_SYN) {
+            if self.c.state == State::SynReceived && self.c.flags.has(Flags::ACK_NOW) {
+                return self.pure_ack();
+            }
+            return None;
+        }
+        self.c.flags.clear(Flags::SEND_SYN | Flags::ACK_NOW);
+        let iss = self.c.snd_una;
+        let now = stamp(self.now);
+        if self.b.board.is_empty() {
+            self.b.board.push(iss, iss + 1, now);
+            self.c.snd_nxt = iss + 1;
+            self.b.stalled_since = Some(self.now);
+        } else {
+            self.b.board.retransmitted(
+                Range {
+                    start: iss,
+                    end: iss + 1,
+                },
+                now,
+            );
+            self.c.total_retrans += 1;
+            self.env.stats.segments_retransmitted += 1;
+        }
+        let rto = self.c.rtt.backed_off(self.b.backoff);
+        self.b.timers.arm_rexmit(Rexmit::Rto, self.now + rto);
+        let answers = self.c.state == State::SynReceived;
+        // RFC 3168 §6.1.1: an ECN-setup SYN carries both bits. Not on a retransmission, in case a
+        // middlebox drops it (§6.1.1.1).
+        let ecn = !answers && self.c.flags.has(Flags::ECN) && self.b.backoff == 0;
+        let ts = self.c.flags.has(Flags::TIMESTAMPS).then(|| Timestamps {
+            val: self.c.ts_now(self.now),
+            ecr: if answers { self.c.ts_recent } else { 0 },
+        });
+        let scale = self
+            .c
+            .flags
+            .has(Flags::WINDOW_SCALE)
+            .then_some(self.c.rcv_wscale);
+        let mut our_mss = mss::of_mtu(self.c.local_ip, self.env.link_mtu);
+        if let Some(max) = self.c.opts().max_seg {
+            our_mss = our_mss.min(max);
+        }
+        self.c.rcv_wnd = self.c.rcvbuf.min(u32::from(u16::MAX));
+        self.c.rcv_wup = self.c.rcv_nxt;
+        Some(Plan {
+            seq: iss,
+            ack: if answers { self.c.rcv_nxt } else { Seq(0) },
+            control: Control::SYN
+                .with_if(Control::ACK, answers)
+                .with_if(Control::ECE, ecn)
+                .with_if(Control::CWR, ecn),
+            window: self.c.rcv_wnd as u16,
+            urgent: 0,
+            options: OptionBytes::syn(our_mss, scale, self.c.flags.has(Flags::SACK), ts),
+            data_offset: 0,
+            data_len: 0,
+            ecn: 0,
+        })
+    }
+
+    /// Lost ranges first, as pipe allows (RFC 6675 §5 (C)).
+    fn retransmission(&mut self) -> Option<Plan> {
+        let range = self.b.board.next_lost(u32::from(self.c.mss))?;
+        let pipe = self.pipe();
+        if pipe > 0 && pipe + range.end.since(range.start) > self.c.window.cwnd {
+            return None;
+        }
+        Some(self.retransmit(range))
+    }
+
+    fn retransmit(&mut self, range: Range) -> Plan {
+        let len = range.end.since(range.start);
+        self.b.board.retransmitted(range, stamp(self.now));
+        self.c.total_retrans = self.c.total_retrans.wrapping_add(1);
+        self.env.stats.segments_retransmitted += 1;
+        let ts = self.c.ts_now(self.now);
+        let e = &mut self.b.episode;
+        e.prr_out += len;
+        e.undo_bytes += i64::from(len);
+        e.retrans_ts.get_or_insert(ts);
+        if self.b.timers.rexmit_kind == Rexmit::Off {
+            self.arm_rexmit(true);
+        }
+        self.text(range)
+    }
+
+    /// New data, as far as both windows, Nagle and silly-window avoidance allow; or the FIN.
+    fn new_data(&mut self) -> Option<Plan> {
+        let unsent = self.unsent();
+        let fin = self.fin_unsent();
+        if unsent == 0 && !fin {
+            return None;
+        }
+        if self.now < self.b.pace_at {
+            self.b.timers.pace = self.b.pace_at;
+            return None;
+        }
+        if self.b.board.len() >= SENT_SEGMENTS_MAX {
+            return None;
+        }
+        if unsent == 0 {
+            return Some(self.send_new(0, true));
+        }
+        self.restart_after_idle();
+        let mss = u32::from(self.c.mss);
+        let pipe = self.pipe();
+        let cwnd = self.c.window.cwnd;
+        if pipe > 0 && pipe + mss.min(unsent) > cwnd {
+            self.b.cwnd_limited = true;
+            return None;
+        }
+        let window = self.c.snd_limit().since(self.c.snd_nxt);
+        let burst = if self.env.tso_bytes > 0 {
+            self.env.tso_bytes.max(mss)
+        } else {
+            mss
+        };
+        let mut len = unsent.min(window).min(burst);
+        if len > mss {
+            let cwnd_room = cwnd.saturating_sub(pipe).max(mss);
+            len = len.min(cwnd_room);
+            len -= len % mss;
+        }
+        if len < mss {
+            if len < unsent {
+                // The peer's window is the limit: wait for at least half of the largest it ever
+                // offered (RFC 9293 §3.8.6.2.1), or probe.
+                if len == 0 || len < self.c.max_window / 2 {
+                    if self.b.board.is_empty() {
+                        self.start_persist();
+                    }
+                    return None;
+                }
+            } else if self.held_back() {
+                return None;
+            }
+        }
+        let with_fin = fin && len == unsent;
+        Some(self.send_new(len, with_fin))
+    }
+
+    /// Nagle's rule as Minshall refined it, TCP_CORK and MSG_MORE, for a last segment below the
+    /// MSS.
+    fn held_back(&mut self) -> bool {
+        if self.c.flags.has(Flags::FIN_QUEUED) {
+            return false;
+        }
+        if self
+            .b
+            .urgent
+            .snd_up
+            .is_some_and(|up| up.after(self.c.snd_nxt))
+        {
+            return false;
+        }
+        if core::mem::take(&mut self.b.uncork_once) {
+            return false;
+        }
+        if self.c.flags.any(Flags::CORK | Flags::MORE) {
+            if self.b.timers.cork == Instant::FAR_FUTURE {
+                self.b.timers.cork = self.now + CORK;
+            }
+            return true;
+        }
+        let small_in_flight = self
+            .b
+            .small_end
+            .is_some_and(|end| end.after(self.c.snd_una) && end.at_or_before(self.c.snd_nxt));
+        !self.c.flags.has(Flags::NODELAY) && self.c.flight() > 0 && small_in_flight
+    }
+
+    /// RFC 5681 §4.1: after an idle RTO the window says nothing about the path.
+    fn restart_after_idle(&mut self) {
+        let idle_ms = (self.now.as_millis() as u32).wrapping_sub(self.c.last_send_ms);
+        if self.c.flight() > 0 || self.c.segs_out == 0 {
+            return;
+        }
+        let rto = self.c.rtt.rto();
+        if core::time::Duration::from_millis(u64::from(idle_ms)) > rto {
+            let initial = super::cc::Window::initial(u32::from(self.c.mss)).cwnd;
+            let w = &mut self.c.window;
+            w.ssthresh = w.ssthresh.max(w.cwnd - w.cwnd / 4);
+            // Halved per RTO of silence, as Linux does, down to the initial window.
+            let rounds = (u128::from(idle_ms) * 1_000 / rto.as_micros().max(1)).min(31) as u32;
+            w.cwnd = w
+                .cwnd
+                .checked_shr(rounds)
+                .unwrap_or(0)
+                .max(initial.min(w.cwnd));
+            self.b.cc.on_idle_restart();
+        }
+    }
+
+    fn start_persist(&mut self) {
+        if self.b.timers.rexmit_kind == Rexmit::Off {
+            let at = self.now + self.c.rtt.backed_off(self.b.backoff);
+            self.b.timers.arm_rexmit(Rexmit::Persist, at);
+        }
+    }
+
+    fn send_new(&mut self, len: u32, fin: bool) -> Plan {
+        let start = self.c.snd_nxt;
+        let end = start + len + u32::from(fin);
+        let was_empty = self.b.board.is_empty();
+        self.b.board.push(start, end, stamp(self.now));
+        self.c.snd_nxt = end;
+        if was_empty {
+            self.b.stalled_since = Some(self.now);
+            self.b.round_end.get_or_insert(start);
+        }
+        if len > 0 && len < u32::from(self.c.mss) {
+            self.b.small_end = Some(end);
+        }
+        if len > 0 {
+            // Data in answer to recent data: the exchange is interactive.
+            let since = (self.now.as_millis() as u32).wrapping_sub(self.c.last_recv_ms);
+            if since < 40 && self.c.bytes_received > 0 {
+                self.c.flags.set(Flags::PINGPONG);
+            }
+            self.b.timers.cork = Instant::FAR_FUTURE;
+            if let Some(rate) = self.c.opts().pacing_rate {
+                self.b.pace_at = self
+                    .now
+                    .max(self.b.pace_at)
+                    .plus_us(u64::from(len) * 1_000_000 / rate.max(1));
+            }
+        }
+        if self.is_recovering() {
+            self.b.episode.prr_out += len;
+        }
+        self.c.last_send_ms = self.now.as_millis() as u32;
+        self.arm_rexmit(was_empty);
+        self.text(Range { start, end })
+    }
+
+    /// Tail loss probe, then zero-window probe.
+    fn probe(&mut self) -> Option<Plan> {
+        if self.c.flags.has(Flags::PROBE_TAIL) {
+            self.c.flags.clear(Flags::PROBE_TAIL);
+            if let Some(plan) = self.tail_probe() {
+                return Some(plan);
+            }
+        }
+        if self.c.flags.has(Flags::PROBE_WINDOW) {
+            self.c.flags.clear(Flags::PROBE_WINDOW);
+            let window = self.c.snd_limit().since(self.c.snd_nxt);
+            let len = self.unsent().min(window).min(u32::from(self.c.mss));
+            self.env.stats.window_probes += 1;
+            if len > 0 {
+                // The window is silly but open: what fits is the best probe.
+                return Some(self.send_new(len, false));
+            }
+            return Some(self.empty(self.c.snd_una - 1));
+        }
+        None
+    }
+
+    /// RFC 8985 §7.3: new data if the window allows, else the last segment again.
+    fn tail_probe(&mut self) -> Option<Plan> {
+        let last = *self.b.board.back()?;
+        self.env.stats.tail_probes += 1;
+        let mss = u32::from(self.c.mss);
+        let window = self.c.snd_limit().since(self.c.snd_nxt);
+        let len = self.unsent().min(mss);
+        let fresh = len > 0 && len <= window;
+        let plan = if fresh {
+            let fin = self.fin_unsent() && len == self.unsent();
+            self.send_new(len, fin)
+        } else {
+            let start = if last.end.since(last.start) > mss {
+                last.end - mss
+            } else {
+                last.start
+            };
+            self.retransmit(Range {
+                start,
+                end: last.end,
+            })
+        };
+        self.b.tail.end = Some(self.c.snd_nxt);
+        self.b.tail.is_retransmission = !fresh;
+        let rto = self.c.rtt.backed_off(self.b.backoff);
+        self.b.timers.arm_rexmit(Rexmit::Rto, self.now + rto);
+        Some(plan)
+    }
+
+    fn keepalive_probe(&mut self) -> Option<Plan> {
+        if !self.c.flags.has(Flags::PROBE_KEEPALIVE) {
+            return None;
+        }
+        self.c.flags.clear(Flags::PROBE_KEEPALIVE);
+        self.env.stats.keepalive_probes += 1;
+        Some(self.empty(self.c.snd_una - 1))
+    }
+
+    fn pure_ack(&mut self) -> Option<Plan> {
+        if !self.c.flags.has(Flags::ACK_NOW) {
+            return None;
+        }
+        let owed = self.b.dup_acks_owed;
+        let plan = self.empty(self.c.snd_nxt);
+        if owed > 0 {
+            self.b.dup_acks_owed = owed - 1;
+            self.c.flags.set(Flags::ACK_NOW);
+        }
+        self.env.stats.pure_acks_out += 1;
+        Some(plan)
+    }
+
+    fn reset(&mut self) -> Plan {
+        self.c.flags.clear(Flags::SEND_RST);
+        let synchronized = self.c.state != State::SynSent;
+        let mut plan = self.empty(self.c.snd_nxt);
+        plan.control = Control::RST.with_if(Control::ACK, synchronized);
+        if !synchronized {
+            plan.ack = Seq(0);
+        }
+        self.env.stats.resets_out += 1;
+        self.c.state = State::Closed;
+        self.notify(Ready::CLOSED | Ready::READABLE | Ready::WRITABLE);
+        if self.c.error.is_some() {
+            self.notify(Ready::ERROR);
+        }
+        plan
+    }
+
+    /// A segment carrying `range`, which may include our FIN.
+    fn text(&mut self, range: Range) -> Plan {
+        let offset = range.start.since(self.c.snd_una) as usize;
+        let queued = self.b.tx.len();
+        let data_len = (range.end.since(range.start) as usize).min(queued.saturating_sub(offset));
+        let fin = data_len < range.end.since(range.start) as usize;
+        let last = offset + data_len == queued;
+        let mut plan = self.empty(range.start);
+        // SACK blocks take room the MSS does not allow for: a full segment goes without, and a
+        // pure ACK follows with them.
+        let plain = self.timestamps_option();
+        let extra = plan.options.as_slice().len() - plain.as_slice().len();
+        if extra > 0 && data_len + extra > usize::from(self.c.mss) {
+            plan.options = plain;
+            self.c.flags.set(Flags::ACK_NOW);
+        }
+        plan.data_offset = offset;
+        plan.data_len = data_len;
+        plan.control = plan
+            .control
+            .with_if(Control::FIN, fin)
+            .with_if(Control::PSH, last && data_len > 0);
+        if let Some(up) = self.b.urgent.snd_up
+            && up.after(range.start)
+        {
+            plan.control = plan.control.with(Control::URG);
+            plan.urgent = up.since(range.start).min(u32::from(u16::MAX)) as u16;
+        }
+        if self.c.flags.has(Flags::ECN) && data_len > 0 {
+            let is_new = range.end == self.c.snd_nxt && self.b.phase != Phase::Loss;
+            // RFC 3168 §6.1.5: retransmissions are not ECN-capable.
+            if is_new {
+                plan.ecn = ECT0;
+                if self.c.flags.has(Flags::ECN_CWR) {
+                    self.c.flags.clear(Flags::ECN_CWR);
+                    plan.control = plan.control.with(Control::CWR);
+                }
+            }
+        }
+        plan
+    }
+
+    /// A segment without payload; every segment of a synchronized connection starts here, so this
+    /// is where an ACK is accounted as sent.
+    fn empty(&mut self, seq: Seq) -> Plan {
+        let window = self.select_window();
+        let unacked = self.c.rcv_nxt != self.c.rcv_wup;
+        if unacked && self.c.quick_acks > 0 {
+            self.c.quick_acks -= 1;
+        }
+        self.c.rcv_wup = self.c.rcv_nxt;
+        self.c.rcv_wnd = window;
+        self.c.flags.clear(Flags::ACK_NOW);
+        self.b.timers.delayed_ack = Instant::FAR_FUTURE;
+        self.c.segs_out = self.c.segs_out.wrapping_add(1);
+        let mut options = self.timestamps_option();
+        if self.c.flags.has(Flags::SACK) && (!self.b.reasm.is_empty() || self.b.dsack.is_some()) {
+            self.add_sack(&mut options);
+        }
+        Plan {
+            seq,
+            ack: self.c.rcv_nxt,
+            control: Control::ACK.with_if(Control::ECE, self.c.flags.has(Flags::ECN_ECHO)),
+            window: (window >> self.c.rcv_wscale).min(u32::from(u16::MAX)) as u16,
+            urgent: 0,
+            options,
+            data_offset: 0,
+            data_len: 0,
+            ecn: 0,
+        }
+    }
+
+    fn timestamps_option(&self) -> OptionBytes {
+        let mut options = OptionBytes::new();
+        if self.c.flags.has(Flags::TIMESTAMPS) {
+            let val = self.c.ts_now(self.now);
+            options.add_timestamps(Timestamps {
+                val,
+                ecr: self.c.ts_recent,
+            });
+        }
+        options
+    }
+
+    /// D-SACK first (RFC 2883 §4), then the ranges held, newest first (RFC 2018 §4).
+    fn add_sack(&mut self, options: &mut OptionBytes) {
+        let mut blocks = [Range {
+            start: Seq(0),
+            end: Seq(0),
+        }; 4];
+        let mut n = 0;
+        if let Some(dsack) = self.b.dsack.take() {
+            blocks[0] = dsack;
+            n = 1;
+        }
+        let mut held = [blocks[0]; 4];
+        let room = options.sack_room().min(4) - n;
+        let m = self.b.reasm.sack_blocks(room, &mut held);
+        blocks[n..n + m].copy_from_slice(&held[..m]);
+        options.add_sack(&blocks[..n + m]);
+    }
+}

@@ -1,0 +1,210 @@
+//! What happens when a connection's deadline passes.
+
+use super::Tcb;
+use super::conn::{Episode, Flags, Phase, Rexmit};
+use super::mss;
+use super::state::State;
+use crate::error::Cause;
+use crate::limits;
+use crate::time::Instant;
+
+impl Tcb<'_> {
+    /// Runs every deadline at or before `now`.
+    pub(crate) fn timers_expire(&mut self) {
+        let now = self.now;
+        if self.b.timers.rexmit <= now {
+            self.rexmit_expires();
+        }
+        if self.b.timers.delayed_ack <= now {
+            self.b.timers.delayed_ack = Instant::FAR_FUTURE;
+            if self.c.rcv_nxt != self.c.rcv_wup {
+                self.env.stats.delayed_acks += 1;
+                self.c.flags.set(Flags::ACK_NOW);
+                // The guess that a reply would carry the ACK was wrong.
+                self.c.flags.clear(Flags::PINGPONG);
+            }
+        }
+        if self.b.timers.cork <= now {
+            self.b.timers.cork = Instant::FAR_FUTURE;
+            self.c.flags.clear(Flags::MORE);
+            self.b.uncork_once = true;
+        }
+        if self.b.timers.pace <= now {
+            self.b.timers.pace = Instant::FAR_FUTURE;
+        }
+        if self.b.timers.fin_wait <= now {
+            self.b.timers.fin_wait = Instant::FAR_FUTURE;
+            if self.c.state == State::FinWait2 {
+                self.c.state = State::Closed;
+            }
+        }
+        self.keepalive_expires();
+    }
+
+    fn rexmit_expires(&mut self) {
+        let kind = self.b.timers.rexmit_kind;
+        self.b.timers.stop_rexmit();
+        match kind {
+            Rexmit::Off => {}
+            Rexmit::Rto => self.rto_expires(),
+            Rexmit::Persist => self.persist_expires(),
+            Rexmit::Reorder => {
+                if self.rack_detect() > 0 && self.b.phase == Phase::Open {
+                    self.enter_recovery();
+                    let mss = u32::from(self.c.mss);
+                    self.c.window.cwnd = self.pipe() + mss;
+                }
+                if self.b.timers.rexmit_kind == Rexmit::Off {
+                    self.arm_rexmit(true);
+                }
+            }
+            Rexmit::Tlp => {
+                if !self.b.board.is_empty() {
+                    self.c.flags.set(Flags::PROBE_TAIL);
+                }
+            }
+        }
+    }
+
+    /// RFC 6298 §5.4 to §5.7.
+    fn rto_expires(&mut self) {
+        if self.b.board.is_empty() {
+            return;
+        }
+        if self.retries_exhausted() {
+            self.env.stats.timeouts_fatal += 1;
+            self.die(self.c.soft_error.unwrap_or(Cause::TimedOut));
+            return;
+        }
+        self.env.stats.timeouts += 1;
+        self.b.backoff = self.b.backoff.saturating_add(1);
+        if !self.c.state.is_synchronized() {
+            self.c.flags.set(Flags::SEND_SYN);
+            self.b.board.mark_all_lost();
+            return;
+        }
+        self.suspect_black_hole();
+        if self.b.phase != Phase::Loss {
+            let prior = self.c.window;
+            let mss = u32::from(self.c.mss);
+            if self.b.phase != Phase::Recovery {
+                self.b
+                    .cc
+                    .on_congestion(self.c.opts().congestion, &mut self.c.window, mss);
+            }
+            self.b.episode = Episode {
+                prior: Some(prior),
+                ..Episode::default()
+            };
+        }
+        self.b.episode.point = self.c.snd_nxt;
+        self.b.phase = Phase::Loss;
+        self.b.dup_acks = 0;
+        self.b.tail = Default::default();
+        self.c.window.cwnd = u32::from(self.c.mss);
+        self.b.board.mark_all_lost();
+        self.b.timers.arm_rexmit(
+            Rexmit::Rto,
+            self.now + self.c.rtt.backed_off(self.b.backoff),
+        );
+    }
+
+    /// RFC 9293 §3.8.3's R2, with Linux's counts, or the user timeout.
+    fn retries_exhausted(&self) -> bool {
+        if let (Some(limit), Some(since)) = (self.c.opts().user_timeout, self.b.stalled_since)
+            && self.c.state.is_synchronized()
+        {
+            return self.now.since(since) >= limit;
+        }
+        let max = match self.c.state {
+            State::SynSent => self.c.opts().syn_retries,
+            State::SynReceived => limits::SYNACK_RETRIES,
+            _ if !self.c.is_owned() => limits::ORPHAN_RETRIES,
+            _ => limits::RETRIES2,
+        };
+        self.b.backoff >= max
+    }
+
+    /// Several timeouts of a full-sized segment look like a path that drops large packets without
+    /// saying so (RFC 2923 §2.1): continue with a size that nearly every path carries.
+    fn suspect_black_hole(&mut self) {
+        let full = self
+            .b
+            .board
+            .front()
+            .is_some_and(|f| f.end.since(f.start) >= u32::from(self.c.mss));
+        if full
+            && self.b.backoff >= limits::BLACK_HOLE_TIMEOUTS
+            && !self.c.flags.has(Flags::BLACK_HOLE)
+            && self.c.mss > limits::BLACK_HOLE_MSS
+        {
+            self.env.stats.black_holes += 1;
+            self.c.flags.set(Flags::BLACK_HOLE);
+            mss::sync(self.c, self.env.link_mtu);
+        }
+    }
+
+    /// RFC 9293 §3.8.6.1: the probe's interval backs off like the RTO.
+    fn persist_expires(&mut self) {
+        let unsent = self.unsent();
+        if unsent == 0 || !self.b.board.is_empty() {
+            self.arm_rexmit(true);
+            return;
+        }
+        let max = if self.c.is_owned() {
+            limits::RETRIES2
+        } else {
+            limits::ORPHAN_RETRIES
+        };
+        let stalled = self.b.stalled_since.get_or_insert(self.now);
+        let too_long = self
+            .c
+            .opts()
+            .user_timeout
+            .is_some_and(|limit| self.now.since(*stalled) >= limit);
+        if self.c.probes >= max || too_long && self.c.probes > 0 {
+            self.env.stats.timeouts_fatal += 1;
+            self.die(Cause::TimedOut);
+            return;
+        }
+        self.c.probes += 1;
+        self.b.backoff = self.b.backoff.saturating_add(1);
+        self.c.flags.set(Flags::PROBE_WINDOW);
+        let at = self.now + self.c.rtt.backed_off(self.b.backoff);
+        self.b.timers.arm_rexmit(Rexmit::Persist, at);
+    }
+
+    /// When the keepalive timer of this connection is due; `FAR_FUTURE` if it has none.
+    pub(crate) fn keepalive_at(&self) -> Instant {
+        if !self.c.flags.has(Flags::KEEPALIVE)
+            || !self.c.state.is_synchronized()
+            || self.c.flight() > 0
+        {
+            return Instant::FAR_FUTURE;
+        }
+        let opts = self.c.opts();
+        let quiet_limit = opts.keep_idle + opts.keep_interval * u32::from(self.c.probes);
+        // `last_recv_ms` is the truth; the wheel only wakes us to look.
+        let left = quiet_limit.saturating_sub(self.c.quiet(self.now));
+        self.now + left
+    }
+
+    /// RFC 9293 §3.8.4.
+    fn keepalive_expires(&mut self) {
+        if self.keepalive_at() > self.now {
+            return;
+        }
+        let opts = self.c.opts();
+        let too_long = opts
+            .user_timeout
+            .is_some_and(|t| self.c.quiet(self.now) >= t);
+        if self.c.probes >= opts.keep_count || too_long && self.c.probes > 0 {
+            self.env.stats.timeouts_fatal += 1;
+            self.c.flags.set(Flags::SEND_RST);
+            self.c.error = Some(self.c.soft_error.unwrap_or(Cause::TimedOut));
+            return;
+        }
+        self.c.probes += 1;
+        self.c.flags.set(Flags::PROBE_KEEPALIVE);
+    }
+}

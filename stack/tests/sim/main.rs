@@ -1,0 +1,5 @@
+//! Simulation: whole stacks against each other in virtual time.
+
+mod basic;
+mod link;
+mod net;
