@@ -54,7 +54,7 @@ pub enum Event {
     Resumed(PsockId),
     /// A stopped parser leaves bytes to the TCP fd: [`Mux::take_unread`].
     Unread(PsockId),
-    /// As [`ReadOutcome::NeedRcvbuf`], found while a paused parse went on.
+    /// As [`ReadOutcome::NeedRcvbuf`](crate::ReadOutcome::NeedRcvbuf), found while a paused parse went on.
     NeedRcvbuf(PsockId),
 }
 

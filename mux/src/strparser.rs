@@ -232,9 +232,10 @@ impl StreamParser {
         self.consumed
     }
 
-    /// Bytes missing of a message of known length (the kernel's `need_bytes`); 0 otherwise.
+    /// Bytes of a message of known length that were not consumed (the kernel's `need_bytes`);
+    /// 0 while the length is unknown.
     pub(crate) fn need_bytes(&self) -> usize {
-        (self.msg_len as usize).saturating_sub(self.held)
+        (self.msg_len as usize).saturating_sub(self.consumed)
     }
 
     /// Copies a short remainder of the stream to the start of `buf` and returns its length.

@@ -106,7 +106,7 @@ impl Mux {
         self.post_error(psock, EPIPE);
     }
 
-    /// The peer's FIN arrived. [`ReadResult::Eof`] implies it; a psock that is not read
+    /// The peer's FIN arrived. [`ReadResult::Eof`](crate::ReadResult::Eof) implies it; a psock that is not read
     /// learns it from here.
     pub fn handle_fin(&mut self, psock: PsockId) {
         if let Some(state) = self.psocks.get_mut(psock.0)
@@ -117,7 +117,7 @@ impl Mux {
     }
 
     /// The connection was reset or timed out: a message partly sent on it fails over at once.
-    /// [`ReadResult::Failed`] implies it.
+    /// [`ReadResult::Failed`](crate::ReadResult::Failed) implies it.
     pub fn handle_reset(&mut self, psock: PsockId) {
         let Some(state) = self.psocks.get_mut(psock.0) else {
             return;

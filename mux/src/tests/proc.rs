@@ -65,13 +65,13 @@ fn status_words_tell_the_state() {
 }
 
 #[test]
-fn known_length_shows_the_missing_bytes() {
+fn known_length_shows_the_bytes_not_consumed() {
     let mut world = World::new(1);
     let psock = world.attach(p4());
     let whole = msg(100, b'x');
     let _ = world.feed(psock, &whole[..20]);
     let _ = world.feed(psock, &whole[20..30]); // [K13]
-    assert_eq!(words(&world)[1], "RxWait=74 ");
+    assert_eq!(words(&world)[1], "RxWait=84 ");
 }
 
 #[test]
