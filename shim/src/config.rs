@@ -29,15 +29,7 @@ impl Config {
             let Some(name) = name.strip_prefix(b"KCMSHIM_") else {
                 continue;
             };
-            let known = match (name, value) {
-                (b"KCM", b"shim") => Some(config.serve_kcm = true),
-                (b"KCM", b"kernel") => Some(config.serve_kcm = false),
-                (b"IO_URING", b"refuse") => Some(config.refuse_io_uring = true),
-                (b"IO_URING", b"allow") => Some(config.refuse_io_uring = false),
-                (b"LOG", level) => Level::parse(level).map(|level| config.log = level),
-                _ => None,
-            };
-            if known.is_none() {
+            if !config.take(name, value) {
                 log::unknown_setting(
                     str::from_utf8(name).unwrap_or("?"),
                     str::from_utf8(value).unwrap_or("?"),
@@ -45,6 +37,24 @@ impl Config {
             }
         }
         config
+    }
+}
+
+impl Config {
+    /// One setting; false when its name or value is not known.
+    fn take(&mut self, name: &[u8], value: &[u8]) -> bool {
+        match (name, value) {
+            (b"KCM", b"shim") => self.serve_kcm = true,
+            (b"KCM", b"kernel") => self.serve_kcm = false,
+            (b"IO_URING", b"refuse") => self.refuse_io_uring = true,
+            (b"IO_URING", b"allow") => self.refuse_io_uring = false,
+            (b"LOG", level) => match Level::parse(level) {
+                Some(level) => self.log = level,
+                None => return false,
+            },
+            _ => return false,
+        }
+        true
     }
 }
 

@@ -12,7 +12,7 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
     match file.kind() {
         Kind::Kcm => kcm::recv::recv(file, fd, dst, flags),
         Kind::Tcp => tcp::recv(file, dst, flags).map(|bytes| Received { bytes, flags: 0 }),
-        _ => Err(Exit::Native),
+        Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
     }
 }
 

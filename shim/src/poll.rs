@@ -147,7 +147,7 @@ fn sleep(fds: &mut [pollfd], ours: &Ours, until: Option<Nanos>, mask: SigMask) -
     Ok(())
 }
 
-/// A poll entry that belongs to a mux: where it stands, and what [`kcm::Interest`] calls it.
+/// A poll entry that belongs to a mux: where it stands, and what `kcm::connections` calls it.
 type Source = (usize, &'static MuxCell, Option<PsockId>);
 
 /// Tells the muxes what was seen of their connections.
@@ -158,6 +158,7 @@ fn note(native: &[pollfd], sources: &[Source]) {
             && let Ok(mut engine) = cell.lock()
         {
             engine.note(*psock, seen);
+            engine.pump_known();
         }
     }
 }

@@ -15,7 +15,7 @@ pub(crate) fn take() -> Chunk {
         .lock()
         .ok()
         .and_then(|mut spare| spare.pop())
-        .unwrap_or_else(Chunk::new)
+        .unwrap_or_default()
 }
 
 /// Takes back a chunk that nobody reads any more.

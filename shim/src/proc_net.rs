@@ -1,8 +1,6 @@
 //! /proc/net/kcm and /proc/net/kcm_stats as this process sees them: its own muxes, in the kernel's
 //! format (kcm-semantics §12, §13). A page is a snapshot made when it is opened.
 
-use std::fmt::Write as _;
-
 use kcm_mux::proc::{TcpQueues, write_header, write_mux, write_stats};
 use kcm_mux::{Mux, Totals};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};

@@ -87,6 +87,7 @@ macro_rules! hooks {
             /// # Safety
             /// The duties of the C function of this name.
             #[cfg_attr(not(test), unsafe(no_mangle))]
+            #[allow(unreachable_pub, reason = "the symbol is what is reached")]
             pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret $body
         )*
     };

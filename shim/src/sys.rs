@@ -57,12 +57,12 @@ pub(crate) fn floor() -> i32 {
 /// Moves a fresh descriptor to a high number with FD_CLOEXEC. When the upper quarter is full it
 /// stays where it is.
 pub(crate) fn raise(fd: OwnedFd) -> OwnedFd {
-    rustix::io::fcntl_dupfd_cloexec(&fd, floor()).unwrap_or(fd)
+    io::fcntl_dupfd_cloexec(&fd, floor()).unwrap_or(fd)
 }
 
 /// Another descriptor, high and FD_CLOEXEC, of what `fd` names.
 pub(crate) fn dup_high(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    rustix::io::fcntl_dupfd_cloexec(fd, floor()).or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 3))
+    io::fcntl_dupfd_cloexec(fd, floor()).or_else(|_| io::fcntl_dupfd_cloexec(fd, 3))
 }
 
 /// Gives a descriptor to the program: from now on only the program closes it.
@@ -72,7 +72,7 @@ pub(crate) fn hand_out(fd: OwnedFd) -> i32 {
 
 /// Closes a number that the program owned, as the real close(2).
 pub(crate) fn close(fd: i32) -> io::Result<()> {
-    if rustix::io::fcntl_getfd(borrow(fd)).is_err() {
+    if io::fcntl_getfd(borrow(fd)).is_err() {
         return Err(io::Errno::BADF);
     }
     // SAFETY: the number is open, and the program has just given it up.

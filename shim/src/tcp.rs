@@ -218,7 +218,7 @@ pub(crate) fn recv(file: &'static File, dst: Iovecs<'_>, flags: i32) -> Outcome<
         let count = tcp.unread.len().min(dst.total());
         if count > 0 {
             let (front, back) = tcp.unread.as_slices();
-            dst.scatter([front, back].into_iter(), count)?;
+            dst.scatter([front, back], count)?;
             if flags & libc::MSG_PEEK == 0 {
                 tcp.unread.drain(..count);
             }

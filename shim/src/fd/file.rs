@@ -76,7 +76,7 @@ impl File {
                 kind: AtomicU8::new(Kind::Free as u8),
                 refs: AtomicU32::new(0),
                 ino: AtomicU64::new(0),
-                cell: Slot::EMPTY,
+                cell: Slot::empty(),
                 id: AtomicU32::new(0),
                 seqpacket: AtomicBool::new(false),
                 rcvtimeo: AtomicU64::new(0),

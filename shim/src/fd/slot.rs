@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 pub(crate) struct Slot<T: 'static>(AtomicPtr<T>);
 
 impl<T> Slot<T> {
-    pub(crate) const EMPTY: Self = Self(AtomicPtr::new(ptr::null_mut()));
+    pub(crate) const fn empty() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
 
     #[inline(always)]
     pub(crate) fn get(&self) -> Option<&'static T> {

@@ -13,7 +13,7 @@ use super::slot::Slot;
 /// ours; creating a socket there fails with EMFILE.
 pub(crate) const FDS_MAX: usize = 1 << 20;
 
-static SLOTS: [Slot<File>; FDS_MAX] = [const { Slot::EMPTY }; FDS_MAX];
+static SLOTS: [Slot<File>; FDS_MAX] = [const { Slot::empty() }; FDS_MAX];
 
 /// One more than the highest number that ever was ours: where sweeps may stop.
 static END: AtomicUsize = AtomicUsize::new(0);

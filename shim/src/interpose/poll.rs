@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use libc::{c_int, c_long, c_ulong, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
+use libc::{c_int, c_long, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
 
 use super::conclude;
 use crate::errno::{Errno, Outcome};
@@ -178,6 +178,3 @@ pub(super) fn timespec_at(timeout: *const timespec) -> Outcome<Option<u64>> {
     let [tv_sec, tv_nsec] = user_mem::copy_in::<[i64; 2]>(UserPtr::new(timeout.cast_mut().cast()))?;
     until_timespec(timespec { tv_sec, tv_nsec }).map(Some)
 }
-
-/// The kernel's idea of the size of its signal set, where a raw call passes one.
-pub(super) const KERNEL_SIGSET_BYTES: c_ulong = 8;

@@ -17,7 +17,7 @@ hooks! {
     ) -> c_long {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::syscall(number, a, b, c, d, e, f) };
-        // SAFETY (each arm): the arguments are those of the function, by syscall(2)'s table.
+        // SAFETY: in each arm the arguments are those of the function, by syscall(2)'s table.
         unsafe {
             match number {
                 libc::SYS_bpf => super::conclude(
@@ -56,7 +56,7 @@ fn ours(number: c_long, fd: c_long) -> bool {
 unsafe fn dispatch(number: c_long, args: [c_long; 6]) -> Option<c_long> {
     let [a, b, c, d, e, f] = args;
     let n = a as c_int;
-    // SAFETY (each arm): the arguments are those of the function, by syscall(2)'s table.
+    // SAFETY: in each arm the arguments are those of the function, by syscall(2)'s table.
     Some(unsafe {
         match number {
             libc::SYS_read => io::read(n, ptr(b), c as usize) as c_long,

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::io::Read;
 
 use kcm_mux::{ReadResult, TxResult};
-use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, IoSlice};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};

@@ -14,7 +14,6 @@ pub(crate) mod socket;
 
 pub(crate) use cell::{Engine, EngineGuard, MuxCell};
 pub(crate) use connection::{Connection, rcvbuf};
-pub(crate) use connections::Interest;
 pub(crate) use ioctl::ioctl;
 
 /// Address family of KCM sockets.

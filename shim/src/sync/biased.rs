@@ -126,7 +126,11 @@ impl RawBiased {
         let FirstTry(uncontended) = self.inner.acquire()?;
         if self.bias.load(Ordering::Relaxed) != 0 {
             self.revoke();
-            self.wait_for_biased();
+            if let Err(never) = self.wait_for_biased() {
+                // The bias stays revoked: the next holder of `inner` comes to the same end.
+                self.inner.release();
+                return Err(never);
+            }
             self.end_bias();
         }
         self.count(uncontended);
@@ -140,11 +144,14 @@ impl RawBiased {
     }
 
     /// Sleeps until the thread that had the bias is outside. Under `inner`, after `revoke`.
-    fn wait_for_biased(&self) {
+    fn wait_for_biased(&self) -> Result<(), Reentered> {
         loop {
             let holder = self.held.load(Ordering::Acquire);
             if holder == 0 {
-                break;
+                return Ok(());
+            }
+            if ThreadToken::is_of_the_past(holder) {
+                return Err(Reentered);
             }
             futex::wait(&self.held, holder);
         }

@@ -11,8 +11,10 @@ use core::ops::{Deref, DerefMut};
 use super::atomic::{AtomicUsize, Ordering};
 use super::{ThreadToken, const_unless_loom, futex};
 
-/// The calling thread holds this lock already: a signal handler interrupted its own thread inside
-/// the shim. Waiting would never end; the caller does without, or passes the call through.
+/// Waiting for this lock would never end. Either the calling thread holds it already: a signal
+/// handler interrupted its own thread inside the shim. Or a thread held it that did not come along
+/// when this process was forked; what the lock guards may be half changed, in this process for good.
+/// The caller does without, or passes the call through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reentered;
 
@@ -92,7 +94,7 @@ impl<R: RawLock, T: ?Sized> Lock<R, T> {
     /// Takes the lock, sleeping while another thread holds it.
     ///
     /// # Errors
-    /// [`Reentered`] when the calling thread holds it.
+    /// [`Reentered`] when the calling thread holds it, or none that is there.
     #[inline]
     pub(crate) fn lock(&self) -> Result<Guard<'_, R, T>, Reentered> {
         self.raw.lock().map(|held| Guard { lock: self, held })
@@ -211,7 +213,8 @@ impl RawMutex {
 
     #[cold]
     fn acquire_contended(&self, me: usize) -> Result<FirstTry, Reentered> {
-        if self.word.load(Ordering::Relaxed) & !CONTENDED == me {
+        let holder = self.word.load(Ordering::Relaxed) & !CONTENDED;
+        if holder == me || (holder != 0 && ThreadToken::is_of_the_past(holder)) {
             return Err(Reentered);
         }
         for _ in 0..SPINS_MAX {

@@ -50,6 +50,14 @@ pub(crate) fn init() {
     biased::register_barrier();
 }
 
+/// To be called first thing in the child of a fork: locks that were held by then, by threads that
+/// did not come along, are from now on known to be out of reach, and answer [`Reentered`] instead of
+/// being waited for.
+#[cfg(not(loom))]
+pub(crate) fn enter_child() {
+    token::begin_generation();
+}
+
 /// Declares a `const fn`, which loses its constness under loom, whose atomics are built at run time.
 macro_rules! const_unless_loom {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty $body:block) => {

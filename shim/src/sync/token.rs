@@ -1,9 +1,10 @@
 //! Who am I: one register read, valid before, during and after everything libc does for a thread.
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 /// Identity of a thread among the live threads of its process.
 ///
-/// It is the address of the thread's control block: unique while the thread lives, the same for a
-/// forked child as for the thread that forked, and readable in a signal handler, without
+/// It is the address of the thread's control block: unique while the thread lives, and readable in a signal handler, without
 /// thread-local storage (whose first use may allocate in a library loaded by `dlopen`) and without
 /// the system call that `gettid` is.
 ///
@@ -15,12 +16,16 @@ pub(crate) struct ThreadToken(usize);
 
 impl ThreadToken {
     /// Set in every token, so that not even its lower 32 bits, which a futex compares, are zero.
-    const PRESENT: usize = 0b10;
+    const PRESENT: usize = 0b0010;
+
+    /// Where a token carries the generation of its process. Control blocks are aligned to 16 and more.
+    const GENERATION: usize = 0b1100;
 
     /// Token of the calling thread.
     #[inline(always)]
     pub(crate) fn current() -> Self {
-        Self(thread_pointer() | Self::PRESENT)
+        let block = thread_pointer() & !(Self::GENERATION | 0b11);
+        Self(block | GENERATION.load(Ordering::Relaxed) | Self::PRESENT)
     }
 
     /// The token as a word: never zero, and its bit 0 is clear for the user's own flag.
@@ -28,6 +33,21 @@ impl ThreadToken {
     pub(crate) const fn word(self) -> usize {
         self.0
     }
+
+    /// Whether the token in `word` is that of a thread which stayed behind at a fork, or of the
+    /// forking thread from before it.
+    pub(crate) fn is_of_the_past(word: usize) -> bool {
+        word & Self::GENERATION != GENERATION.load(Ordering::Relaxed)
+    }
+}
+
+/// Forks between this process and its first ancestor with the shim, modulo four, as tokens carry it.
+static GENERATION: AtomicUsize = AtomicUsize::new(0);
+
+/// Gives the one thread of a forked child a token that none of the parent's threads had.
+pub(super) fn begin_generation() {
+    let next = GENERATION.load(Ordering::Relaxed).wrapping_add(0b0100) & ThreadToken::GENERATION;
+    GENERATION.store(next, Ordering::Relaxed);
 }
 
 /// The thread control block's own address, which the x86-64 psABI keeps in its first word.
