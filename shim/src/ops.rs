@@ -21,6 +21,6 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
 pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) -> Outcome<usize> {
     match file.kind() {
         Kind::Kcm => kcm::send::send(file, fd, src, flags),
-        Kind::Tcp | _ => Err(Exit::Native),
+        Kind::Tcp | Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
     }
 }
