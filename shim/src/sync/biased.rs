@@ -257,7 +257,7 @@ unsafe impl RawLock for RawBiased {
 
 /// Whether `membarrier(2)` is there and registered. Without it no bias is ever granted.
 #[cfg(not(loom))]
-static BARRIER_WORKS: AtomicBool = AtomicBool::new(false);
+pub(super) static BARRIER_WORKS: AtomicBool = AtomicBool::new(false);
 
 /// Announces this process as a user of expedited barriers; until then no bias is granted.
 #[cfg(not(loom))]
@@ -428,27 +428,6 @@ mod tests {
             lock.force_unlock_in_child();
         }
         assert_eq!(*lock.lock().unwrap(), 7);
-    }
-
-    #[test]
-    fn bias_of_a_thread_that_stayed_behind_is_revoked_in_a_forked_child() {
-        let lock = BiasedMutex::new(7);
-        thread::scope(|scope| {
-            scope.spawn(|| earn_bias(&lock));
-        });
-        // SAFETY: the child takes the lock, which does not allocate, and ends.
-        #[allow(unsafe_code, reason = "a fork cannot be had otherwise")]
-        unsafe {
-            let child = libc::fork();
-            if child == 0 {
-                let value = lock.lock().map(|guard| *guard);
-                let barrier = BARRIER_WORKS.load(Ordering::Relaxed);
-                libc::_exit(if value == Ok(7) && barrier { 0 } else { 1 });
-            }
-            let mut status = -1;
-            assert_eq!(libc::waitpid(child, &mut status, 0), child);
-            assert_eq!(status, 0);
-        }
     }
 
     /// Two counters that only the lock keeps equal; every section checks that it is alone.

@@ -23,6 +23,8 @@ mod biased;
 #[cfg(all(test, not(loom)))]
 mod cost;
 mod doorbell;
+#[cfg(all(test, not(loom)))]
+mod forked;
 mod futex;
 mod lock;
 #[cfg(not(loom))]
