@@ -34,6 +34,7 @@ use kcm_mux::bpf::{Env, Fault, Map, Program, VerifyError};
 const PROGRAMS: u64 = 2000;
 const DAMAGED: u64 = 1000;
 
+#[allow(clippy::disallowed_methods, reason = "a test's own knob")]
 fn scaled(count: u64) -> u64 {
     let scale = std::env::var("KCM_BPF_ORACLE_SCALE")
         .ok()

@@ -189,7 +189,7 @@ impl<'a, P: Packet + ?Sized, const STACK: usize, const FRAMES: usize>
         Ok(target)
     }
 
-    fn run(mut self, insns: &[Insn]) -> Result<u64, Fault> {
+    fn run(&mut self, insns: &[Insn]) -> Result<u64, Fault> {
         let mut pc = 0;
         while let Some(insn) = insns.get(pc) {
             let insn = *insn;

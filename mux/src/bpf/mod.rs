@@ -128,34 +128,4 @@ const _: () = assert!(
 );
 
 #[cfg(test)]
-mod tests {
-    use super::insn::RawInsn;
-    use super::*;
-    use std::vec::Vec;
-
-    fn program(slots: &[(u8, u8, u8, i16, i32)]) -> Vec<u8> {
-        let slot = |&(code, dst, src, off, imm): &_| RawInsn {
-            code,
-            dst,
-            src,
-            off,
-            imm,
-        };
-        slots.iter().map(slot).flat_map(RawInsn::to_bytes).collect()
-    }
-
-    #[test]
-    fn clangs_length_prefix_parser_returns_body_plus_header() {
-        let bytes = program(&[
-            (0xbf, 6, 1, 0, 0), // r6 = r1
-            (0x20, 0, 0, 0, 0), // r0 = be32 at 0
-            (0x07, 0, 0, 0, 4), // r0 += 4
-            (0x95, 0, 0, 0, 0),
-        ]);
-        let parser = Program::verify(&bytes, &|_| None).unwrap();
-        let run = |bytes: &[u8]| parser.run(bytes, &mut [0; CB_WORDS], &Env::default());
-        assert_eq!(run(&[0, 0, 1, 2, 9]), 0x106);
-        assert_eq!(run(&[0xff; 4]), 0x1_0000_0003);
-        assert_eq!(run(&[0, 0, 1]), 0);
-    }
-}
+mod tests;

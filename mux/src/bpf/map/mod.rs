@@ -11,6 +11,8 @@ use self::hash::Hash;
 use self::words::Words;
 
 mod hash;
+#[cfg(test)]
+mod tests;
 mod words;
 
 pub(crate) use self::words::modify;

@@ -27,6 +27,8 @@ mod matters;
 mod refine;
 mod scalar;
 mod state;
+#[cfg(test)]
+mod tests;
 
 /// Instructions explored over all paths: the kernel's `BPF_COMPLEXITY_LIMIT_INSNS`.
 pub const COMPLEXITY_INSNS_MAX: usize = 1_000_000;
