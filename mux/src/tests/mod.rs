@@ -17,6 +17,7 @@ mod assembly;
 mod proc;
 mod receive;
 mod rx_model;
+mod strparser_model;
 mod transmit;
 mod tx_model;
 
