@@ -114,6 +114,14 @@ pub(crate) mod code {
     pub(crate) const LD_IND_W: u8 = class::LD | mode::IND | size::W;
     pub(crate) const LD_IND_H: u8 = class::LD | mode::IND | size::H;
     pub(crate) const LD_IND_B: u8 = class::LD | mode::IND | size::B;
+    pub(crate) const LDX_B: u8 = class::LDX | mode::MEM | size::B;
+    pub(crate) const LDX_H: u8 = class::LDX | mode::MEM | size::H;
+    pub(crate) const LDX_W: u8 = class::LDX | mode::MEM | size::W;
+    pub(crate) const LDX_DW: u8 = class::LDX | mode::MEM | size::DW;
+    pub(crate) const STX_B: u8 = class::STX | mode::MEM | size::B;
+    pub(crate) const STX_H: u8 = class::STX | mode::MEM | size::H;
+    pub(crate) const STX_W: u8 = class::STX | mode::MEM | size::W;
+    pub(crate) const STX_DW: u8 = class::STX | mode::MEM | size::DW;
     pub(crate) const JA: u8 = class::JMP | jmp::JA;
     pub(crate) const GOTOL: u8 = class::JMP32 | jmp::JA;
     pub(crate) const CALL: u8 = class::JMP | jmp::CALL;

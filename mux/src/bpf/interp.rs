@@ -274,31 +274,67 @@ impl<'a, P: Packet + ?Sized, const STACK: usize, const FRAMES: usize>
                 code::BSWAP => {
                     self.set(insn.dst, swap(Swap::Always, insn.imm, self.reg(insn.dst)));
                 }
+                code::LDX_B => self.load_into::<1>(&insn)?,
+                code::LDX_H => self.load_into::<2>(&insn)?,
+                code::LDX_W => self.load_into::<4>(&insn)?,
+                code::LDX_DW => self.load_into::<8>(&insn)?,
+                code::STX_B => self.store_from::<1>(&insn, self.reg(insn.src))?,
+                code::STX_H => self.store_from::<2>(&insn, self.reg(insn.src))?,
+                code::STX_W => self.store_from::<4>(&insn, self.reg(insn.src))?,
+                code::STX_DW => self.store_from::<8>(&insn, self.reg(insn.src))?,
                 _ => self.memory(&insn)?,
             }
         }
         Err(Fault::BadJump)
     }
 
-    /// Loads and stores.
+    /// The address of a load (`base` is the source register) or store.
+    #[inline(always)]
+    fn address(&self, base: u8, insn: &Insn) -> u64 {
+        self.reg(base).wrapping_add(insn.off as i64 as u64)
+    }
+
+    /// `LDX`, with the stack, where most loads go, in line.
+    #[inline(always)]
+    fn load_into<const BYTES: usize>(&mut self, insn: &Insn) -> Result<(), Fault> {
+        let addr = self.address(insn.src, insn);
+        let on_stack = self.stack.get(addr.wrapping_sub(STACK_ADDR) as usize..);
+        let value = match on_stack.and_then(|stack| stack.first_chunk::<BYTES>()) {
+            Some(bytes) => le_bytes(bytes),
+            None => self.load(addr, BYTES)?,
+        };
+        self.set(insn.dst, value);
+        Ok(())
+    }
+
+    /// `STX`, likewise.
+    #[inline(always)]
+    fn store_from<const BYTES: usize>(&mut self, insn: &Insn, value: u64) -> Result<(), Fault> {
+        let addr = self.address(insn.dst, insn);
+        let on_stack = self.stack.get_mut(addr.wrapping_sub(STACK_ADDR) as usize..);
+        match on_stack.and_then(|stack| stack.first_chunk_mut::<BYTES>()) {
+            Some(bytes) => {
+                bytes
+                    .iter_mut()
+                    .zip(value.to_le_bytes())
+                    .for_each(|(d, s)| *d = s);
+                Ok(())
+            }
+            None => self.store(addr, BYTES, value),
+        }
+    }
+
+    /// The rarer loads and stores.
     fn memory(&mut self, insn: &Insn) -> Result<(), Fault> {
         let bytes = insn.access_bytes();
-        let at = |base: u64| base.wrapping_add(insn.off as i64 as u64);
         match (insn.class(), insn.mode()) {
-            (class::LDX, mode::MEM) => {
-                let value = self.load(at(self.reg(insn.src)), bytes)?;
-                self.set(insn.dst, value);
-            }
             (class::LDX, mode::MEMSX) => {
                 let unused = 64 - 8 * bytes as u32;
-                let value = self.load(at(self.reg(insn.src)), bytes)? << unused;
+                let value = self.load(self.address(insn.src, insn), bytes)? << unused;
                 self.set(insn.dst, (value as i64 >> unused) as u64);
             }
-            (class::STX, mode::MEM) => {
-                self.store(at(self.reg(insn.dst)), bytes, self.reg(insn.src))?;
-            }
             (class::ST, mode::MEM) => {
-                self.store(at(self.reg(insn.dst)), bytes, insn.imm as u64)?;
+                self.store(self.address(insn.dst, insn), bytes, insn.imm as u64)?;
             }
             (class::STX, mode::ATOMIC) => self.atomic(insn, bytes)?,
             _ => return Err(Fault::BadJump),
@@ -379,21 +415,24 @@ impl<'a, P: Packet + ?Sized, const STACK: usize, const FRAMES: usize>
 
     /// Atomic operations on the stack (nobody else sees it) and on map values.
     fn atomic(&mut self, insn: &Insn, bytes: usize) -> Result<(), Fault> {
-        let at = |base: u64| base.wrapping_add(insn.off as i64 as u64);
         match insn.imm {
             atomic::LOAD_ACQ => {
-                let value = self.load(at(self.reg(insn.src)), bytes)?;
+                let value = self.load(self.address(insn.src, insn), bytes)?;
                 core::sync::atomic::fence(core::sync::atomic::Ordering::Acquire);
                 self.set(insn.dst, value);
                 return Ok(());
             }
             atomic::STORE_REL => {
                 core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
-                return self.store(at(self.reg(insn.dst)), bytes, self.reg(insn.src));
+                return self.store(self.address(insn.dst, insn), bytes, self.reg(insn.src));
             }
             _ => {}
         }
-        let (addr, operand, expected) = (at(self.reg(insn.dst)), self.reg(insn.src), self.reg(0));
+        let (addr, operand, expected) = (
+            self.address(insn.dst, insn),
+            self.reg(insn.src),
+            self.reg(0),
+        );
         let Place { region, map, off } = mem::place(addr).ok_or(Fault::BadAccess)?;
         let old = match region {
             Region::Stack => {

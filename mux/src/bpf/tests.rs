@@ -677,6 +677,62 @@ fn equal_values_are_bounded_together() {
 }
 
 #[test]
+fn indices_a_compiler_would_bound_are_accepted() {
+    let load = [SAVE_CTX, (ABS_W, 0, 0, 0, 0), (MOVX, 7, 0, 0, 0)];
+    let global = wide(1, pseudo::MAP_VALUE, 5, 0);
+    // Each bounds r7 to below 64, at the edge; the jump's distance is to the exit.
+    let (wide64, narrow) = (class::ALU64, class::ALU);
+    let guard = |code: u8, imm: i32, behind: i16| (code, 7, 0, behind + 4, imm);
+    let bounds: Vec<Vec<Slot>> = vec![
+        vec![(wide64 | alu::AND | K, 7, 0, 0, 63)],
+        vec![(narrow | alu::RSH | K, 7, 0, 0, 26)],
+        vec![
+            (narrow | alu::MOV | X, 7, 7, 0, 0),
+            guard(class::JMP | jmp::JGE | K, 64, 0),
+        ],
+        vec![guard(class::JMP | jmp::JGT | K, 63, 0)],
+        vec![
+            guard(class::JMP | jmp::JSLT | K, 0, 1),
+            guard(class::JMP | jmp::JSGE | K, 64, 0),
+        ],
+        vec![
+            (narrow | alu::MOV | X, 7, 7, 0, 0),
+            guard(class::JMP32 | jmp::JSGT | K, 63, 1),
+            guard(class::JMP32 | jmp::JSLT | K, 0, 0),
+        ],
+        vec![
+            (wide64 | alu::LSH | K, 7, 0, 0, 32),
+            (wide64 | alu::ARSH | K, 7, 0, 0, 32),
+            guard(class::JMP | jmp::JGT | K, 63, 0),
+        ],
+        vec![
+            (wide64 | alu::AND | K, 7, 0, 0, 7),
+            (wide64 | alu::MUL | K, 7, 0, 0, 8),
+            (wide64 | alu::OR | K, 7, 0, 0, 7),
+        ],
+        vec![
+            (wide64 | alu::AND | K, 7, 0, 0, 63),
+            (wide64 | alu::XOR | K, 7, 0, 0, 63),
+        ],
+    ];
+    for bound in bounds {
+        let access = |off| {
+            let byte = (class::LDX | mode::MEM | size::B, 0, 1, off, 0);
+            join(&[
+                &load,
+                &bound,
+                &global,
+                &[(ADDX, 1, 7, 0, 0), byte, R0_ZERO, EXIT],
+            ])
+        };
+        assert_eq!(verify(&access(0)).map(drop), Ok(()), "{bound:x?}");
+        let pc = access(0).len() - 3;
+        let error = Err(VerifyError::ValueOutOfBounds { pc });
+        assert_eq!(verify(&access(1)).map(drop), error, "{bound:x?}");
+    }
+}
+
+#[test]
 fn unverified_programs_are_stopped_at_run_time() {
     let fault = |slots: &[Slot]| {
         let program = Program::trusted(&bytes(slots), &maps).unwrap();
