@@ -20,6 +20,7 @@
 
 mod addr;
 mod checksum;
+pub mod device;
 mod error;
 mod events;
 mod icmp;

@@ -65,8 +65,12 @@ pub const ETHERNET_HEADER_LEN: usize = 14;
 /// others' work, few enough that a batch and its connections stay in the first-level cache.
 pub const RX_BATCH_FRAMES: usize = 32;
 
-/// Longest frame with segmentation: an Ethernet header and the largest IPv4 packet (RFC 791 §3.1).
+/// Longest frame that is ever received: an Ethernet header and the largest IPv4 packet (RFC 791 §3.1).
 pub const GSO_FRAME_LEN_MAX: usize = ETHERNET_HEADER_LEN + 65_535;
+
+/// Longest frame with segmentation that Linux passes on whole: an interface's `gso_max_size` is 65 536
+/// by default, counts the Ethernet header and is exclusive.
+const GSO_TRANSMIT_LEN_MAX: usize = 65_535;
 
 /// A hardware address.
 pub type MacAddr = [u8; 6];

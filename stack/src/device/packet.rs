@@ -22,8 +22,8 @@ use super::sys::call::{self, LinkAddr};
 use super::sys::packet_ring::{PacketRing, Slot};
 use super::{
     Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, ETHERNET_HEADER_LEN,
-    FrameMeta, GSO_FRAME_LEN_MAX, GsoSet, IfName, NetDevice, OpenError, OpenOptions, RxChecksum,
-    RxFrame, TransmitError, Wait, admit,
+    FrameMeta, GSO_FRAME_LEN_MAX, GSO_TRANSMIT_LEN_MAX, GsoSet, IfName, NetDevice, OpenError,
+    OpenOptions, RxChecksum, RxFrame, TransmitError, Wait, admit,
     meta::VNET_HDR_LEN,
     parts::{ScatterList, copy_together, total_len},
 };
@@ -66,6 +66,8 @@ pub struct PacketDevice {
     large: Box<[u8]>,
     tx: TxArena,
     missed: Cell<u64>,
+    /// The last receive found nothing.
+    was_idle: bool,
     counters: Counters,
 }
 
@@ -170,6 +172,7 @@ impl PacketDevice {
                 frames: Vec::with_capacity(TX_FRAMES),
             },
             missed: Cell::new(0),
+            was_idle: false,
             counters: Counters::default(),
         })
     }
@@ -338,7 +341,7 @@ fn capabilities(facts: &Facts, options: &OpenOptions) -> Capabilities {
     Capabilities {
         mtu: facts.mtu,
         max_frame_len: if options.offloads {
-            GSO_FRAME_LEN_MAX.max(wire_len)
+            GSO_TRANSMIT_LEN_MAX.max(wire_len)
         } else {
             wire_len
         },
@@ -371,11 +374,14 @@ impl NetDevice for PacketDevice {
                 break;
             }
         }
-        if received == 0 {
-            // An error on the socket (the link went down, the interface is gone) is reported once.
-            if let Ok(Err(errno)) = sockopt::socket_error(&self.socket) {
-                return Err(DeviceError::of("recvfrom", errno));
-            }
+        // An error on the socket (the link went down, the interface is gone) wakes the reader and is
+        // reported once. A reader that finds nothing twice in a row may be looking for one.
+        let is_idle = received == 0;
+        if core::mem::replace(&mut self.was_idle, is_idle)
+            && is_idle
+            && let Ok(Err(errno)) = sockopt::socket_error(&self.socket)
+        {
+            return Err(DeviceError::of("recvfrom", errno));
         }
         Ok(received)
     }

@@ -11,8 +11,8 @@ use super::sys::tun::{
 };
 use super::{
     Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, ETHERNET_HEADER_LEN,
-    FrameMeta, GSO_FRAME_LEN_MAX, GsoSet, IfName, MacAddr, NetDevice, OpenError, OpenOptions,
-    RxChecksum, RxFrame, TransmitError, Wait, admit,
+    FrameMeta, GSO_FRAME_LEN_MAX, GSO_TRANSMIT_LEN_MAX, GsoSet, IfName, MacAddr, NetDevice,
+    OpenError, OpenOptions, RxChecksum, RxFrame, TransmitError, Wait, admit,
     meta::VNET_HDR_LEN,
     parts::{ScatterList, copy_together, total_len},
 };
@@ -180,7 +180,7 @@ fn capabilities(mtu: usize, mac: MacAddr, offloads: bool) -> Capabilities {
     Capabilities {
         mtu,
         max_frame_len: if offloads {
-            GSO_FRAME_LEN_MAX.max(wire_len)
+            GSO_TRANSMIT_LEN_MAX.max(wire_len)
         } else {
             wire_len
         },

@@ -8,8 +8,8 @@ use super::super::sys::interface::Interface;
 use super::super::sys::mmap::Mapping;
 use super::super::sys::netmap_region::Region;
 use super::super::{
-    Capabilities, ETHERNET_HEADER_LEN, GSO_FRAME_LEN_MAX, GsoSet, MacAddr, NetmapPort, NetmapRings,
-    OpenError, OpenOptions, RxChecksum, meta::VNET_HDR_LEN,
+    Capabilities, ETHERNET_HEADER_LEN, GSO_TRANSMIT_LEN_MAX, GsoSet, MacAddr, NetmapPort,
+    NetmapRings, OpenError, OpenOptions, RxChecksum, meta::VNET_HDR_LEN,
 };
 use super::{NetmapDevice, NewError, OtherSide};
 use rustix::fd::{AsFd as _, OwnedFd};
@@ -176,7 +176,7 @@ fn capabilities(
     Ok(Capabilities {
         mtu,
         max_frame_len: if vnet_hdr {
-            GSO_FRAME_LEN_MAX
+            GSO_TRANSMIT_LEN_MAX
         } else {
             wire_len
         },

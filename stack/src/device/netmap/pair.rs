@@ -105,7 +105,7 @@ pub fn pair(options: &PairOptions) -> Result<(NetmapDevice, NetmapDevice), Devic
             errno: Errno::INVAL,
         });
     }
-    if options.buf_size < 128 || options.buf_size > 65_472 || !options.buf_size.is_multiple_of(64) {
+    if options.buf_size < 128 || options.buf_size > 65_472 || options.buf_size % 64 != 0 {
         return Err(DeviceError::System {
             call: "netmap pair buf_size",
             errno: Errno::INVAL,

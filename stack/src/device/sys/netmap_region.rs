@@ -139,7 +139,7 @@ impl RingMemory {
             .load_u64(base + RING_BUF_OFS)
             .ok_or(BadLayout("ring offset"))?;
         let slots_end = base + RING_SLOT + slot_count as usize * SLOT_SIZE;
-        if slots_end > map.len() || !(base + RING_SLOT).is_multiple_of(8) {
+        if slots_end > map.len() || (base + RING_SLOT) % 8 != 0 {
             return Err(BadLayout("number of slots"));
         }
         if !(BUF_BYTES_MIN..=usize::from(u16::MAX)).contains(&buf_size) {

@@ -8,7 +8,6 @@ use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl};
 const TUNSETIFF: Opcode = 0x4004_54ca;
 const TUNSETOFFLOAD: Opcode = 0x4004_54d0;
 const TUNSETVNETHDRSZ: Opcode = 0x4004_54d8;
-const _: () = assert!(TUNSETIFF as u64 == libc::TUNSETIFF as u64);
 
 const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;

@@ -1,0 +1,252 @@
+//! AF_PACKET on a veth pair: both ends are ours, or one is the kernel's.
+
+mod device_support;
+
+use device_support::*;
+use kcm_stack::device::{
+    Checksum, DeviceError, FrameMeta, Joined, NetDevice, OpenOptions, RxChecksum, TransmitError,
+    Wait, open,
+};
+use std::net::UdpSocket;
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+fn pair() -> (Box<dyn NetDevice>, Box<dyn NetDevice>) {
+    veth(1);
+    let options = OpenOptions::default();
+    (
+        open_one("packet:v0", &options),
+        open_one("packet:v1", &options),
+    )
+}
+
+#[test]
+fn frames_of_all_sizes_cross_both_ways_in_order() {
+    in_namespace(
+        "frames_of_all_sizes_cross_both_ways_in_order",
+        Rights::User,
+        || {
+            let (mut a, mut b) = pair();
+            assert_eq!(a.capabilities().mtu, 1500);
+            assert_eq!(a.capabilities().rx_checksum, RxChecksum::PerFrame);
+            let frames: Vec<Kept> = (0..2000)
+                .map(|n| raw(n, 18 + (n as usize * 7) % 1497))
+                .collect();
+            for _ in 0..3 {
+                send(&mut a, &frames);
+                assert_all_same(&expect(&mut b, frames.len()), &frames);
+                send(&mut b, &frames);
+                assert_all_same(&expect(&mut a, frames.len()), &frames);
+            }
+            assert_eq!(take(&mut a), Ok(vec![]), "own frames do not come back");
+            assert_eq!((a.counters().tx_frames, b.counters().rx_missed), (6000, 0));
+        },
+    );
+}
+
+#[test]
+fn partial_checksums_and_super_frames_pass_as_they_are() {
+    in_namespace(
+        "partial_checksums_and_super_frames_pass_as_they_are",
+        Rights::User,
+        || {
+            let (mut a, mut b) = pair();
+            let payload: Vec<u8> = (0..65_481).map(|i| (i / 3) as u8).collect();
+            let frames = [
+                udp(1000, 2000, b"partial"),
+                // Slots, queue and slots again: order must hold.
+                tcp(1, &payload[..1000], None),
+                tcp(2, &payload, Some(1460)),
+                tcp(3, &payload[..100], None),
+                tcp(4, &payload[..9000], Some(1460)),
+                raw(5, 60),
+            ];
+            assert_eq!(frames[2].data.len(), 65_535);
+            for _ in 0..20 {
+                send(&mut a, &frames);
+                for (got, sent) in expect(&mut b, frames.len()).iter().zip(&frames) {
+                    assert_same(got, sent);
+                }
+            }
+            assert_eq!(b.counters().rx_malformed + b.counters().rx_missed, 0);
+        },
+    );
+}
+
+#[test]
+fn kernel_sockets_understand_us_and_we_them() {
+    in_namespace(
+        "kernel_sockets_understand_us_and_we_them",
+        Rights::User,
+        || {
+            let (mut a, b) = pair();
+            drop(b);
+            // The kernel is B behind v1; A's address is only in its neighbour table.
+            ip("addr add 10.99.0.2/24 dev v1");
+            let mac = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
+            ip(&format!("link set v1 address {}", mac(MAC_B)));
+            ip(&format!(
+                "neigh replace 10.99.0.1 lladdr {} dev v1",
+                mac(a.capabilities().mac)
+            ));
+            let socket = UdpSocket::bind("10.99.0.2:2000").unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_secs(10)))
+                .unwrap();
+            let mut buffer = [0; 2000];
+
+            // Ours, with the checksum left to the device, and one that is plainly wrong.
+            let good = udp(1000, 2000, b"hello kernel");
+            let mut wrong = udp(1000, 2000, b"corrupted");
+            wrong.meta = FrameMeta::NONE;
+            // Forwarding keeps partial checksums unverified on a veth; the socket verifies complete ones.
+            send(&mut a, &[wrong, good]);
+            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!(
+                (&buffer[..len], from.to_string().as_str()),
+                (&b"hello kernel"[..], "10.99.0.1:1000")
+            );
+
+            // The kernel's: a veth leaves the checksum partial, and the header says so.
+            socket.send_to(b"hello engine", "10.99.0.1:1000").unwrap();
+            let reply = loop {
+                let found = take(&mut a)
+                    .unwrap()
+                    .into_iter()
+                    .find(|f| f.data.get(23) == Some(&17));
+                match found {
+                    Some(frame) => break frame,
+                    None => wait(&a, Wait::Readable),
+                }
+            };
+            assert_eq!(&reply.data[42..], b"hello engine");
+            assert_eq!(
+                reply.meta.csum,
+                Checksum::Partial {
+                    start: 34,
+                    offset: 6
+                }
+            );
+        },
+    );
+}
+
+#[test]
+fn software_checksums_are_right_where_offload_is_switched_off() {
+    in_namespace(
+        "software_checksums_are_right_where_offload_is_switched_off",
+        Rights::User,
+        || {
+            let (_, mut b) = pair();
+            let mut a = open_one(
+                "packet:v0",
+                &OpenOptions {
+                    offloads: false,
+                    ..OpenOptions::default()
+                },
+            );
+            assert_eq!(a.capabilities().max_frame_len, 1514);
+            let frames = [udp(1, 2, b"odd"), tcp(1, &[7; 1460], None)];
+            send(&mut a, &frames);
+            for got in expect(&mut b, 2) {
+                assert_eq!(got.meta, FrameMeta::NONE);
+                assert!(checksum_is_right(&got.data));
+            }
+            let large = tcp(1, &[7; 5000], Some(1460));
+            assert!(matches!(
+                a.transmit_parts(&[&large.data], large.meta),
+                Err(TransmitError::NoGso(_))
+            ));
+        },
+    );
+}
+
+#[test]
+fn fanout_gives_each_frame_to_one_queue_and_each_flow_to_the_same() {
+    in_namespace(
+        "fanout_gives_each_frame_to_one_queue_and_each_flow_to_the_same",
+        Rights::User,
+        || {
+            let (mut a, b) = pair();
+            drop(b);
+            let four = OpenOptions {
+                queues: NonZeroU16::new(4).unwrap(),
+                ..OpenOptions::default()
+            };
+            let mut queues = open("packet:v1", &four).unwrap();
+            assert_eq!(queues.len(), 4);
+            let frames: Vec<Kept> = (0..640)
+                .map(|n| udp(1000 + n % 64, 2000, &n.to_be_bytes()))
+                .collect();
+            send(&mut a, &frames);
+            let mut owner = [None; 64];
+            let mut seen = vec![0; 640];
+            let mut joined_count = 0;
+            while joined_count < 640 {
+                for (index, queue) in queues.iter_mut().enumerate() {
+                    for frame in take(queue).unwrap().iter().filter(|f| is_ours(&f.data)) {
+                        let n = u16::from_be_bytes(frame.data[42..44].try_into().unwrap());
+                        seen[usize::from(n)] += 1;
+                        let flow = owner[usize::from(n) % 64].get_or_insert(index);
+                        assert_eq!(*flow, index, "flow of frame {n}");
+                        joined_count += 1;
+                    }
+                }
+            }
+            assert!(seen.iter().all(|count| *count == 1));
+            let used = (0..4).filter(|queue| owner.contains(&Some(*queue))).count();
+            assert!(used >= 3, "64 flows used {used} of 4 queues");
+
+            // The same four as one device, with one descriptor to wait on.
+            let mut joined = Joined::new(queues).unwrap();
+            send(&mut a, &frames);
+            assert_eq!(expect(&mut joined, 640).len(), 640);
+            send(&mut joined, &frames[..10]);
+            assert_eq!(expect(&mut a, 10), &frames[..10]);
+        },
+    );
+}
+
+#[test]
+fn ring_that_overflows_counts_what_it_missed() {
+    in_namespace(
+        "ring_that_overflows_counts_what_it_missed",
+        Rights::User,
+        || {
+            let (mut a, mut b) = pair();
+            let frames: Vec<Kept> = (0..6000).map(|n| raw(n, 60)).collect();
+            send(&mut a, &frames);
+            let seen = expect(&mut b, 4096);
+            assert!(seen.iter().map(number).eq(0..4096));
+            assert_eq!(b.counters().rx_missed, 6000 - 4096);
+            send(&mut a, &frames[..3]);
+            assert_eq!(expect(&mut b, 3), &frames[..3], "the ring goes on");
+        },
+    );
+}
+
+#[test]
+fn link_down_and_removal_are_told_apart() {
+    in_namespace("link_down_and_removal_are_told_apart", Rights::User, || {
+        let (mut a, _b) = pair();
+        let until_error = |a: &mut dyn NetDevice| {
+            for _ in 0..1000 {
+                let _ = a.transmit_parts(&[&raw(1, 60).data], FrameMeta::NONE);
+                if let Err(error) = a.kick() {
+                    return Some(error);
+                }
+            }
+            None
+        };
+        ip("link set v0 down");
+        assert_eq!(until_error(&mut a), Some(DeviceError::LinkDown));
+        ip("link set v0 up");
+        // The reader hears of it too, once.
+        let heard: Vec<_> = (0..3).map(|_| take(&mut a).err()).collect();
+        assert_eq!(heard, [None, Some(DeviceError::LinkDown), None]);
+        assert_eq!(until_error(&mut a), None, "it works again");
+        ip("link del v0");
+        let gone = until_error(&mut a).or_else(|| take(&mut a).err());
+        assert_eq!(gone, Some(DeviceError::Gone));
+    });
+}
