@@ -94,6 +94,7 @@ pub fn build(section: &str) -> PathBuf {
         output.status.success(),
         "cc refused {section}:\n{diagnostics}"
     );
+    fs::rename(&fresh, &program).expect("both lie in one directory");
     program
 }
 
