@@ -169,7 +169,7 @@ fn add(set: &'static File, fd: i32, target: &'static File, event: epoll_event) -
         Ok(key)
     })??;
     target.watch.add(Watcher::Set { set, key });
-    watch_beneath(set, target, fd, key)?;
+    watch_beneath(set, target, fd, key, events)?;
     deliver(set, key, u32::MAX);
     Ok(0)
 }
@@ -184,6 +184,10 @@ fn modify(set: &'static File, fd: i32, target: &'static File, event: epoll_event
             return Err(Errno::EINVAL);
         }
         (member.events, member.data, member.spent) = (event.events, event.u64, false);
+        if target.kind() == Kind::Tcp {
+            let tag = epoll::EventData::new_u64(Source::Member(key).pack());
+            let _ = epoll::modify(&set.aux, sys::borrow(fd), tag, asked(event.events));
+        }
         Ok(key)
     });
     let key = not_here(key)?;
@@ -261,7 +265,13 @@ impl Source {
 }
 
 /// Makes `aux` watch what lies beneath a new member.
-fn watch_beneath(set: &'static File, target: &'static File, fd: i32, key: u64) -> Outcome<()> {
+fn watch_beneath(
+    set: &'static File,
+    target: &'static File,
+    fd: i32,
+    key: u64,
+    events: u32,
+) -> Outcome<()> {
     if target.kind() == Kind::Kcm {
         let cell = target.mux()?;
         let engine = cell.lock()?;
@@ -276,15 +286,20 @@ fn watch_beneath(set: &'static File, target: &'static File, fd: i32, key: u64) -
     let inner = sources(target);
     with(set, |set| {
         let tag = epoll::EventData::new_u64(Source::Member(key).pack());
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::PRI
-            | epoll::EventFlags::ET;
         for fd in inner.into_iter().chain([fd]) {
-            let _ = epoll::add(&set.aux, sys::borrow(fd), tag, flags);
+            let _ = epoll::add(&set.aux, sys::borrow(fd), tag, asked(events));
         }
     })
+}
+
+/// What `aux` watches of a member's own descriptor: each change of what the program asks for, and
+/// no other. A monitor that waits for the end of a connection does not wake for its data.
+fn asked(events: u32) -> epoll::EventFlags {
+    let bits = epoll::EventFlags::IN
+        | epoll::EventFlags::OUT
+        | epoll::EventFlags::RDHUP
+        | epoll::EventFlags::PRI;
+    epoll::EventFlags::from_bits_retain(events) & bits | epoll::EventFlags::ET
 }
 
 /// A connection joins the mux of a member: the set watches it too.

@@ -188,7 +188,9 @@ impl Keeper {
         let due = self.fired.values().map(|f| f.due).min();
         let wakes_at = Some(WAKES_AT.load(Ordering::Relaxed)).filter(|at| *at != u64::MAX);
         let until = [due, wakes_at].into_iter().flatten().min();
-        let timeout = until.map(|at| sys::timespec(at.saturating_sub(sys::now())));
+        // Up to a whole millisecond, which is what the raw call counts in: never a wake-up too early.
+        let left = |at: Nanos| at.saturating_sub(sys::now()).next_multiple_of(1_000_000);
+        let timeout = until.map(|at| sys::timespec(left(at)));
         let mut seen = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),

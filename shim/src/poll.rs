@@ -124,7 +124,8 @@ fn sleep(fds: &mut [pollfd], ours: &Ours, until: Option<Nanos>, mask: SigMask) -
     for (_, file) in ours {
         match (file.kind(), file.cell.get()) {
             (Kind::Epoll, _) => native.extend(epoll::sources(file).into_iter().map(readable)),
-            (_, Some(cell)) if !sources.iter().any(|(_, c, _)| core::ptr::eq(*c, cell)) => {
+            // An attached socket is polled itself; others read for it.
+            (Kind::Kcm, Some(cell)) if !sources.iter().any(|(_, c, _)| core::ptr::eq(*c, cell)) => {
                 let Ok(engine) = cell.lock() else { continue };
                 let interest = engine.interest();
                 for (psock, entry) in interest.ids.into_iter().zip(interest.fds) {

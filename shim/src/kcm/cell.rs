@@ -9,13 +9,13 @@ use super::connection::{Connection, rcvbuf, send_parts};
 use super::connections::{Connections, Interest};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
-use crate::sync::{BiasedMutex, Guard, Mutex, RawBiased};
+use crate::sync::{Guard, Mutex, RawMutex};
 use crate::wait::{self, BellId};
 use crate::{housekeeper, pool, sys, tcp};
 
 /// A mux that files and psocks refer to. Recycled, never freed; `engine` is `None` in between.
 pub(crate) struct MuxCell {
-    engine: BiasedMutex<Option<Engine>>,
+    engine: Mutex<Option<Engine>>,
     /// Counts read passes made by the program's own threads: the housekeeper stays out of the way
     /// while it moves.
     passes: AtomicU32,
@@ -42,7 +42,7 @@ impl MuxCell {
             None => {
                 let mut all = ALL.lock()?;
                 let index = all.len() as u32;
-                let (engine, passes) = (BiasedMutex::new(None), AtomicU32::new(0));
+                let (engine, passes) = (Mutex::new(None), AtomicU32::new(0));
                 let cell: &'static Self = Box::leak(Box::new(Self {
                     engine,
                     passes,
@@ -120,7 +120,7 @@ impl MuxCell {
 
 /// The engine of a mux, locked. What the state machine has to say is passed on when it is dropped.
 pub(crate) struct EngineGuard {
-    guard: Guard<'static, RawBiased, Option<Engine>>,
+    guard: Guard<'static, RawMutex, Option<Engine>>,
     cell: &'static MuxCell,
 }
 
