@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// Rights a test body needs.
 #[derive(Clone, Copy)]
-pub enum Rights {
+pub(crate) enum Rights {
     /// Any user: root of a user namespace of its own.
     User,
     /// Root of the whole system.
@@ -31,7 +31,7 @@ const MARK: &str = "KCM_DEVICE_TEST_NAMESPACE";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `body` in a namespace. `test` is the name of the calling test.
-pub fn in_namespace(test: &str, rights: Rights, body: fn()) {
+pub(crate) fn in_namespace(test: &str, rights: Rights, body: fn()) {
     if std::env::var_os(MARK).is_some() {
         return body();
     }
@@ -79,12 +79,12 @@ pub fn in_namespace(test: &str, rights: Rights, body: fn()) {
 }
 
 /// Tells the user something the test harness does not swallow.
-pub fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Runs `ip` with words separated by spaces; must succeed.
-pub fn ip(words: &str) {
+pub(crate) fn ip(words: &str) {
     let output = Command::new("ip").args(words.split(' ')).output().unwrap();
     assert!(
         output.status.success(),
@@ -94,7 +94,7 @@ pub fn ip(words: &str) {
 }
 
 /// A veth pair v0 and v1 with `queues` queues each, both up, no address of any kind.
-pub fn veth(queues: usize) {
+pub(crate) fn veth(queues: usize) {
     let sysctl = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
     // Without IPv6 the kernel sends nothing on its own.
     let _ = std::fs::write(sysctl, "1");
@@ -107,7 +107,7 @@ pub fn veth(queues: usize) {
 }
 
 /// Opens a device with one queue.
-pub fn open_one(name: &str, options: &OpenOptions) -> Box<dyn NetDevice> {
+pub(crate) fn open_one(name: &str, options: &OpenOptions) -> Box<dyn NetDevice> {
     let mut devices = open(name, options).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(devices.len(), 1);
     devices.remove(0)
@@ -115,9 +115,9 @@ pub fn open_one(name: &str, options: &OpenOptions) -> Box<dyn NetDevice> {
 
 /// A received frame, kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
-    pub data: Vec<u8>,
-    pub meta: FrameMeta,
+pub(crate) struct Kept {
+    pub(crate) data: Vec<u8>,
+    pub(crate) meta: FrameMeta,
 }
 
 impl From<&RxFrame<'_>> for Kept {
@@ -130,7 +130,7 @@ impl From<&RxFrame<'_>> for Kept {
 }
 
 /// What waits to be received now.
-pub fn take(device: &mut dyn NetDevice) -> Result<Vec<Kept>, DeviceError> {
+pub(crate) fn take(device: &mut dyn NetDevice) -> Result<Vec<Kept>, DeviceError> {
     let mut kept = Vec::new();
     device.receive(usize::MAX, &mut |frames| {
         kept.extend(frames.iter().map(Kept::from))
@@ -139,7 +139,7 @@ pub fn take(device: &mut dyn NetDevice) -> Result<Vec<Kept>, DeviceError> {
 }
 
 /// Waits on the device's descriptor until it has received `count` frames of ours (see [`is_ours`]).
-pub fn expect(device: &mut dyn NetDevice, count: usize) -> Vec<Kept> {
+pub(crate) fn expect(device: &mut dyn NetDevice, count: usize) -> Vec<Kept> {
     let mut kept = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     while kept.len() < count {
@@ -162,7 +162,7 @@ pub fn expect(device: &mut dyn NetDevice, count: usize) -> Vec<Kept> {
 }
 
 /// Sleeps on the device's descriptor, a second at most.
-pub fn wait(device: &dyn NetDevice, wait: Wait) {
+pub(crate) fn wait(device: &dyn NetDevice, wait: Wait) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let Some((fd, wait)) = device.wait_fd(wait) else {
         return;
@@ -181,7 +181,7 @@ pub fn wait(device: &dyn NetDevice, wait: Wait) {
 }
 
 /// Sends frames, waiting for room, and kicks.
-pub fn send(device: &mut dyn NetDevice, frames: &[Kept]) {
+pub(crate) fn send(device: &mut dyn NetDevice, frames: &[Kept]) {
     for frame in frames {
         while device.transmit_parts(&[&frame.data], frame.meta).is_err() {
             device.kick().unwrap();
@@ -192,7 +192,7 @@ pub fn send(device: &mut dyn NetDevice, frames: &[Kept]) {
 }
 
 /// Compares frames but for the header length, which is the kernel's hint and not ours.
-pub fn assert_same(got: &Kept, sent: &Kept) {
+pub(crate) fn assert_same(got: &Kept, sent: &Kept) {
     let essence = |meta: FrameMeta| (meta.csum, meta.gso.map(|gso| (gso.kind, gso.size, gso.ecn)));
     assert_eq!(
         (got.data.len(), essence(got.meta)),
@@ -207,26 +207,26 @@ pub fn assert_same(got: &Kept, sent: &Kept) {
 }
 
 /// [`assert_same`] for each pair.
-pub fn assert_all_same(got: &[Kept], sent: &[Kept]) {
+pub(crate) fn assert_all_same(got: &[Kept], sent: &[Kept]) {
     assert_eq!(got.len(), sent.len());
     got.iter()
         .zip(sent)
         .for_each(|(got, sent)| assert_same(got, sent));
 }
 
-pub const MAC_A: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 1];
-pub const MAC_B: [u8; 6] = [0x02, 0xbb, 0, 0, 0, 2];
-pub const IP_A: [u8; 4] = [10, 99, 0, 1];
-pub const IP_B: [u8; 4] = [10, 99, 0, 2];
+pub(crate) const MAC_A: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 1];
+pub(crate) const MAC_B: [u8; 6] = [0x02, 0xbb, 0, 0, 0, 2];
+pub(crate) const IP_A: [u8; 4] = [10, 99, 0, 1];
+pub(crate) const IP_B: [u8; 4] = [10, 99, 0, 2];
 
 /// First byte of a TCP or UDP header, from the start of the frame.
-pub const TRANSPORT: usize = 34;
+pub(crate) const TRANSPORT: usize = 34;
 
 /// A local experimental EtherType (IEEE 802), so that the kernel does not care.
 const ETHERTYPE_TEST: [u8; 2] = [0x88, 0xb5];
 
 /// Whether a frame is one that [`raw`], [`udp`] or [`tcp`] made, and not the kernel's own chatter.
-pub fn is_ours(frame: &[u8]) -> bool {
+pub(crate) fn is_ours(frame: &[u8]) -> bool {
     match frame.get(12..14) {
         Some(kind) if kind == ETHERTYPE_TEST => true,
         Some([8, 0]) => frame.get(26..28) == Some(&IP_A[..2]),
@@ -235,7 +235,7 @@ pub fn is_ours(frame: &[u8]) -> bool {
 }
 
 /// A frame of `len` bytes that carries `number`.
-pub fn raw(number: u32, len: usize) -> Kept {
+pub(crate) fn raw(number: u32, len: usize) -> Kept {
     let mut data = vec![number as u8; len];
     data[..6].copy_from_slice(&MAC_B);
     data[6..12].copy_from_slice(&MAC_A);
@@ -248,7 +248,7 @@ pub fn raw(number: u32, len: usize) -> Kept {
 }
 
 /// The number of a frame that [`raw`] made.
-pub fn number(frame: &Kept) -> u32 {
+pub(crate) fn number(frame: &Kept) -> u32 {
     u32::from_be_bytes(frame.data[14..18].try_into().unwrap())
 }
 
@@ -270,7 +270,7 @@ fn ipv4(protocol: u8, transport: &[u8]) -> Vec<u8> {
 }
 
 /// A UDP datagram from A to B whose checksum is left to the device.
-pub fn udp(source: u16, destination: u16, payload: &[u8]) -> Kept {
+pub(crate) fn udp(source: u16, destination: u16, payload: &[u8]) -> Kept {
     let len = (8 + payload.len()) as u16;
     let mut datagram = Vec::new();
     for field in [source, destination, len, pseudo(17, len)] {
@@ -289,7 +289,7 @@ pub fn udp(source: u16, destination: u16, payload: &[u8]) -> Kept {
 
 /// A TCP segment from A to B whose checksum is left to the device, to be cut into segments of `mss`
 /// bytes if there is one.
-pub fn tcp(seq: u32, payload: &[u8], mss: Option<u16>) -> Kept {
+pub(crate) fn tcp(seq: u32, payload: &[u8], mss: Option<u16>) -> Kept {
     let mut segment = vec![0x12, 0x34, 0x56, 0x78];
     segment.extend_from_slice(&seq.to_be_bytes());
     segment.extend_from_slice(&[0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff]);
@@ -313,7 +313,7 @@ pub fn tcp(seq: u32, payload: &[u8], mss: Option<u16>) -> Kept {
 }
 
 /// An ICMP echo request from A to B (RFC 792).
-pub fn echo_request(payload: &[u8]) -> Kept {
+pub(crate) fn echo_request(payload: &[u8]) -> Kept {
     let mut message = vec![8, 0, 0, 0, 0, 1, 0, 1];
     message.extend_from_slice(payload);
     let sum = !fold(sum(&message));
@@ -343,7 +343,7 @@ fn pseudo(protocol: u8, len: u16) -> u16 {
 }
 
 /// Whether the transport checksum stands complete and right in a frame from A to B.
-pub fn checksum_is_right(frame: &[u8]) -> bool {
+pub(crate) fn checksum_is_right(frame: &[u8]) -> bool {
     let transport = &frame[TRANSPORT..];
     fold(u32::from(pseudo(frame[23], transport.len() as u16)) + sum(transport)) == 0xffff
 }
