@@ -218,13 +218,22 @@ fn bench_memory() {
     }
     let cloned = resident();
     println!(
-        "idle psock                           {:>9} bytes",
+        "{:<36} {:>9} bytes",
+        "idle psock",
         (attached - before) / SOCKETS
     );
     println!(
-        "idle KCM socket                      {:>9} bytes",
+        "{:<36} {:>9} bytes",
+        "idle KCM socket",
         (cloned - attached) / SOCKETS
     );
+    let start = Instant::now();
+    for psock in (0..SOCKETS).rev() {
+        black_box(mux.unattach(PsockId(psock as u32)));
+    }
+    let each = start.elapsed().as_nanos() as f64 / SOCKETS as f64;
+    let name = format!("unattach one of {SOCKETS}");
+    println!("{name:<36} {each:>9.2} ns");
 }
 
 fn main() {
