@@ -8,6 +8,7 @@ compared: exit statuses, outputs, checksums, counts.
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,9 @@ import build  # noqa: E402
 import lab as labs  # noqa: E402
 import loading, runtimes, servers, tools  # noqa: E402,E401,F401  (they register their programs)
 from registry import APPS  # noqa: E402
+
+# Both runs share the machine, so only a stall is told from noise: a lost wake-up costs some program's whole timeout.
+SLOWER_TIMES, SLOWER_SECONDS = 2, 15
 
 LINE = "{:<16} {:<22} {:<22} {}"
 
@@ -63,6 +67,8 @@ def run_app(app, base, lib, show):
         verdict = "cannot run here"
     elif hooked_stopped or found:
         verdict = "DIFFERS"
+    elif hooked_seconds > SLOWER_TIMES * bare_seconds + SLOWER_SECONDS:
+        verdict = "STALLS"
     else:
         verdict = "same"
     print(LINE.format(app.name, f"{len(bare)} observed, {bare_seconds:.1f} s",
@@ -87,6 +93,8 @@ def main():
     arguments.add_argument("--show", action="store_true", help="print every observation")
     arguments.add_argument("--keep", action="store_true", help="leave logs and files where they are")
     options = arguments.parse_args()
+    # Started in the background this process ignores SIGINT, and so would everything it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if options.list:
         print("\n".join(f"{app.name}{' (quick)' if app.quick else ''}" for app in APPS))

@@ -24,7 +24,8 @@ def start_redis(lab, name="redis", *options):
 
 @app("redis", "redis-server", "redis-tools", quick=True)
 def redis(lab):
-    server, port = start_redis(lab, "redis", "--appendonly", "yes", "--unixsocket", lab.dir / "redis.sock")
+    server, port = start_redis(lab, "redis", "--appendonly", "yes", "--unixsocket", lab.dir / "redis.sock",
+                               "--repl-diskless-sync-delay", "0")
 
     def cli(*words, **options):
         return lab.run(["redis-cli", "-p", port, *words], **options)
@@ -58,7 +59,7 @@ def redis(lab):
     server, port = start_redis(lab, "redis", "--appendonly", "yes", "--io-threads", "3", "--io-threads-do-reads", "yes")
     lab.wait_until("loading", lambda: cli("PING").out == "PONG\n")
     lab.check("value after restart", ["redis-cli", "-p", port, "GET", "n"])
-    lab.observe("io-threads", lab.run(["redis-benchmark", "-p", port, "-n", "20000", "-q", "-t", "get"]).status)
+    lab.observe("io-threads", lab.run(["redis-benchmark", "-p", port, "-n", "20000", "-P", "64", "-q", "-t", "get"]).status)
     lab.observe("SIGTERM", server.stop())
 
 
@@ -142,8 +143,10 @@ def nginx(lab):
         lab.wait_until("a new worker for the killed one", lambda: len(children(server.pid)) == 2)
         fetch(lab, f"{style}: after a worker's death", f"{base}/one.bin")
         lab.observe(f"{style}: SIGQUIT", server.stop(signal.SIGQUIT))
-        lines = (lab.dir / style.replace(" ", "-") / "access.log").read_text().count("\n")
-        lab.observe(f"{style}: log lines", lines)
+        logs = lab.dir / style.replace(" ", "-")
+        lab.observe(f"{style}: log lines", (logs / "access.log").read_text().count("\n"))
+        complaints = re.findall(r"\[(?:error|crit|alert|emerg)\] [\d#]+: (?:\*\d+ )?([^\d\"/]*)", (logs / "error.log").read_text())
+        lab.observe(f"{style}: complaints", sorted(complaints))
 
 
 @app("haproxy", "haproxy", "nginx-light", "curl")
