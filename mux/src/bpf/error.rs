@@ -294,17 +294,132 @@ const EINVAL: i32 = 22;
 /// Kernel-internal, but bpf(2) lets it out.
 const ENOTSUPP: i32 = 524;
 
+impl VerifyError {
+    /// The instruction it is about, as its slot number.
+    pub const fn pc(&self) -> Option<usize> {
+        match self {
+            Self::TruncatedInsn { pc, .. }
+            | Self::UnknownOpcode { pc, .. }
+            | Self::BadRegister { pc, .. }
+            | Self::ReservedField { pc, .. }
+            | Self::BadJump { pc, .. }
+            | Self::FallsThrough { pc, .. }
+            | Self::BadMapFd { pc, .. }
+            | Self::TooManyMaps { pc, .. }
+            | Self::BadMapValue { pc, .. }
+            | Self::MapValueUnsupported { pc, .. }
+            | Self::UnknownHelper { pc, .. }
+            | Self::KernelFunction { pc, .. }
+            | Self::UninitRegister { pc, .. }
+            | Self::FramePointerWrite { pc, .. }
+            | Self::PointerArithmetic { pc, .. }
+            | Self::NullableArithmetic { pc, .. }
+            | Self::PointerOffset { pc, .. }
+            | Self::DivisionByZero { pc, .. }
+            | Self::BadShift { pc, .. }
+            | Self::NotAPointer { pc, .. }
+            | Self::NullableAccess { pc, .. }
+            | Self::Misaligned { pc, .. }
+            | Self::StackOutOfBounds { pc, .. }
+            | Self::StackOverrun { pc, .. }
+            | Self::UninitStack { pc, .. }
+            | Self::PartialSpill { pc, .. }
+            | Self::PartialFill { pc, .. }
+            | Self::ForeignStackSpill { pc, .. }
+            | Self::ReturnsStackPointer { pc, .. }
+            | Self::BadContextAccess { pc, .. }
+            | Self::MovedContext { pc, .. }
+            | Self::AtomicOnContext { pc, .. }
+            | Self::PacketLoadWithoutContext { pc, .. }
+            | Self::PacketLoadInFunction { pc, .. }
+            | Self::ValueOutOfBounds { pc, .. }
+            | Self::MapAccess { pc, .. }
+            | Self::BadArgument { pc, .. }
+            | Self::Unreachable { pc, .. }
+            | Self::InfiniteLoop { pc, .. }
+            | Self::CallsTooDeep { pc, .. } => Some(*pc),
+            Self::BadLength
+            | Self::TooComplex
+            | Self::TooManyFunctions
+            | Self::StacksTooDeep { .. } => None,
+        }
+    }
+
+    /// What is wrong, in words.
+    const fn what(&self) -> &'static str {
+        match self {
+            Self::UnknownHelper { .. } => "helper is not available",
+            Self::BadLength => "no instructions, or more than a million",
+            Self::TruncatedInsn { .. } => "the instruction is cut short",
+            Self::UnknownOpcode { .. } => "unknown opcode",
+            Self::BadRegister { .. } => "there is no such register",
+            Self::ReservedField { .. } => "a reserved field is used",
+            Self::BadJump { .. } => "jump out of the function or into an instruction",
+            Self::FallsThrough { .. } => "the function does not end in exit or a jump",
+            Self::BadMapFd { .. } => "the descriptor is not a map",
+            Self::TooManyMaps { .. } => "too many maps",
+            Self::BadMapValue { .. } => "offset behind the end of the map value",
+            Self::MapValueUnsupported { .. } => "direct values need an array map of one element",
+            Self::KernelFunction { .. } => "kernel functions are not available",
+            Self::UninitRegister { .. } => "a register is read before it is written",
+            Self::FramePointerWrite { .. } => "r10 is read-only",
+            Self::PointerArithmetic { .. } => "this arithmetic on an address is prohibited",
+            Self::NullableArithmetic { .. } => {
+                "arithmetic on a map lookup's result before its null check"
+            }
+            Self::PointerOffset { .. } => "the offset of an address is out of bounds",
+            Self::DivisionByZero { .. } => "division by zero",
+            Self::BadShift { .. } => "shift count out of range",
+            Self::NotAPointer { .. } => "access through something that is not an address of memory",
+            Self::NullableAccess { .. } => {
+                "access through a map lookup's result before its null check"
+            }
+            Self::Misaligned { .. } => "misaligned access",
+            Self::StackOutOfBounds { .. } => "access outside the stack",
+            Self::StackOverrun { .. } => "access across the end of the stack",
+            Self::UninitStack { .. } => "stack is read before it is written",
+            Self::PartialSpill { .. } => "part of an address is stored",
+            Self::PartialFill { .. } => "part of a stored address is loaded",
+            Self::ForeignStackSpill { .. } => "a stack address is stored in a caller's stack",
+            Self::ReturnsStackPointer { .. } => "a stack address is returned",
+            Self::BadContextAccess { .. } => "this context access is prohibited",
+            Self::MovedContext { .. } => "the context pointer was moved",
+            Self::AtomicOnContext { .. } => "atomic operation on the context",
+            Self::PacketLoadWithoutContext { .. } => "packet load while r6 is not the context",
+            Self::PacketLoadInFunction { .. } => "packet load outside the main function",
+            Self::ValueOutOfBounds { .. } => "access outside the map value",
+            Self::MapAccess { .. } => "the map's flags forbid this access",
+            Self::BadArgument { .. } => "a helper's argument has the wrong type or range",
+            Self::Unreachable { .. } => "unreachable instruction",
+            Self::InfiniteLoop { .. } => "infinite loop",
+            Self::TooComplex => "the program is too complex to verify",
+            Self::TooManyFunctions => "too many functions",
+            Self::CallsTooDeep { .. } => "too many nested calls",
+            Self::StacksTooDeep { .. } => "the nested calls' stacks are too large together",
+        }
+    }
+}
+
 impl fmt::Display for VerifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(pc) = self.pc() {
+            write!(f, "insn {pc}: ")?;
+        }
+        f.write_str(self.what())?;
         match self {
-            Self::UnknownHelper { pc, number } => {
-                write!(
-                    f,
-                    "insn {pc}: helper {} (#{number}) is not available",
-                    foreign_name(*number)
-                )
+            Self::UnknownHelper { number, .. } => {
+                write!(f, ": bpf_{}#{number}", foreign_name(*number))
             }
-            other => write!(f, "{other:?}"),
+            Self::UnknownOpcode { code, .. } => write!(f, " {code:#04x}"),
+            Self::BadMapFd { fd, .. } => write!(f, ": fd {fd}"),
+            Self::UninitRegister { reg, .. } | Self::BadArgument { reg, .. } => {
+                write!(f, ": r{reg}")
+            }
+            Self::UninitStack { off, .. } | Self::BadContextAccess { off, .. } => {
+                write!(f, ": offset {off}")
+            }
+            Self::StacksTooDeep { bytes } => write!(f, ": {bytes} bytes"),
+            _ => Ok(()),
         }
     }
 }

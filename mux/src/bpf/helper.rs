@@ -115,7 +115,7 @@ pub(crate) const fn foreign_name(number: i32) -> &'static str {
         194 => "kptr_xchg",
         195 => "map_lookup_percpu_elem",
         208 => "ktime_get_tai_ns",
-        _ => "unnamed helper",
+        _ => "helper",
     }
 }
 

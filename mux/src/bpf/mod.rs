@@ -2,7 +2,7 @@
 //!
 //! [`Program::verify`] admits a program no kernel has seen, [`Program::trusted`] one a kernel
 //! accepted; [`Program::run`] returns r0, whose low 32 bits are the message's length, 0 for "need
-//! more bytes", or a negative errno. Programs see virtual addresses only ([`mem`]), every access
+//! more bytes", or a negative errno. Programs see virtual addresses only (`mem`), every access
 //! is checked as it happens, and a run is bounded ([`INSN_BUDGET`]).
 //!
 //! | file | what it owns |

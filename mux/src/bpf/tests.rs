@@ -1,5 +1,6 @@
 //! Programs with their results, one program for each reason to refuse, and hostile bytes.
 
+use std::string::ToString;
 use std::sync::Arc;
 use std::vec;
 use std::vec::Vec;
@@ -624,6 +625,11 @@ fn every_refusal_has_a_program_and_an_errno() {
         assert_eq!(expected.errno(), errno, "{expected}");
     }
     assert!(verify(&chain(2, 256)).is_ok());
+    let refused = verify(&[(CALL, 0, 0, 0, 12), EXIT]).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "insn 0: helper is not available: bpf_tail_call#12"
+    );
     assert!(Program::verify(&[0; 9], &maps).is_err());
 }
 

@@ -1,7 +1,7 @@
 //! Array and hash maps of parser programs, shared between programs and bpf(2) calls.
 //!
-//! No operation blocks. Values live in atomic words ([`words`]); lookups in a hash map take no
-//! lock ([`hash`]), its updates and deletes exclude each other for a bounded time and then fail
+//! No operation blocks. Values live in atomic words (`words`); lookups in a hash map take no
+//! lock (`hash`), its updates and deletes exclude each other for a bounded time and then fail
 //! with EBUSY, as the kernel's do under contention.
 
 use alloc::vec::Vec;
