@@ -172,6 +172,11 @@ impl Tcb<'_> {
         if ack.after(self.c.snd_una) {
             d.cumulative = ack.since(self.c.snd_una);
             d.bytes += self.b.board.ack(ack, |s| newly(s, &mut d));
+            if d.retransmitted {
+                // Karn: what was held behind the hole arrived long before this ACK.
+                d.rtt_us = None;
+                d.latest_rtt_us = None;
+            }
             let data = (d.cumulative as usize).min(self.b.tx.len());
             self.b.tx.advance(&mut self.env.pool, data);
             self.c.bytes_acked += data as u64;

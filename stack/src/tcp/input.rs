@@ -266,10 +266,13 @@ impl Tcb<'_> {
                 return false;
             };
             let val = u32::from_be_bytes([b[0], b[1], b[2], b[3]]);
-            if val.wrapping_sub(self.c.ts_recent) as i32 > 0 {
-                self.store_ts_recent(Timestamps { val, ecr: 0 });
-            } else if val != self.c.ts_recent {
+            let newer = val.wrapping_sub(self.c.ts_recent) as i32;
+            if newer < 0 {
                 return false;
+            }
+            // RFC 7323 §4.3: the oldest unacknowledged segment's is echoed.
+            if newer > 0 && self.c.rcv_nxt == self.c.rcv_wup {
+                self.store_ts_recent(Timestamps { val, ecr: 0 });
             }
             ecr = Some(u32::from_be_bytes([b[4], b[5], b[6], b[7]]));
         } else if !seg.options.is_empty() {

@@ -114,7 +114,9 @@ impl Link {
             self.busy_until = start + Duration::from_micros(ns.div_ceil(1000));
         }
         let mut frame = frame.to_vec();
-        if self.rng.ppm(self.config.corrupt) {
+        // ARP has no checksum: damage to it would be believed.
+        let checksummed = frame.get(12..14) != Some(&[8, 6]);
+        if checksummed && self.rng.ppm(self.config.corrupt) {
             let at = self.rng.below(frame.len() as u64) as usize;
             frame[at] ^= 1 << self.rng.below(8);
         }

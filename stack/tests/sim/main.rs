@@ -1,5 +1,7 @@
 //! Simulation: whole stacks against each other in virtual time.
 
 mod basic;
+mod goodput;
 mod link;
 mod net;
+mod transfer;

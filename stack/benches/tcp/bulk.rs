@@ -1,0 +1,203 @@
+//! Bulk throughput of two engines on one core, beside unmodified smoltcp sockets in the same run.
+
+use std::time::{Duration, Instant as Wall};
+
+use kcm_stack::{ConnectOptions, ListenOptions, Stack};
+use smoltcp::iface::{Config, Interface, SocketSet, SocketStorage};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp;
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
+
+use crate::pair::{Batch, Clock, at, median, stack};
+
+const BYTES: usize = 400 << 20;
+const ROUNDS: usize = 5;
+
+pub(crate) fn run() {
+    let report = |name: &str, runs: &dyn Fn() -> f64| {
+        let gbit = median((0..ROUNDS).map(|_| runs()).collect());
+        println!("bulk, two engines on one core, {name:<28} {gbit:6.1} Gbit/s");
+    };
+    report("MTU 1500", &|| ours(0, false));
+    report("MTU 1500, no checksums", &|| ours(0, true));
+    report("TSO 64 KiB", &|| ours(63 << 10, false));
+    report("TSO 64 KiB, no checksums", &|| ours(63 << 10, true));
+    report("smoltcp sockets, MTU 1500", &|| smoltcp_sockets(false));
+    report("smoltcp, no checksums", &|| smoltcp_sockets(true));
+}
+
+fn ours(tso: u32, offload: bool) -> f64 {
+    let mut clock = Clock::new();
+    let mut pair = [0, 1].map(|i| {
+        stack(i, |c| {
+            c.tso_bytes = tso;
+            c.tcp.rcvbuf = 1 << 20;
+            c.checksums.tx_offload = offload;
+            c.checksums.rx_verified = offload;
+        })
+    });
+    let l = pair[1]
+        .tcp_listen(
+            at(1, 80),
+            &ListenOptions {
+                backlog: 1,
+                ..Default::default()
+            },
+        )
+        .expect("listen");
+    let c = pair[0]
+        .tcp_connect(clock.0, at(1, 80), &ConnectOptions::default())
+        .expect("connect");
+    let mut batch = Batch::default();
+    let mut exchange = |pair: &mut [Stack; 2], clock: &mut Clock| {
+        let now = clock.tick(20);
+        let [a, b] = pair;
+        batch.fill(a, now, 64);
+        batch.deliver(b, now);
+        batch.fill(b, now, 64);
+        batch.deliver(a, now);
+        a.handle_timeout(now);
+        b.handle_timeout(now);
+    };
+    let mut server = None;
+    while server.is_none() {
+        exchange(&mut pair, &mut clock);
+        server = pair[1].tcp_accept(l);
+    }
+    let server = server.expect("accepted");
+    let data = vec![5u8; 256 << 10];
+    let mut sink = vec![0u8; 256 << 10];
+    let mut got = 0;
+    let t = Wall::now();
+    while got < BYTES {
+        while pair[0]
+            .tcp_send(clock.0, c, &[&data], false)
+            .is_ok_and(|n| n == data.len())
+        {}
+        exchange(&mut pair, &mut clock);
+        while let Ok(n) = pair[1].tcp_recv(clock.0, server, &mut sink) {
+            got += n;
+        }
+        while pair[0].poll_event().is_some() || pair[1].poll_event().is_some() {}
+    }
+    got as f64 * 8.0 / t.elapsed().as_secs_f64() / 1e9
+}
+
+/// One direction of frames for smoltcp.
+struct Wire {
+    rx: Vec<Vec<u8>>,
+    tx: Vec<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    offload: bool,
+}
+
+struct Rx(Vec<u8>);
+struct Tx<'a>(&'a mut Wire);
+
+impl RxToken for Rx {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl TxToken for Tx<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut b = self.0.spare.pop().unwrap_or_default();
+        b.resize(len, 0);
+        let r = f(&mut b);
+        self.0.tx.push(b);
+        r
+    }
+}
+
+impl Device for Wire {
+    type RxToken<'a> = Rx;
+    type TxToken<'a> = Tx<'a>;
+
+    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Rx, Tx<'_>)> {
+        let f = self.rx.pop()?;
+        Some((Rx(f), Tx(self)))
+    }
+
+    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Tx<'_>> {
+        (self.tx.len() < 64).then_some(Tx(self))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut c = DeviceCapabilities::default();
+        c.medium = Medium::Ethernet;
+        c.max_transmission_unit = 1514;
+        if self.offload {
+            c.checksum = smoltcp::phy::ChecksumCapabilities::ignored();
+        }
+        c
+    }
+}
+
+fn smoltcp_sockets(offload: bool) -> f64 {
+    let mut now = Duration::from_secs(1);
+    let time = |d: Duration| smoltcp::time::Instant::from_micros(d.as_micros() as i64);
+    let mut wires = [0, 1].map(|_| Wire {
+        rx: vec![],
+        tx: vec![],
+        spare: vec![],
+        offload,
+    });
+    let mut ifaces = [0u8, 1].map(|i| {
+        let mac = EthernetAddress([2, 0, 0, 0, 0, i + 1]);
+        let mut f = Interface::new(
+            Config::new(mac.into()),
+            &mut wires[usize::from(i)],
+            time(now),
+        );
+        f.update_ip_addrs(|a| {
+            a.push(IpCidr::new(IpAddress::v4(10, 0, 0, i + 1), 8))
+                .expect("address");
+        });
+        f
+    });
+    let mut sets = [0, 1].map(|_| {
+        let buf = || tcp::SocketBuffer::new(vec![0; 1 << 20].leak());
+        let mut set = SocketSet::new(Box::leak(Box::new([SocketStorage::EMPTY])).as_mut_slice());
+        let h = set.add(tcp::Socket::new(buf(), buf()));
+        (set, h)
+    });
+    let h1 = sets[1].1;
+    sets[1]
+        .0
+        .get_mut::<tcp::Socket>(h1)
+        .listen(80)
+        .expect("listen");
+    let h0 = sets[0].1;
+    let remote = (IpAddress::v4(10, 0, 0, 2), 80);
+    sets[0]
+        .0
+        .get_mut::<tcp::Socket>(h0)
+        .connect(ifaces[0].context(), remote, 4000)
+        .expect("connect");
+    let data = vec![5u8; 256 << 10];
+    let mut sink = vec![0u8; 256 << 10];
+    let mut got = 0;
+    let mut t = Wall::now();
+    while got < BYTES {
+        now += Duration::from_micros(20);
+        let s = sets[0].0.get_mut::<tcp::Socket>(h0);
+        if s.may_send() {
+            if got == 0 {
+                t = Wall::now();
+            }
+            while s.can_send() && s.send_slice(&data).is_ok_and(|n| n > 0) {}
+        }
+        for i in 0..2 {
+            ifaces[i].poll(time(now), &mut wires[i], &mut sets[i].0);
+            let mut frames = std::mem::take(&mut wires[i].tx);
+            frames.reverse();
+            wires[1 - i].rx = frames;
+        }
+        let s = sets[1].0.get_mut::<tcp::Socket>(h1);
+        while s.can_recv() {
+            got += s.recv_slice(&mut sink).expect("recv");
+        }
+    }
+    got as f64 * 8.0 / t.elapsed().as_secs_f64() / 1e9
+}
