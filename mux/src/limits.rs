@@ -50,12 +50,16 @@ pub const OPEN_MSG_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Chunks kept for [`Mux::take_free_chunk`](crate::Mux::take_free_chunk); more are freed.
 pub const FREE_CHUNKS_MAX: usize = 8;
 
-/// Descriptor vectors and transmit buffers kept for reuse.
-pub const POOLED_BUFS_MAX: usize = 8;
+/// Descriptor vectors kept for reuse: one being filled, one in a batch, one on its way back,
+/// and one for a second reader.
+pub const POOLED_DESC_VECS_MAX: usize = 4;
 
 /// A descriptor vector with more capacity than this is freed instead of pooled:
 /// 2048 messages are a chunk of 32-byte ones.
 pub const POOLED_DESCS_MAX: usize = 2048;
+
+/// Transmit buffers kept for reuse: one being filled while another is written.
+pub const POOLED_TX_BUFS_MAX: usize = 2;
 
 const _: () = assert!(
     CARRY_BYTES_MAX < CHUNK_BYTES / 2,

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::batch::{Desc, Run};
 use crate::chunk::Chunk;
-use crate::limits::{FREE_CHUNKS_MAX, POOLED_BUFS_MAX, POOLED_DESCS_MAX};
+use crate::limits::{FREE_CHUNKS_MAX, POOLED_DESC_VECS_MAX, POOLED_DESCS_MAX};
 use crate::tx_queue::TxPool;
 
 /// Free chunks, descriptor vectors and transmit buffers of one mux.
@@ -43,7 +43,8 @@ impl Pool {
         spans
             .into_iter()
             .for_each(|slice| self.give_chunk(slice.chunk));
-        if self.descs.len() < POOLED_BUFS_MAX && (1..=POOLED_DESCS_MAX).contains(&descs.capacity())
+        if self.descs.len() < POOLED_DESC_VECS_MAX
+            && (1..=POOLED_DESCS_MAX).contains(&descs.capacity())
         {
             descs.clear();
             self.descs.push(descs);

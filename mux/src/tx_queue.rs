@@ -8,7 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::error::SendError;
-use crate::limits::{POOLED_BUFS_MAX, TRANSMIT_BUFS_MAX, TX_BUF_BYTES, TX_PACK_BYTES_MAX};
+use crate::limits::{POOLED_TX_BUFS_MAX, TRANSMIT_BUFS_MAX, TX_BUF_BYTES, TX_PACK_BYTES_MAX};
 
 /// Consecutive whole messages in contiguous memory.
 #[derive(Debug, Default)]
@@ -105,7 +105,7 @@ impl TxPool {
     }
 
     pub(crate) fn give(&mut self, mut buf: TxBuf) {
-        if self.0.len() < POOLED_BUFS_MAX && buf.bytes.capacity() <= 2 * TX_BUF_BYTES {
+        if self.0.len() < POOLED_TX_BUFS_MAX && buf.bytes.capacity() <= 2 * TX_BUF_BYTES {
             buf.clear();
             self.0.push(buf);
         }
