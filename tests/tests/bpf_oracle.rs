@@ -253,6 +253,22 @@ fn generated_programs_do_what_they_do_in_the_kernel() {
     );
 }
 
+/// Whether a refusal needs no knowledge of register contents.
+fn is_about_text(error: &VerifyError) -> bool {
+    matches!(
+        error,
+        VerifyError::UnknownOpcode { .. }
+            | VerifyError::BadJump { .. }
+            | VerifyError::FallsThrough { .. }
+            | VerifyError::BadMapFd { .. }
+            | VerifyError::BadMapValue { .. }
+            | VerifyError::MapValueUnsupported { .. }
+            | VerifyError::MapValueOfHash { .. }
+            | VerifyError::KernelFunction { .. }
+            | VerifyError::Unreachable { .. }
+    )
+}
+
 /// Where our verdict may differ from the kernel's, and why.
 fn known_difference(ours: &Result<Program, VerifyError>, theirs: Result<(), i32>) -> bool {
     match (ours, theirs) {
@@ -260,10 +276,12 @@ fn known_difference(ours: &Result<Program, VerifyError>, theirs: Result<(), i32>
         // Since 6.3 the kernel lets privileged loaders read stack they never wrote. We keep the
         // rule for everybody else.
         (Err(VerifyError::UninitStack { .. }), _) => true,
-        // We check encodings first, all of them; the kernel looks at some of them when it gets
-        // there, so another error may come first, and code behind a branch that is never taken
-        // may be malformed.
+        // The kernel looks at reserved fields and helper numbers of ALU and jump instructions when
+        // it gets there, so code behind a branch that is never taken may be malformed. We check
+        // all encodings first.
         (Err(VerifyError::ReservedField { .. } | VerifyError::UnknownHelper { .. }), _) => true,
+        // For the same reason another of several defects may be reported first.
+        (Err(error), Err(_)) if is_about_text(error) => true,
         (Err(error), Err(errno)) => error.errno() == errno,
         (Err(_), Ok(())) => false,
     }

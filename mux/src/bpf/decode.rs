@@ -170,7 +170,10 @@ impl Decoder<'_> {
                     .maps
                     .get(index)
                     .ok_or(VerifyError::BadMapFd { pc, fd: low.imm })?;
-                if map.spec().map_type != MAP_TYPE_ARRAY || map.spec().max_entries != 1 {
+                if map.spec().map_type != MAP_TYPE_ARRAY {
+                    return Err(VerifyError::MapValueOfHash { pc });
+                }
+                if map.spec().max_entries != 1 {
                     return Err(VerifyError::MapValueUnsupported { pc });
                 }
                 let off = high.imm as u32 as usize;

@@ -59,7 +59,12 @@ pub enum VerifyError {
         /// Where.
         pc: usize,
     },
-    /// A direct map value of a map that has not exactly one element, or is no array.
+    /// A direct map value of a map that is no array.
+    MapValueOfHash {
+        /// Where.
+        pc: usize,
+    },
+    /// A direct map value of an array that has not exactly one element.
     MapValueUnsupported {
         /// Where.
         pc: usize,
@@ -273,6 +278,7 @@ impl VerifyError {
             | Self::BadMapValue { .. }
             | Self::UnknownHelper { .. }
             | Self::KernelFunction { .. }
+            | Self::MapValueOfHash { .. }
             | Self::PointerOffset { .. }
             | Self::DivisionByZero { .. }
             | Self::BadShift { .. }
@@ -307,6 +313,7 @@ impl VerifyError {
             | Self::BadMapFd { pc, .. }
             | Self::TooManyMaps { pc, .. }
             | Self::BadMapValue { pc, .. }
+            | Self::MapValueOfHash { pc, .. }
             | Self::MapValueUnsupported { pc, .. }
             | Self::UnknownHelper { pc, .. }
             | Self::KernelFunction { pc, .. }
@@ -359,6 +366,7 @@ impl VerifyError {
             Self::BadMapFd { .. } => "the descriptor is not a map",
             Self::TooManyMaps { .. } => "too many maps",
             Self::BadMapValue { .. } => "offset behind the end of the map value",
+            Self::MapValueOfHash { .. } => "direct values need an array map",
             Self::MapValueUnsupported { .. } => "direct values need an array map of one element",
             Self::KernelFunction { .. } => "kernel functions are not available",
             Self::UninitRegister { .. } => "a register is read before it is written",

@@ -446,6 +446,11 @@ fn every_refusal_has_a_program_and_an_errno() {
             524,
         ),
         (
+            join(&[&wide(1, pseudo::MAP_VALUE, 4, 0), &exit_zero]),
+            VerifyError::MapValueOfHash { pc },
+            22,
+        ),
+        (
             vec![(CALL, 0, 0, 0, 12), EXIT],
             VerifyError::UnknownHelper { pc, number: 12 },
             22,
