@@ -6,7 +6,7 @@
 
 use super::{
     Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, FrameMeta, NetDevice,
-    RxFrame, TransmitError, Wait, admit,
+    RxFrame, TransmitError, Wait, Written, admit,
 };
 use crate::time::Instant;
 use core::ops::Range;
@@ -103,6 +103,8 @@ pub struct Fault<D> {
     now: Instant,
     rx: Direction,
     tx: Direction,
+    /// What transmitted frames are written into before they join a queue.
+    scratch: Vec<u8>,
     counters: Counters,
 }
 
@@ -115,6 +117,7 @@ impl<D: NetDevice> Fault<D> {
             now: Instant::ZERO,
             rx: Direction::new(rx, Rng(seeds.next())),
             tx: Direction::new(tx, Rng(seeds.next())),
+            scratch: Vec::new(),
             counters: Counters::default(),
         }
     }
@@ -176,7 +179,7 @@ impl<D: NetDevice> NetDevice for Fault<D> {
         let Self { inner, rx, now, .. } = self;
         let from_inner = inner.receive(budget, &mut |frames| {
             for frame in frames {
-                rx.offer(frame.meta, |bytes| bytes.extend_from_slice(frame.data));
+                rx.offer(frame.meta, frame.data);
             }
         });
         rx.end_burst(*now);
@@ -204,19 +207,22 @@ impl<D: NetDevice> NetDevice for Fault<D> {
         Ok(received)
     }
 
-    fn transmit(
+    fn transmit_with(
         &mut self,
-        len: usize,
-        meta: FrameMeta,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError> {
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
+        if self.scratch.len() < room {
+            self.scratch.resize(room, 0);
+        }
+        let Some(Written { len, meta }) = write(&mut self.scratch) else {
+            return Ok(false);
+        };
         admit(self.inner.capabilities(), len, meta)?;
-        self.tx.offer(meta, |bytes| {
-            bytes.resize(len, 0);
-            fill(bytes);
-        });
+        let frame = self.scratch.get(..len).unwrap_or_default();
+        self.tx.offer(meta, frame);
         self.counters.queued(len);
-        Ok(())
+        Ok(true)
     }
 
     fn kick(&mut self) -> Result<(), DeviceError> {
@@ -300,10 +306,10 @@ impl Direction {
         }
     }
 
-    fn offer(&mut self, meta: FrameMeta, write: impl FnOnce(&mut Vec<u8>)) {
+    fn offer(&mut self, meta: FrameMeta, frame: &[u8]) {
         let mut bytes = self.spare.pop().unwrap_or_default();
         bytes.clear();
-        write(&mut bytes);
+        bytes.extend_from_slice(frame);
         self.burst.push((meta, bytes));
     }
 

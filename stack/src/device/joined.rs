@@ -2,7 +2,7 @@
 
 use super::{
     BorrowedFd, Capabilities, Counters, DeviceError, FrameMeta, NetDevice, RxFrame, TransmitError,
-    Wait,
+    Wait, Written,
 };
 use crate::time::Instant;
 use rustix::event::epoll;
@@ -87,13 +87,12 @@ impl NetDevice for Joined {
         Ok(received)
     }
 
-    fn transmit(
+    fn transmit_with(
         &mut self,
-        len: usize,
-        meta: FrameMeta,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError> {
-        self.first()?.transmit(len, meta, fill)
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
+        self.first()?.transmit_with(room, write)
     }
 
     fn transmit_parts(&mut self, parts: &[&[u8]], meta: FrameMeta) -> Result<(), TransmitError> {

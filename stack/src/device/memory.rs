@@ -7,7 +7,7 @@ use super::doorbell::{Bells, Doorbell};
 use super::{
     Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, ETHERNET_HEADER_LEN,
     FrameMeta, GSO_FRAME_LEN_MAX, GsoSet, MacAddr, NetDevice, RxChecksum, RxFrame, TransmitError,
-    Wait, admit,
+    Wait, Written, admit,
 };
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -281,14 +281,18 @@ impl NetDevice for MemoryDevice {
         Ok(received)
     }
 
-    fn transmit(
+    fn transmit_with(
         &mut self,
-        len: usize,
-        meta: FrameMeta,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError> {
-        admit(&self.caps, len, meta)?;
-        if !self.make_room(len) {
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
+        if room > ARENA_BYTES {
+            return Err(TransmitError::BadLength {
+                len: room,
+                max: ARENA_BYTES,
+            });
+        }
+        if !self.make_room(room) {
             self.counters.tx_full += 1;
             return Err(TransmitError::Full);
         }
@@ -296,15 +300,14 @@ impl NetDevice for MemoryDevice {
             return Err(TransmitError::Full);
         };
         let at = arena.used;
-        let Some(frame) = arena.bytes.get_mut(at..at + len) else {
-            return Err(TransmitError::BadLength {
-                len,
-                max: ARENA_BYTES,
-            });
+        let buffer = arena.bytes.get_mut(at..).unwrap_or_default();
+        let Some(Written { len, mut meta }) = write(buffer) else {
+            return Ok(false);
         };
-        fill(frame);
-        let mut meta = meta;
-        if !self.caps.tx_checksum {
+        admit(&self.caps, len, meta)?;
+        if !self.caps.tx_checksum
+            && let Some(frame) = buffer.get_mut(..len)
+        {
             meta.finish_checksum(frame);
             meta.csum = Checksum::Complete;
         }
@@ -312,7 +315,7 @@ impl NetDevice for MemoryDevice {
         arena.used = (at + len).next_multiple_of(FRAME_ALIGN);
         self.credit -= 1;
         self.counters.queued(len);
-        Ok(())
+        Ok(true)
     }
 
     fn kick(&mut self) -> Result<(), DeviceError> {

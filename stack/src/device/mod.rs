@@ -5,10 +5,10 @@
 //! process pumps its own without a lock; [`Joined`] glues them together for a single engine.
 //!
 //! ```text
-//!               receive(budget, visit)                transmit(len, meta, fill)        kick()
-//!   kernel ──▶ ring ──▶ visit(&[RxFrame]) ──▶ engine ──▶ fill(&mut [u8]) ──▶ ring ──▶ kernel
-//!                        │ frame bytes where          │ exactly `len` bytes where
-//!                        │ the ring keeps them        │ the ring wants them
+//!               receive(budget, visit)                transmit_with(room, write)         kick()
+//!   kernel ──▶ ring ──▶ visit(&[RxFrame]) ──▶ engine ──▶ write(&mut [u8]) ──▶ ring ──▶ kernel
+//!                        │ frame bytes where          │ a buffer where
+//!                        │ the ring keeps them        │ the ring wants the frame
 //! ```
 //!
 //! A frame is lent, never handed over: a netmap slot, an `AF_PACKET` ring frame, a UMEM chunk, a read
@@ -78,7 +78,7 @@ pub type MacAddr = [u8; 6];
 /// One queue of a packet device. See the [module](self) for the life of a frame.
 ///
 /// Order of calls: [`advance`](Self::advance) when time has passed, any number of
-/// [`receive`](Self::receive) and [`transmit`](Self::transmit), then [`kick`](Self::kick) before
+/// [`receive`](Self::receive) and [`transmit_with`](Self::transmit_with), then [`kick`](Self::kick) before
 /// the caller sleeps.
 pub trait NetDevice: Send {
     /// What the device can do. Constant for the life of the device.
@@ -96,23 +96,45 @@ pub trait NetDevice: Send {
         visit: &mut dyn FnMut(&[RxFrame<'_>]),
     ) -> Result<usize, DeviceError>;
 
-    /// Queues one frame of `len` bytes: `fill` gets exactly that many, with unspecified contents,
-    /// and must write them all. The frame leaves at the next [`kick`](Self::kick) at the latest.
+    /// Queues one frame: lends at least `room` bytes, with unspecified contents, to `write`, which says
+    /// how many of them are a frame, or `None` for no frame after all. The frame leaves at the next
+    /// [`kick`](Self::kick) at the latest. Returns whether there was one.
     ///
     /// [`Checksum::Partial`] is accepted by every device; one without
     /// [`tx_checksum`](Capabilities::tx_checksum) computes the sum itself.
     ///
     /// # Errors
     ///
-    /// `fill` was not called: [`TransmitError::Full`] until the device has caught up (kick, then wait
-    /// for [`Wait::Writable`]), [`TransmitError::BadLength`] and [`TransmitError::NoGso`] for frames
-    /// that [`capabilities`](Self::capabilities) excludes, [`TransmitError::Device`] for the rest.
+    /// Before `write` is called: [`TransmitError::Full`] until the device has caught up (kick, then wait
+    /// for [`Wait::Writable`]), [`TransmitError::BadLength`] for more room than the device has.
+    /// After: [`TransmitError::BadLength`] and [`TransmitError::NoGso`] for a frame that
+    /// [`capabilities`](Self::capabilities) excludes; it is dropped. [`TransmitError::Device`] for the
+    /// rest.
+    fn transmit_with(
+        &mut self,
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError>;
+
+    /// [`transmit_with`](Self::transmit_with) of a frame whose length is known: `fill` gets exactly
+    /// `len` bytes and must write them all.
+    ///
+    /// # Errors
+    ///
+    /// As for [`transmit_with`](Self::transmit_with), all of them before `fill` is called.
     fn transmit(
         &mut self,
         len: usize,
         meta: FrameMeta,
         fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError>;
+    ) -> Result<(), TransmitError> {
+        admit(self.capabilities(), len, meta)?;
+        self.transmit_with(len, &mut |buffer| {
+            fill(buffer.get_mut(..len)?);
+            Some(Written { len, meta })
+        })
+        .map(drop)
+    }
 
     /// [`transmit`](Self::transmit) of the concatenation of `parts`. Devices that hand large frames to
     /// the kernel by gathering spare the copy into a lent buffer.
@@ -149,6 +171,15 @@ pub trait NetDevice: Send {
 
     /// What the device counted since it was opened.
     fn counters(&self) -> Counters;
+}
+
+/// A frame its writer has put into a lent buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Its length in bytes, from the start of the buffer.
+    pub len: usize,
+    /// Its offload state.
+    pub meta: FrameMeta,
 }
 
 /// What to wait for on [`NetDevice::wait_fd`].
@@ -352,7 +383,7 @@ impl Counters {
     }
 }
 
-/// Checks a frame against what a device takes, before any buffer is lent.
+/// Checks a frame against what a device takes.
 fn admit(caps: &Capabilities, len: usize, meta: FrameMeta) -> Result<(), TransmitError> {
     let max = match meta.gso {
         Some(gso) if !caps.tx_gso.contains(gso.kind) => return Err(TransmitError::NoGso(gso.kind)),
@@ -378,13 +409,12 @@ macro_rules! forward_to_inner {
             ) -> Result<usize, DeviceError> {
                 (**self).receive(budget, visit)
             }
-            fn transmit(
+            fn transmit_with(
                 &mut self,
-                len: usize,
-                meta: FrameMeta,
-                fill: &mut dyn FnMut(&mut [u8]),
-            ) -> Result<(), TransmitError> {
-                (**self).transmit(len, meta, fill)
+                room: usize,
+                write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+            ) -> Result<bool, TransmitError> {
+                (**self).transmit_with(room, write)
             }
             fn transmit_parts(
                 &mut self,

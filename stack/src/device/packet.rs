@@ -23,7 +23,7 @@ use super::sys::packet_ring::{PacketRing, Slot};
 use super::{
     Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, ETHERNET_HEADER_LEN,
     FrameMeta, GSO_FRAME_LEN_MAX, GSO_TRANSMIT_LEN_MAX, GsoSet, IfName, NetDevice, OpenError,
-    OpenOptions, RxChecksum, RxFrame, TransmitError, Wait, admit,
+    OpenOptions, RxChecksum, RxFrame, TransmitError, Wait, Written, admit,
     meta::VNET_HDR_LEN,
     parts::{ScatterList, copy_together, total_len},
 };
@@ -386,30 +386,41 @@ impl NetDevice for PacketDevice {
         Ok(received)
     }
 
-    fn transmit(
+    fn transmit_with(
         &mut self,
-        len: usize,
-        meta: FrameMeta,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError> {
-        admit(&self.caps, len, meta)?;
-        let total = VNET_HDR_LEN + len;
-        self.make_room(total)?;
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
+        if room > LARGE_FRAME_LEN - VNET_HDR_LEN {
+            return Err(TransmitError::BadLength {
+                len: room,
+                max: LARGE_FRAME_LEN - VNET_HDR_LEN,
+            });
+        }
+        self.make_room(VNET_HDR_LEN + room)?;
         let at = self.tx.used;
-        let frame = self
+        let buffer = self
             .tx
             .bytes
-            .get_mut(at..at + total)
+            .get_mut(at..)
             .and_then(<[u8]>::split_first_chunk_mut);
-        let Some((hdr, data)) = frame else {
+        let Some((hdr, buffer)) = buffer else {
             return Err(TransmitError::Full);
         };
-        fill(data);
-        *hdr = finish(&self.caps, meta, data).to_vnet_hdr();
+        let Some(Written { len, mut meta }) = write(buffer) else {
+            return Ok(false);
+        };
+        admit(&self.caps, len, meta)?;
+        if !self.caps.tx_checksum {
+            meta.finish_checksum(buffer.get_mut(..len).unwrap_or_default());
+            meta.csum = Checksum::Complete;
+        }
+        *hdr = meta.to_vnet_hdr();
+        let total = VNET_HDR_LEN + len;
         self.tx.frames.push((at, total));
         self.tx.used = (at + total).next_multiple_of(64);
         self.counters.queued(len);
-        Ok(())
+        Ok(true)
     }
 
     fn transmit_parts(&mut self, parts: &[&[u8]], meta: FrameMeta) -> Result<(), TransmitError> {
@@ -469,17 +480,5 @@ impl NetDevice for PacketDevice {
             rx_missed: self.missed.get(),
             ..self.counters
         }
-    }
-}
-
-/// Computes a partial checksum when the device is told not to.
-fn finish(caps: &Capabilities, meta: FrameMeta, frame: &mut [u8]) -> FrameMeta {
-    if caps.tx_checksum {
-        return meta;
-    }
-    meta.finish_checksum(frame);
-    FrameMeta {
-        csum: Checksum::Complete,
-        ..meta
     }
 }

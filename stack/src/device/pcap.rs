@@ -1,8 +1,8 @@
 //! Writes what passes a device as pcapng (draft-ietf-opsawg-pcapng), to any byte sink.
 
 use super::{
-    BorrowedFd, Capabilities, Counters, DeviceError, FrameMeta, NetDevice, RxFrame, TransmitError,
-    Wait,
+    BorrowedFd, Capabilities, Counters, DeviceError, NetDevice, RxFrame, TransmitError, Wait,
+    Written,
 };
 use crate::time::Instant;
 use core::time::Duration;
@@ -157,16 +157,16 @@ impl<D: NetDevice, W: Write + Send> NetDevice for Pcap<D, W> {
         })
     }
 
-    fn transmit(
+    fn transmit_with(
         &mut self,
-        len: usize,
-        meta: FrameMeta,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError> {
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
         let Self { inner, capture } = self;
-        inner.transmit(len, meta, &mut |frame| {
-            fill(frame);
-            capture.packet(frame, Direction::Outbound);
+        inner.transmit_with(room, &mut |buffer| {
+            let written = write(buffer)?;
+            capture.packet(buffer.get(..written.len)?, Direction::Outbound);
+            Some(written)
         })
     }
 

@@ -12,7 +12,7 @@ use super::sys::tun::{
 use super::{
     Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, ETHERNET_HEADER_LEN,
     FrameMeta, GSO_FRAME_LEN_MAX, GSO_TRANSMIT_LEN_MAX, GsoSet, IfName, MacAddr, NetDevice,
-    OpenError, OpenOptions, RxChecksum, RxFrame, TransmitError, Wait, admit,
+    OpenError, OpenOptions, RxChecksum, RxFrame, TransmitError, Wait, Written, admit,
     meta::VNET_HDR_LEN,
     parts::{ScatterList, copy_together, total_len},
 };
@@ -253,40 +253,38 @@ impl NetDevice for TapDevice {
         outcome.map(|()| received)
     }
 
-    fn transmit(
+    fn transmit_with(
         &mut self,
-        len: usize,
-        meta: FrameMeta,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError> {
-        admit(&self.caps, len, meta)?;
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
+        if room > SLOT_LEN - VNET_HDR_LEN {
+            return Err(TransmitError::BadLength {
+                len: room,
+                max: SLOT_LEN - VNET_HDR_LEN,
+            });
+        }
         if !self.flush()? {
             self.counters.tx_full += 1;
             return Err(TransmitError::Full);
         }
-        let total = VNET_HDR_LEN + len;
-        let frame = self
-            .tx
-            .get_mut(..total)
-            .and_then(<[u8]>::split_first_chunk_mut);
-        let Some((hdr, data)) = frame else {
-            return Err(TransmitError::BadLength {
-                len,
-                max: SLOT_LEN - VNET_HDR_LEN,
-            });
+        let Some((hdr, buffer)) = self.tx.split_first_chunk_mut() else {
+            return Err(TransmitError::Full);
         };
-        fill(data);
-        let mut meta = meta;
+        let Some(Written { len, mut meta }) = write(buffer) else {
+            return Ok(false);
+        };
+        admit(&self.caps, len, meta)?;
         if !self.caps.tx_checksum {
-            meta.finish_checksum(data);
+            meta.finish_checksum(buffer.get_mut(..len).unwrap_or_default());
             meta.csum = Checksum::Complete;
         }
         *hdr = meta.to_vnet_hdr();
-        self.waiting = total;
+        self.waiting = VNET_HDR_LEN + len;
         self.counters.queued(len);
         // Not there yet is fine: the frame is queued.
         self.flush()?;
-        Ok(())
+        Ok(true)
     }
 
     fn transmit_parts(&mut self, parts: &[&[u8]], meta: FrameMeta) -> Result<(), TransmitError> {

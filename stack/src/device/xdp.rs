@@ -21,7 +21,7 @@ use super::sys::umem::{Chunk, Umem};
 use super::{
     Batch, BorrowedFd, Capabilities, Counters, DeviceError, ETHERNET_HEADER_LEN, FrameMeta, GsoSet,
     IfName, NetDevice, OpenError, OpenOptions, RX_BATCH_FRAMES, RxChecksum, RxFrame, TransmitError,
-    Wait, XdpMode, admit,
+    Wait, Written, XdpMode, admit,
 };
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
@@ -430,29 +430,35 @@ impl NetDevice for XdpDevice {
         Ok(received)
     }
 
-    fn transmit(
+    fn transmit_with(
         &mut self,
-        len: usize,
-        meta: FrameMeta,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError> {
-        admit(&self.caps, len, meta)?;
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
+        if room > self.umem.chunk_bytes() {
+            return Err(TransmitError::BadLength {
+                len: room,
+                max: self.umem.chunk_bytes(),
+            });
+        }
         if self.free.is_empty() {
             self.reap()?;
         }
+        // The ring has as many entries as there are chunks to transmit.
         let Some(chunk) = self.free.pop() else {
             self.counters.tx_full += 1;
             return Err(TransmitError::Full);
         };
-        if self.queued >= self.tx.room()? {
+        let buffer = self.umem.fill(&chunk);
+        let Some(Written { len, meta }) = write(buffer) else {
             self.free.push(chunk);
-            self.counters.tx_full += 1;
-            return Err(TransmitError::Full);
+            return Ok(false);
+        };
+        if let Err(error) = admit(&self.caps, len, meta) {
+            self.free.push(chunk);
+            return Err(error);
         }
-        if let Some(frame) = self.umem.fill(&chunk, len) {
-            fill(frame);
-            meta.finish_checksum(frame);
-        }
+        meta.finish_checksum(buffer.get_mut(..len).unwrap_or_default());
         let desc = Desc {
             addr: self.umem.give(chunk),
             len: len as u32,
@@ -461,7 +467,7 @@ impl NetDevice for XdpDevice {
         self.tx.write(self.queued, desc)?;
         self.queued += 1;
         self.counters.queued(len);
-        Ok(())
+        Ok(true)
     }
 
     fn kick(&mut self) -> Result<(), DeviceError> {

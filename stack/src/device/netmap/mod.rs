@@ -17,8 +17,8 @@ pub(super) use open::open;
 use super::sys::abi_netmap::{rx_sync, tx_sync};
 use super::sys::netmap_region::{Region, RingKind};
 use super::{
-    Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, FrameMeta, GSO_FRAME_LEN_MAX,
-    NetDevice, RX_BATCH_FRAMES, RxFrame, TransmitError, Wait, admit, meta::VNET_HDR_LEN,
+    Batch, BorrowedFd, Capabilities, Counters, DeviceError, FrameMeta, GSO_FRAME_LEN_MAX,
+    NetDevice, RX_BATCH_FRAMES, RxFrame, TransmitError, Wait, Written, admit, meta::VNET_HDR_LEN,
 };
 use pair::PairEnd;
 use ring::{Cursor, Packet};
@@ -189,19 +189,17 @@ impl NetmapDevice {
         Ok(any)
     }
 
-    /// A transmit ring with `slots` free slots, the current one if possible: frames of a flow keep
-    /// their order as long as no ring fills up.
-    fn tx_ring_with(&mut self, slots: u32) -> Result<Option<&mut Cursor>, DeviceError> {
+    /// Index of a transmit ring with `slots` free slots, the current one if possible: frames of a flow
+    /// keep their order as long as no ring fills up.
+    fn tx_ring_with(&mut self, slots: u32) -> Result<Option<usize>, DeviceError> {
         let count = self.tx_host.max(1);
         for _ in 0..count {
-            let index = self.tx_turn;
-            if let Some(ring) = self.tx.get_mut(index)
+            if let Some(ring) = self.tx.get_mut(self.tx_turn)
                 && (ring.avail() >= slots || ring.refresh()? >= slots)
             {
-                // Looked up again: the borrow checker cannot see that the loop ends here.
-                return Ok(self.tx.get_mut(index));
+                return Ok(Some(self.tx_turn));
             }
-            self.tx_turn = (index + 1) % count;
+            self.tx_turn = (self.tx_turn + 1) % count;
         }
         Ok(None)
     }
@@ -219,10 +217,6 @@ impl NetmapDevice {
             OtherSide::Pair(end) => end.push(),
         }
     }
-
-    fn wants(&self, len: usize) -> usize {
-        len + if self.vnet_hdr { VNET_HDR_LEN } else { 0 }
-    }
 }
 
 /// Takes the `virtio_net_hdr` off a frame that has one. `None` when it makes no sense.
@@ -234,22 +228,28 @@ fn split_header(bytes: &[u8], vnet_hdr: bool) -> Option<(&[u8], FrameMeta)> {
     Some((data, FrameMeta::from_vnet_hdr(*hdr, data.len())?))
 }
 
-/// Writes the header, then lets `fill` write the frame.
-fn fill_with_header(
+/// Lets `write` write a frame behind room for the header, checks it and puts its offload state where
+/// it belongs. Returns the frame's length, without the header.
+fn write_frame(
+    caps: &Capabilities,
     buffer: &mut [u8],
-    meta: FrameMeta,
     vnet_hdr: bool,
-    fill: &mut dyn FnMut(&mut [u8]),
-) {
-    if vnet_hdr && let Some((hdr, data)) = buffer.split_first_chunk_mut() {
-        *hdr = meta.to_vnet_hdr();
-        fill(data);
+    write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+) -> Result<Option<usize>, TransmitError> {
+    let (hdr, data) = if vnet_hdr {
+        buffer.split_at_mut(VNET_HDR_LEN.min(buffer.len()))
     } else {
-        fill(buffer);
-        if let Checksum::Partial { .. } = meta.csum {
-            meta.finish_checksum(buffer);
-        }
+        (&mut [][..], buffer)
+    };
+    let Some(Written { len, meta }) = write(data) else {
+        return Ok(None);
+    };
+    admit(caps, len, meta)?;
+    match hdr.first_chunk_mut() {
+        Some(hdr) => *hdr = meta.to_vnet_hdr(),
+        None => meta.finish_checksum(data.get_mut(..len).unwrap_or_default()),
     }
+    Ok(Some(len))
 }
 
 impl NetDevice for NetmapDevice {
@@ -289,47 +289,67 @@ impl NetDevice for NetmapDevice {
         Ok(received)
     }
 
-    fn transmit(
+    fn transmit_with(
         &mut self,
-        len: usize,
-        meta: FrameMeta,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), TransmitError> {
-        admit(&self.caps, len, meta)?;
-        let (total, vnet_hdr) = (self.wants(len), self.vnet_hdr);
-        let slots = self.tx.first().map_or(1, |ring| ring.slots_for(total));
-        if self.tx_ring_with(slots)?.is_none() {
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
+        let hdr_len = if self.vnet_hdr { VNET_HDR_LEN } else { 0 };
+        let max = GSO_FRAME_LEN_MAX;
+        if room > max {
+            return Err(TransmitError::BadLength { len: room, max });
+        }
+        let slots = self
+            .tx
+            .first()
+            .map_or(1, |ring| ring.slots_for(hdr_len + room));
+        let mut index = self.tx_ring_with(slots)?;
+        if index.is_none() {
             // The other side may have finished slots and only wait to be asked.
             self.sync_tx()?;
+            index = self.tx_ring_with(slots)?;
         }
-        let Some(ring) = self.tx_ring_with(slots)? else {
-            self.counters.tx_full += 1;
+        let Self {
+            tx,
+            caps,
+            vnet_hdr,
+            gathered,
+            counters,
+            ..
+        } = self;
+        let Some(ring) = index.and_then(|index| tx.get_mut(index)) else {
+            counters.tx_full += 1;
             return Err(TransmitError::Full);
         };
-        let queued = if slots == 1 {
-            ring.put(total, |buffer| {
-                fill_with_header(buffer, meta, vnet_hdr, fill)
-            })
-        } else {
-            let mut frame = core::mem::take(&mut self.gathered);
-            let part = frame.get_mut(..total).unwrap_or_default();
-            fill_with_header(part, meta, vnet_hdr, fill);
-            let index = self.tx_turn;
-            let queued = self
-                .tx
-                .get_mut(index)
-                .is_some_and(|ring| ring.scatter(part));
-            self.gathered = frame;
-            queued
+        let mut outcome = Ok(None);
+        let mut write = |buffer: &mut [u8]| -> Option<usize> {
+            outcome = write_frame(caps, buffer, *vnet_hdr, write);
+            outcome
+                .as_ref()
+                .ok()
+                .copied()
+                .flatten()
+                .map(|len| len + hdr_len)
         };
-        if queued {
-            self.counters.queued(len);
-            Ok(())
+        let placed = if slots == 1 {
+            ring.put(write)
         } else {
+            let total = write(gathered);
+            match total.and_then(|total| gathered.get(..total)) {
+                Some(frame) => ring.scatter(frame),
+                None => true,
+            }
+        };
+        if !placed {
             // The slot would stay in the way for ever.
             self.counters.tx_malformed += 1;
-            Err(DeviceError::Corrupt("buffer index").into())
+            return Err(DeviceError::Corrupt("buffer index").into());
         }
+        let written = outcome?;
+        if let Some(len) = written {
+            self.counters.queued(len);
+        }
+        Ok(written.is_some())
     }
 
     fn kick(&mut self) -> Result<(), DeviceError> {

@@ -168,27 +168,30 @@ impl Cursor {
         }
     }
 
-    /// Lends the buffer of the first slot that is ours and queues `len` bytes of it. False when the
-    /// slot names no buffer of that size.
+    /// Lends the buffer of the first slot that is ours and queues as many bytes of it as `write` says;
+    /// none for `None`. False, without a call, when the slot names no buffer.
     #[inline]
-    pub(super) fn put(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+    pub(super) fn put(&mut self, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         let slot = self.slot(0);
-        let Ok(short_len) = u16::try_from(len) else {
-            return false;
-        };
-        if !self.memory.fill(slot, len, fill) {
+        let buf_size = self.memory.buf_size();
+        let mut written = None;
+        if !self
+            .memory
+            .fill(slot, buf_size, |buffer| written = write(buffer))
+        {
             return false;
         }
-        let index = self.head;
-        self.memory.set_slot(
-            index,
-            Slot {
-                len: short_len,
-                flags: 0,
-                ..slot
-            },
-        );
-        self.advance(1);
+        if let Some(len) = written.and_then(|len| u16::try_from(len).ok()) {
+            self.memory.set_slot(
+                self.head,
+                Slot {
+                    len,
+                    flags: 0,
+                    ..slot
+                },
+            );
+            self.advance(1);
+        }
         true
     }
 

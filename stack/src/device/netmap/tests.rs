@@ -2,7 +2,7 @@
 
 use super::super::sys::abi_netmap::{NETMAP_MAX_FRAGS, NS_BUF_CHANGED, NS_MOREFRAG};
 use super::super::sys::netmap_region::{BadLayout, RingMemory, Shape, Slot};
-use super::super::{Gso, GsoKind};
+use super::super::{Checksum, Gso, GsoKind};
 use super::*;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -45,6 +45,14 @@ fn write(other: &mut RingMemory, index: u32, bytes: &[u8], flags: u16) {
     );
 }
 
+/// Queues `len` bytes of `value`.
+fn put(cursor: &mut Cursor, len: usize, value: u8) -> bool {
+    cursor.put(|buffer| {
+        buffer[..len].fill(value);
+        Some(len)
+    })
+}
+
 #[test]
 fn receive_cursor_runs_around_the_ring() {
     let (mut cursor, mut other) = ring(RingKind::NicRx, 4);
@@ -75,7 +83,7 @@ fn transmit_cursor_stops_at_tail_and_goes_on_when_it_moves() {
     let (mut cursor, other) = ring(RingKind::NicTx, 4);
     assert_eq!(cursor.avail(), 3);
     for n in 0..3 {
-        assert!(cursor.put(60, |buffer| buffer.fill(n)));
+        assert!(put(&mut cursor, 60, n));
     }
     assert_eq!((cursor.avail(), other.head()), (0, 0));
     cursor.publish();
@@ -85,7 +93,7 @@ fn transmit_cursor_stops_at_tail_and_goes_on_when_it_moves() {
     }
     other.set_tail(1);
     assert_eq!(cursor.refresh(), Ok(2));
-    assert!(cursor.put(64, |buffer| buffer.fill(9)));
+    assert!(put(&mut cursor, 64, 9));
     assert_eq!(other.slot(3).len, 64);
 }
 
@@ -192,7 +200,7 @@ fn slots_that_name_no_buffer_are_refused() {
             ..good
         },
     );
-    assert!(!cursor.put(60, |_| panic!("nothing to fill")));
+    assert!(!cursor.put(|_| panic!("nothing to fill")));
     assert!(!cursor.scatter(&[0; 500]));
     assert_eq!(cursor.avail(), 7, "nothing was queued");
 }
@@ -293,7 +301,7 @@ proptest! {
                 rx.publish();
             }
             if tx.refresh().is_ok_and(|avail| avail >= 3) {
-                tx.put(usize::from(len % 400), |buffer| buffer.fill(1));
+                put(&mut tx, usize::from(len) % (BUF + 1), 1);
                 tx.scatter(&frame[..300]);
                 tx.publish();
             }

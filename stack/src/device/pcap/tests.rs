@@ -1,5 +1,5 @@
 use super::*;
-use crate::device::{MemoryDevice, MemoryOptions};
+use crate::device::{FrameMeta, MemoryDevice, MemoryOptions};
 use std::process::{Command, Stdio};
 
 /// Blocks of a pcapng file: kind and body.

@@ -77,16 +77,16 @@ impl Umem {
         }
     }
 
-    /// The first `len` bytes of a chunk that is ours, to write.
-    pub(in crate::device) fn fill(&mut self, chunk: &Chunk, len: usize) -> Option<&mut [u8]> {
-        if len > self.chunk_bytes {
-            return None;
-        }
+    /// All bytes of a chunk that is ours, to write.
+    pub(in crate::device) fn fill(&mut self, chunk: &Chunk) -> &mut [u8] {
+        let at = chunk.0 as usize * self.chunk_bytes;
         // SAFETY: as in `frame`; the borrow of `self` excludes every other slice.
-        unsafe {
-            self.map
-                .payload_mut(chunk.0 as usize * self.chunk_bytes, len)
-        }
+        unsafe { self.map.payload_mut(at, self.chunk_bytes) }.unwrap_or_default()
+    }
+
+    /// Length of a chunk.
+    pub(in crate::device) fn chunk_bytes(&self) -> usize {
+        self.chunk_bytes
     }
 }
 
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn frames_stay_inside_their_chunk() {
         let (mut umem, chunks) = Umem::new(2, CHUNK_BYTES).unwrap();
-        umem.fill(&chunks[1], 5).unwrap().copy_from_slice(b"hello");
+        umem.fill(&chunks[1])[..5].copy_from_slice(b"hello");
         assert_eq!(
             umem.frame(&chunks[1], CHUNK_BYTES as u64 + 1, 4),
             Some(&b"ello"[..])
@@ -123,6 +123,6 @@ mod tests {
         );
         assert_eq!(umem.frame(&chunks[0], 256, 1793), None);
         assert_eq!(umem.frame(&chunks[0], 0, u32::MAX), None);
-        assert!(umem.fill(&chunks[0], CHUNK_BYTES + 1).is_none());
+        assert_eq!(umem.fill(&chunks[0]).len(), CHUNK_BYTES);
     }
 }
