@@ -1,6 +1,6 @@
 //! Arithmetic on numbers and pointers.
 
-use super::super::alu::{Swap, swap};
+use super::super::alu::Swap;
 use super::super::error::VerifyError;
 use super::super::insn::{Insn, alu, class};
 use super::Verifier;
@@ -36,9 +36,7 @@ impl Verifier<'_> {
                     (false, true) => Swap::ToBe,
                     (false, false) => Swap::ToLe,
                 };
-                let fixed = dst.constant().map(|value| swap(kind, insn.imm, value));
-                let any = || Scalar::zero_extended(insn.imm as usize / 8);
-                Reg::scalar(fixed.map_or_else(any, Scalar::exact))
+                Reg::scalar(dst.swapped(kind, insn.imm))
             }
             (Reg::Scalar(dst, _), _) if insn.op() == alu::NEG => {
                 scalar_result(alu::SUB, wide, &Scalar::exact(0), &dst)

@@ -1,7 +1,7 @@
 //! What is known about a number: bits, and signed and unsigned ranges of the whole and of the low
 //! half. Every operation over-approximates: the result holds for each value the operands may have.
 
-use super::super::alu::{alu32, alu64};
+use super::super::alu::{Swap, alu32, alu64, swap};
 use super::super::insn::alu;
 use super::bits::Bits;
 
@@ -270,6 +270,20 @@ impl Scalar {
         } else {
             fits
         }
+    }
+
+    /// `END`: the low `bits`, in another byte order. Ranges do not survive it, known bits do.
+    pub(super) fn swapped(&self, kind: Swap, bits: i64) -> Self {
+        let swap = |value| swap(kind, bits, value);
+        let bits = Bits {
+            value: swap(self.bits.value),
+            mask: swap(self.bits.mask),
+        };
+        Self {
+            bits,
+            ..Self::UNKNOWN
+        }
+        .settled()
     }
 
     /// A 64-bit operation.

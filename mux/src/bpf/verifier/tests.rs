@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use crate::tests::cases;
 
-use super::super::alu::{alu32, alu64, compare};
+use super::super::alu::{Swap, alu32, alu64, compare, swap};
 use super::super::insn::{alu, jmp};
 use super::scalar::Scalar;
 
@@ -120,6 +120,12 @@ proptest! {
         for bits in [8, 16, 32] {
             let signed = alu64(alu::MOV, bits, 0, a);
             prop_assert!(admits(&sa.sign_extend(bits), signed), "{bits} {a:#x} {sa:?}");
+        }
+        for kind in [Swap::ToLe, Swap::ToBe, Swap::Always] {
+            for bits in [16, 32, 64] {
+                let swapped = swap(kind, bits, a);
+                prop_assert!(admits(&sa.swapped(kind, bits), swapped), "{kind:?} {bits} {a:#x}");
+            }
         }
         for bytes in [1, 2, 4, 8] {
             let low = a & (u64::MAX >> (64 - 8 * bytes));
