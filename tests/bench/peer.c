@@ -1,11 +1,13 @@
 /*
  * peer.c - the other end of every connection: plain sockets, its own process, never preloaded.
  *
- *   source  writes batches of DATA messages on all connections in turn, then one END on each
+ *   source  writes batches of DATA messages on all connections as they take them, then one END on each
  *   sink    reads one connection until its END and reports the tally on standard output
  *   echo    answers each message with the same bytes until the connection closes
  *   quiet   one message on each connection once a byte arrives on the first, then nothing until they close
  */
+#include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,32 +17,70 @@
 #include "framing.h"
 #include "harness.h"
 
+/* One connection of the source: a batch, and how much of it has been handed to the kernel. */
+struct outlet {
+	char *batch;
+	size_t sent;
+	uint64_t seq;
+};
+
+/*
+ * Writes what the connection takes of its batch, and fills the next one when that is out. A single connection blocks;
+ * one of several that is full must not keep the others waiting. Returns 0 when the connection is full.
+ */
+static int feed(struct outlet *outlet, int fd, uint16_t conn, const struct options *opt)
+{
+	size_t per_batch = opt->batch_bytes / opt->size, len = per_batch * opt->size;
+	ssize_t n;
+
+	if (outlet->sent == len) {
+		for (size_t i = 0; i < per_batch; i++)
+			wire_fill(outlet->batch + i * opt->size, opt->size, conn, WIRE_DATA, outlet->seq++);
+		outlet->sent = 0;
+	}
+	n = send(fd, outlet->batch + outlet->sent, len - outlet->sent, opt->conns > 1 ? MSG_DONTWAIT : 0);
+	if (n < 0 && errno == EAGAIN)
+		return 0;
+	if (n < 0)
+		die("send");
+	outlet->sent += (size_t)n;
+	return 1;
+}
+
 static void source(const struct options *opt, const int *fds)
 {
-	size_t per_batch = opt->batch_bytes / opt->size;
-	char *batch = calloc(per_batch, opt->size), *end = calloc(1, opt->size);
-	uint64_t seq[WIRE_CONNS_MAX] = { 0 };
+	size_t len = opt->batch_bytes / opt->size * opt->size;
+	struct outlet outlets[WIRE_CONNS_MAX];
+	struct pollfd room[WIRE_CONNS_MAX];
 	double stop = now_seconds() + opt->duration_ms * 1e-3;
 
-	if (!batch || !end)
-		die("calloc");
+	for (int conn = 0; conn < opt->conns; conn++) {
+		outlets[conn] = (struct outlet){ .batch = calloc(1, len), .sent = len };
+		room[conn] = (struct pollfd){ .fd = fds[conn], .events = POLLOUT };
+		if (!outlets[conn].batch)
+			die("calloc");
+	}
 	while (now_seconds() < stop) {
-		for (int conn = 0; conn < opt->conns; conn++) {
-			for (size_t i = 0; i < per_batch; i++)
-				wire_fill(batch + i * opt->size, opt->size, (uint16_t)conn, WIRE_DATA, seq[conn]++);
-			write_all(fds[conn], batch, per_batch * opt->size);
-		}
+		int fed = 0;
+
+		for (int conn = 0; conn < opt->conns; conn++)
+			fed += feed(&outlets[conn], fds[conn], (uint16_t)conn, opt);
+		if (!fed)
+			poll(room, (nfds_t)opt->conns, -1);
 	}
 	for (int conn = 0; conn < opt->conns; conn++) {
-		wire_fill(end, opt->size, (uint16_t)conn, WIRE_END, seq[conn]);
-		write_all(fds[conn], end, opt->size);
+		struct outlet *outlet = &outlets[conn];
+
+		write_all(fds[conn], outlet->batch + outlet->sent, len - outlet->sent);
+		wire_fill(outlet->batch, opt->size, (uint16_t)conn, WIRE_END, outlet->seq);
+		write_all(fds[conn], outlet->batch, opt->size);
 	}
 	/* The receiver closes first: a FIN now would reach an attached socket as an error while messages are under way. */
-	for (int conn = 0; conn < opt->conns; conn++)
-		while (read(fds[conn], end, opt->size) > 0)
+	for (int conn = 0; conn < opt->conns; conn++) {
+		while (read(fds[conn], outlets[conn].batch, len) > 0)
 			;
-	free(batch);
-	free(end);
+		free(outlets[conn].batch);
+	}
 }
 
 static void sink(const int *fds)
