@@ -1,4 +1,5 @@
-//! Packet devices: Ethernet frames in, Ethernet frames out. Nothing here knows IP or TCP.
+//! Packet devices: Ethernet frames in, Ethernet frames out. Only [`pump`], which joins a device to an
+//! engine, knows IP or TCP.
 //!
 //! One [`NetDevice`] is one queue: a receive ring, a transmit ring and the descriptor that wakes its
 //! reader. A device with several queues is opened as several values, so that each engine, thread or
@@ -37,6 +38,7 @@ mod open;
 mod packet;
 mod parts;
 mod pcap;
+mod pump;
 mod sys;
 mod tap;
 mod xdp;
@@ -50,6 +52,7 @@ pub use name::{DeviceName, IfName, NetmapPort, NetmapRings};
 pub use open::{OpenOptions, XdpMode, open};
 pub use packet::PacketDevice;
 pub use pcap::Pcap;
+pub use pump::{Pumped, pump};
 pub use rustix::fd::BorrowedFd;
 pub use tap::TapDevice;
 pub use xdp::XdpDevice;

@@ -163,6 +163,11 @@ pub(crate) fn expect(device: &mut dyn NetDevice, count: usize) -> Vec<Kept> {
 
 /// Sleeps on the device's descriptor, a second at most.
 pub(crate) fn wait(device: &dyn NetDevice, wait: Wait) {
+    wait_for(device, wait, None);
+}
+
+/// Sleeps on the device's descriptor until `limit`, a second at most.
+pub(crate) fn wait_for(device: &dyn NetDevice, wait: Wait, limit: Option<Duration>) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let Some((fd, wait)) = device.wait_fd(wait) else {
         return;
@@ -171,13 +176,14 @@ pub(crate) fn wait(device: &dyn NetDevice, wait: Wait) {
         Wait::Readable => PollFlags::IN,
         Wait::Writable => PollFlags::IN | PollFlags::OUT,
     };
-    let _ = poll(
-        &mut [PollFd::new(&fd, flags)],
-        Some(&Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        }),
-    );
+    let limit = limit.map_or(Duration::from_secs(1), |limit| {
+        limit.min(Duration::from_secs(1))
+    });
+    let timeout = Timespec {
+        tv_sec: limit.as_secs() as _,
+        tv_nsec: limit.subsec_nanos().into(),
+    };
+    let _ = poll(&mut [PollFd::new(&fd, flags)], Some(&timeout));
 }
 
 /// Sends frames, waiting for room, and kicks.
