@@ -13,17 +13,6 @@ use kcm_stack::device::{
 };
 use std::time::{Duration, Instant};
 
-/// Runs `body` in a namespace, where the module is loaded.
-fn with_netmap(test: &str, body: fn()) {
-    if std::path::Path::new("/dev/netmap").exists() {
-        in_namespace(test, Rights::System, body);
-    } else {
-        say(&format!(
-            "{test}: needs the netmap kernel module (/dev/netmap); not exercised"
-        ));
-    }
-}
-
 fn open_both(a: &str, b: &str, options: &OpenOptions) -> (Box<dyn NetDevice>, Box<dyn NetDevice>) {
     (open_one(a, options), open_one(b, options))
 }

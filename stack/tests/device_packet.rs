@@ -208,6 +208,23 @@ fn fanout_gives_each_frame_to_one_queue_and_each_flow_to_the_same() {
 }
 
 #[test]
+fn jumbo_frames_fit_the_ring() {
+    in_namespace("jumbo_frames_fit_the_ring", Rights::User, || {
+        veth(1);
+        ip("link set v0 mtu 9000");
+        ip("link set v1 mtu 9000");
+        let jumbo = OpenOptions {
+            mtu: Some(9000),
+            ..OpenOptions::default()
+        };
+        let (mut a, mut b) = (open_one("packet:v0", &jumbo), open_one("packet:v1", &jumbo));
+        let frames: Vec<Kept> = (0..500).map(|n| raw(n, 9014 - n as usize)).collect();
+        send(&mut a, &frames);
+        assert_all_same(&expect(&mut b, frames.len()), &frames);
+    });
+}
+
+#[test]
 fn ring_that_overflows_counts_what_it_missed() {
     in_namespace(
         "ring_that_overflows_counts_what_it_missed",

@@ -35,11 +35,17 @@ use rustix::net::{
     SocketType, bind, recv, send, sendmmsg, sendmsg, socket_with, sockopt,
 };
 
-/// Bytes of a receive slot: header, address and every frame of an ordinary MTU.
-const RX_SLOT_BYTES: usize = 2048;
+/// Smallest receive slot: header, address and every frame of an ordinary MTU.
+const RX_SLOT_BYTES_MIN: usize = 2048;
 
-/// Receive slots: 8 MiB, about 5 ms of full-sized frames at 10 Gb/s.
-const RX_SLOTS: usize = 4096;
+/// Largest receive slot: jumbo frames.
+const RX_SLOT_BYTES_MAX: usize = 16 * 1024;
+
+/// What a slot holds beside the IP packet: ring header, `virtio_net_hdr`, Ethernet header, alignment.
+const RX_SLOT_OVERHEAD_BYTES: usize = 128;
+
+/// The receive ring: about 5 ms of full-sized frames at 10 Gb/s.
+const RX_RING_BYTES: usize = 8 << 20;
 
 /// Frames longer than a slot the socket's queue may hold, in bytes of kernel memory.
 const QUEUE_BYTES: usize = 8 << 20;
@@ -150,7 +156,10 @@ impl PacketDevice {
             let _ = sockopt::set_socket_recv_buffer_size(fd, QUEUE_BYTES);
         }
         let _ = sockopt::set_socket_send_buffer_size(fd, QUEUE_BYTES);
-        let ring = PacketRing::new(fd, RX_SLOT_BYTES, RX_SLOTS)
+        let slot_bytes = (facts.mtu + RX_SLOT_OVERHEAD_BYTES)
+            .next_power_of_two()
+            .clamp(RX_SLOT_BYTES_MIN, RX_SLOT_BYTES_MAX);
+        let ring = PacketRing::new(fd, slot_bytes, RX_RING_BYTES / slot_bytes)
             .map_err(failed("setsockopt(PACKET_RX_RING)"))?;
         // Neighbour discovery and group members listen to multicast addresses of their own.
         let all_multicast = Membership {

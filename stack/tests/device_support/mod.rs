@@ -78,6 +78,17 @@ pub(crate) fn in_namespace(test: &str, rights: Rights, body: fn()) {
     }
 }
 
+/// Runs `body` in a namespace, where the module is loaded.
+pub(crate) fn with_netmap(test: &str, body: fn()) {
+    if std::path::Path::new("/dev/netmap").exists() {
+        in_namespace(test, Rights::System, body);
+    } else {
+        say(&format!(
+            "{test}: needs the netmap kernel module (/dev/netmap); not exercised"
+        ));
+    }
+}
+
 /// Tells the user something the test harness does not swallow.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
