@@ -282,6 +282,9 @@ fn known_difference(ours: &Result<Program, VerifyError>, theirs: Result<(), i32>
         (Err(VerifyError::ReservedField { .. } | VerifyError::UnknownHelper { .. }), _) => true,
         // Too many branches in a row are EFAULT in kernels up to 6.18, for want of a better one.
         (Err(VerifyError::TooComplex), Err(libc::EFAULT)) => true,
+        // Before it refuses the operation the kernel asks whether the number could be an offset,
+        // which depends on how much is known of it.
+        (Err(VerifyError::PointerArithmetic { .. }), Err(libc::EINVAL)) => true,
         // As encodings come first, another of several defects may be reported.
         (Err(error), Err(_)) if is_about_text(error) => true,
         (Err(error), Err(errno)) => error.errno() == errno,

@@ -127,7 +127,7 @@ pub(crate) fn ctx_load(
     packet_len: usize,
     cb: &[u32; CB_WORDS],
 ) -> Option<u64> {
-    if off.checked_add(bytes)? > CTX_BYTES || off % bytes != 0 {
+    if off.checked_add(bytes)? > CTX_BYTES || !off.is_multiple_of(bytes) {
         return None;
     }
     let low = u64::from(ctx_word(off & !3, packet_len, cb));
@@ -146,7 +146,7 @@ pub(crate) fn ctx_store(
     value: u64,
     cb: &mut [u32; CB_WORDS],
 ) -> Option<()> {
-    if off < CB_OFFSET || off.checked_add(bytes)? > CB_END || off % bytes != 0 {
+    if off < CB_OFFSET || off.checked_add(bytes)? > CB_END || !off.is_multiple_of(bytes) {
         return None;
     }
     let shift = 8 * (off & 3);

@@ -62,7 +62,7 @@ impl Words {
         operand: u64,
         expected: u64,
     ) -> Option<u64> {
-        if off % bytes != 0 {
+        if !off.is_multiple_of(bytes) {
             return None;
         }
         let shift = 8 * (off % 8);

@@ -82,10 +82,10 @@ impl Verifier<'_> {
 fn learn_scalar(state: &mut State, number: u8, id: Id, learned: Scalar) {
     if id != 0 {
         state.for_each_reg(|reg| {
-            if let Reg::Scalar(scalar, other) = reg {
-                if *other == id {
-                    *scalar = learned;
-                }
+            if let Reg::Scalar(scalar, other) = reg
+                && *other == id
+            {
+                *scalar = learned;
             }
         });
     } else if let Some(reg) = state.running_mut().regs.get_mut(usize::from(number)) {

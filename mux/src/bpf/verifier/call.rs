@@ -48,10 +48,11 @@ impl Verifier<'_> {
             }
         }
         let writes_map = matches!(helper, Helper::MapUpdateElem | Helper::MapDeleteElem);
-        if let Some(index) = map {
-            if writes_map && !self.map(index)?.prog_may_write() {
-                return Err(VerifyError::MapAccess { pc });
-            }
+        if let Some(index) = map
+            && writes_map
+            && !self.map(index)?.prog_may_write()
+        {
+            return Err(VerifyError::MapAccess { pc });
         }
         let result = match (helper, map) {
             (Helper::MapLookupElem, Some(index)) => {

@@ -264,12 +264,18 @@ impl Scalar {
     pub(super) fn sign_extend(&self, bits: i32) -> Self {
         let fits = Self::sign_extended(bits as usize / 8);
         if bits == 32 {
-            self.low_half_signed()
-        } else if fits.s.covers(&self.s) {
-            *self
-        } else {
-            fits
+            return self.low_half_signed();
         }
+        if fits.s.covers(&self.s) {
+            return *self;
+        }
+        let unused = 64 - bits;
+        let extend = |word: u64| ((word << unused) as i64 >> unused) as u64;
+        // An unknown sign bit makes all copies of it unknown.
+        let mask = extend(self.bits.mask);
+        let value = extend(self.bits.value) & !mask;
+        let bits = Bits { value, mask };
+        Self { bits, ..fits }.settled()
     }
 
     /// `END`: the low `bits`, in another byte order. Ranges do not survive it, known bits do.
@@ -307,10 +313,11 @@ impl Scalar {
 
     /// A 32-bit operation, zero-extended.
     pub(super) fn alu32(op: u8, dst: &Self, src: &Self) -> Self {
-        if let (Some(dst), Some(src)) = (dst.constant(), src.constant()) {
-            if is_tracked(op) && (!is_shift(op) || src as u32 <= 31) {
-                return Self::exact(alu32(op, 0, dst, src));
-            }
+        if let (Some(dst), Some(src)) = (dst.constant(), src.constant())
+            && is_tracked(op)
+            && (!is_shift(op) || src as u32 <= 31)
+        {
+            return Self::exact(alu32(op, 0, dst, src));
         }
         let unsigned = || Self::core(op, 32, &dst.low_half(), &src.low_half()).low_half();
         let signed =
@@ -331,10 +338,11 @@ impl Scalar {
     /// modulo and shifts by an unknown count tell nothing.
     fn core(op: u8, width: u64, dst: &Self, src: &Self) -> Self {
         let (a, b) = (dst, src);
-        if let (64, Some(a), Some(b)) = (width, a.constant(), b.constant()) {
-            if is_tracked(op) && (!is_shift(op) || b <= 63) {
-                return Self::exact(alu64(op, 0, a, b));
-            }
+        if let (64, Some(a), Some(b)) = (width, a.constant(), b.constant())
+            && is_tracked(op)
+            && (!is_shift(op) || b <= 63)
+        {
+            return Self::exact(alu64(op, 0, a, b));
         }
         let unknown = Self::UNKNOWN;
         let result = match op {
