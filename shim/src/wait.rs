@@ -133,7 +133,7 @@ pub(crate) fn sleep(
     let mut fds = Vec::with_capacity(2);
     let mut conns = Vec::new();
     fds.extend(bell.bell().raw_fd().map(readable));
-    if engine.enter_sleep(id) {
+    if engine.enter_sleep(id, file.kcm_id()) {
         let interest = engine.interest();
         conns = interest.ids;
         fds.extend(interest.fds);

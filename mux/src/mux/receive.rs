@@ -160,6 +160,13 @@ impl Mux {
         }
     }
 
+    /// The KCM socket that the next read pass begins with: whoever reads for it might as well be
+    /// the thread that waits on it.
+    #[must_use]
+    pub fn next_receiver(&self) -> Option<KcmId> {
+        self.rx.waiters.front().copied()
+    }
+
     /// Messages in the socket's queue, those of its batch excluded.
     #[must_use]
     pub fn rx_len(&self, kcm: KcmId) -> usize {

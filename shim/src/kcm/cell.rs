@@ -57,7 +57,8 @@ impl MuxCell {
             mux,
             kcms: Vec::new(),
             conns: Connections::default(),
-            sleepers: Vec::new(),
+            leader: None,
+            followers: Vec::new(),
         };
         engine.set_kcm(id, Some(file));
         *cell.engine.lock()? = Some(engine);
@@ -188,8 +189,10 @@ pub(crate) struct Engine {
     /// KCM sockets by index.
     kcms: Vec<Option<&'static File>>,
     pub(crate) conns: Connections,
-    /// Threads asleep on this mux; the first also watches the connections.
-    sleepers: Vec<BellId>,
+    /// The sleeping thread that also watches the connections.
+    leader: Option<BellId>,
+    /// The other threads asleep on this mux.
+    followers: Vec<(BellId, KcmId)>,
 }
 
 impl Engine {
@@ -324,18 +327,35 @@ impl Engine {
         }
     }
 
-    /// This thread is about to sleep on the mux. True when it is the one to watch the connections.
-    pub(crate) fn enter_sleep(&mut self, bell: BellId) -> bool {
-        self.sleepers.push(bell);
-        self.sleepers.len() == 1
+    /// This thread is about to sleep on the KCM socket `kcm`. True when it is the one to watch the
+    /// connections.
+    pub(crate) fn enter_sleep(&mut self, bell: BellId, kcm: KcmId) -> bool {
+        if self.leader.is_none() {
+            self.leader = Some(bell);
+            return true;
+        }
+        self.followers.push((bell, kcm));
+        false
     }
 
-    /// The thread is awake again; if it watched the connections, the next sleeper takes over.
+    /// The thread is awake again. If it watched the connections, a follower is woken, which finds
+    /// nobody watching when it goes back to sleep: best the one that the next message is for, so
+    /// that no other thread has to be woken when it comes.
     pub(crate) fn leave_sleep(&mut self, bell: BellId) {
-        let led = self.sleepers.first() == Some(&bell);
-        self.sleepers.retain(|b| *b != bell);
-        if led && let Some(next) = self.sleepers.first() {
-            wait::ring(*next);
+        if self.leader != Some(bell) {
+            self.followers.retain(|(b, _)| *b != bell);
+            return;
+        }
+        self.leader = None;
+        let next = self.mux.next_receiver();
+        let is_next = |(_, kcm): &&(BellId, KcmId)| Some(*kcm) == next;
+        let follower = self
+            .followers
+            .iter()
+            .find(is_next)
+            .or(self.followers.last());
+        if let Some((bell, _)) = follower {
+            wait::ring(*bell);
         }
     }
 }
