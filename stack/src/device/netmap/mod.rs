@@ -31,6 +31,8 @@ const GATHER_BYTES: usize = 2 * (GSO_FRAME_LEN_MAX + VNET_HDR_LEN);
 pub struct NetmapDevice {
     caps: Capabilities,
     rx: Vec<RxRing>,
+    /// Receive ring asked first next time, so that a busy one does not starve the rest.
+    rx_turn: usize,
     /// Of the NIC, or of whatever the port is, then of the host.
     tx: Vec<Cursor>,
     /// Transmit ring in use; the next one is tried when it is full.
@@ -101,6 +103,7 @@ impl NetmapDevice {
         Ok(Self {
             caps,
             rx,
+            rx_turn: 0,
             tx,
             tx_turn: 0,
             tx_host,
@@ -274,7 +277,9 @@ impl NetDevice for NetmapDevice {
             }
         }
         let mut received = 0;
-        for index in 0..self.rx.len() {
+        let (first, count) = (self.rx_turn, self.rx.len());
+        self.rx_turn = (first + 1) % count;
+        for index in (first..count).chain(0..first) {
             while received < budget {
                 let (frames, slots) = self.receive_batch(index, budget - received, visit);
                 received += frames;

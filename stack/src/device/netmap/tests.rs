@@ -452,30 +452,90 @@ fn pair_doorbell_rings_for_frames_and_for_room() {
     assert!(!ready(&b));
 }
 
+/// A port of the given shape; the other side is the test. The pair's wires lead to rings nobody looks
+/// at.
+fn port_of(shape: Shape) -> (NetmapDevice, Region) {
+    let region = Region::new(shape.build().unwrap(), 0).unwrap();
+    let (donor, _) = pair(&PairOptions::default()).unwrap();
+    let caps = donor.caps.clone();
+    let Ok(device) = NetmapDevice::new(&region, donor.other_side, caps, false) else {
+        panic!("an honest region is accepted");
+    };
+    (device, region)
+}
+
 /// A port with NIC and host rings, and the other side's view of all four.
 fn port_with_host() -> (NetmapDevice, [RingMemory; 4]) {
-    let shape = Shape {
-        ports: 2,
+    let (device, region) = port_of(Shape {
+        ports: 1,
         rings: 1,
         slots: 8,
         buf_size: BUF,
-    };
-    let map = shape.build().unwrap();
-    let region = Region::new(Arc::clone(&map), 0).unwrap();
+    });
     let kinds = [
         RingKind::NicTx,
         RingKind::HostTx,
         RingKind::NicRx,
         RingKind::HostRx,
     ];
-    let views = kinds.map(|kind| region.ring(kind, 0).unwrap().unwrap());
-    // The other side is the test; the pair's wires lead to rings nobody looks at.
-    let (donor, _) = pair(&PairOptions::default()).unwrap();
-    let caps = donor.caps.clone();
-    let Ok(device) = NetmapDevice::new(&region, donor.other_side, caps, false) else {
-        panic!("an honest region is accepted");
-    };
-    (device, views)
+    (
+        device,
+        kinds.map(|kind| region.ring(kind, 0).unwrap().unwrap()),
+    )
+}
+
+#[test]
+fn several_rings_take_turns_at_being_read() {
+    let (mut device, region) = port_of(Shape {
+        ports: 1,
+        rings: 3,
+        slots: 8,
+        buf_size: BUF,
+    });
+    let rings = |kind| (0..3).map(move |n| region.ring(kind, n).unwrap().unwrap());
+    let mut rx: Vec<RingMemory> = rings(RingKind::NicRx).collect();
+    assert_eq!(device.capabilities().tx_slots, 21);
+    for (n, ring) in (0u8..).zip(&mut rx) {
+        write(ring, 0, &[2 * n; 60], 0);
+        write(ring, 1, &[2 * n + 1; 60], 0);
+        ring.set_tail(2);
+    }
+    let mut seen = Vec::new();
+    let mut keep = |frames: &[RxFrame<'_>]| seen.extend(frames.iter().map(|f| f.data[0]));
+    for _ in 0..6 {
+        assert_eq!(device.receive(1, &mut keep), Ok(1));
+    }
+    assert_eq!(seen, [0, 2, 4, 1, 3, 5]);
+    assert!(
+        rx.iter().all(|ring| ring.head() == 2),
+        "each ring has its slots back"
+    );
+}
+
+#[test]
+fn transmit_goes_on_with_the_next_ring_when_one_is_full() {
+    let (mut device, region) = port_of(Shape {
+        ports: 1,
+        rings: 3,
+        slots: 8,
+        buf_size: BUF,
+    });
+    let heads = || (0..3).map(|n| region.ring(RingKind::NicTx, n).unwrap().unwrap().head());
+    let mut sent = 0;
+    while device.transmit_parts(&[&[0; 60]], FrameMeta::NONE).is_ok() {
+        sent += 1;
+    }
+    assert_eq!(sent, 21);
+    assert!(heads().eq([7, 7, 7]));
+    // One slot of the second ring comes back: the next frame goes there.
+    region
+        .ring(RingKind::NicTx, 1)
+        .unwrap()
+        .unwrap()
+        .set_tail(0);
+    device.transmit_parts(&[&[0; 60]], FrameMeta::NONE).unwrap();
+    device.kick().unwrap();
+    assert!(heads().eq([7, 0, 7]));
 }
 
 #[test]

@@ -190,7 +190,11 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_headers_never_lend_bytes_outside_the_slot(
-            status: u32, len: u32, snaplen: u32, mac: u16, slot in 0usize..4,
+            status in prop_oneof![Just(TP_STATUS_USER), any::<u32>()],
+            len in 0u32..3000,
+            snaplen in prop_oneof![0u32..3000, any::<u32>()],
+            mac in prop_oneof![0u16..3000, any::<u16>()],
+            slot in 0usize..4,
         ) {
             let mut ring = ring(4);
             ring.next = slot;
