@@ -1,13 +1,12 @@
 """Ways a library gets into a process, or does not: other preloads, sanitizers, the loader, setuid, static, daemons."""
 
 import os
+import shutil
 import subprocess
-import time
 from pathlib import Path
 
-from lab import Failure, sha
+from lab import LIBRARY_NAME, Failure
 from registry import app
-from servers import start_redis
 from tools import compile_c
 
 JEMALLOC = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"
@@ -66,10 +65,32 @@ def loader(lab):
     lab.check("ld.so --preload", [interpreter, *option, binary], env={"LD_PRELOAD": ""})
     late = compile_c(lab, "late")
     lab.check("opened by dlopen", [late, lab.lib or "libm.so.6"], env={"LD_PRELOAD": ""})
+    preload_file(lab, binary)
     lab.check("empty environment", ["/usr/bin/env", "-i", *([f"LD_PRELOAD={lab.lib}"] if lab.lib else []), binary])
     lab.check("no descriptors at all", ["sh", "-c", f"{binary} 0<&- 1>&- 2>&-; echo $?"])
     lab.check("ldd, ld.so --verify", ["sh", "-c", f"ldd {binary} | grep -c libc.so; {interpreter} --verify {binary}; echo $?"])
     lab.check("many threads start and end", ["/usr/bin/python3", "-c", MANY_THREADS])
+
+
+def preload_file(lab, binary):
+    """/etc/ld.so.preload, in a mount namespace of its own with a copy of /etc."""
+    etc = lab.dir / "etc"
+    shutil.copytree("/etc", etc, symlinks=True, ignore=unreadable)
+    (etc / "ld.so.preload").write_text(f"{lab.lib}\n" if lab.lib else "\n")
+
+    def inside(command):
+        own_root = [] if os.geteuid() == 0 else ["-r"]
+        return ["unshare", *own_root, "-m", "sh", "-c", f"mount --bind {etc} /etc && {command}"]
+
+    lab.check("/etc/ld.so.preload", inside(binary), env={"LD_PRELOAD": ""})
+    maps = lab.run(inside("cat /proc/self/maps"), env={"LD_PRELOAD": ""})
+    if lab.lib and LIBRARY_NAME not in maps.out:
+        raise Failure(f"/etc/ld.so.preload does not load the library: {maps.err.strip()[-200:]}")
+
+
+def unreadable(directory, names):
+    """What an ordinary user cannot copy."""
+    return [name for name in names if not os.access(os.path.join(directory, name), os.R_OK)]
 
 
 MANY_THREADS = """
