@@ -94,8 +94,7 @@ impl Ip {
         !self.is_unspecified()
             && !self.is_multicast()
             && !self.is_limited_broadcast()
-            && !(self.is_v4() && self.to_v4().is_loopback())
-            && self != Self::v6(Ipv6Addr::LOCALHOST)
+            && !self.to_std().is_loopback()
     }
 
     /// Whether `self` lies in `net/prefix_len`, with the prefix length of its own family.

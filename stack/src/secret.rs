@@ -82,7 +82,7 @@ impl Rng {
 
     /// Uniform in `0..n`, up to a bias of n / 2^64; zero for `n == 0`.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        (u128::from(self.next_u64()) * u128::from(n) >> 64) as u64
+        ((u128::from(self.next_u64()) * u128::from(n)) >> 64) as u64
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) fn run(connections: u32) {
     let mut order: Vec<u32> = (0..connections).collect();
     // A fixed shuffle: neighbours in the slab are not neighbours in time.
     for i in (1..order.len()).rev() {
-        let j = (i as u64 * 0x9e37_79b9_7f4a_7c15 >> 33) as usize % (i + 1);
+        let j = ((i as u64 * 0x9e37_79b9_7f4a_7c15) >> 33) as usize % (i + 1);
         order.swap(i, j);
     }
     for round in 0..rounds {

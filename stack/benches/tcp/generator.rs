@@ -45,7 +45,7 @@ pub(crate) fn segment(batch: &mut Batch, i: u32, seq: u32, ack: u32, flags: u8, 
     t[2..4].copy_from_slice(&SERVER_PORT.to_be_bytes());
     t[4..8].copy_from_slice(&seq.to_be_bytes());
     t[8..12].copy_from_slice(&ack.to_be_bytes());
-    t[12] = ((20 + options.len()) / 4 << 4) as u8;
+    t[12] = (((20 + options.len()) / 4) << 4) as u8;
     t[13] = flags;
     t[14..16].copy_from_slice(&60_000u16.to_be_bytes());
     t[20..20 + options.len()].copy_from_slice(options);

@@ -66,7 +66,14 @@ impl Tcb<'_> {
                 self.b.dup_acks = self.b.dup_acks.saturating_add(1);
                 d.bytes += u32::from(self.c.mss);
             } else if d.cumulative > 0 {
-                self.b.dup_acks = 0;
+                // Of the segments now acknowledged all but the hole had announced themselves.
+                let announced = d.cumulative.div_ceil(u32::from(self.c.mss)) - 1;
+                let left = u32::from(self.b.dup_acks).saturating_sub(announced) as u8;
+                self.b.dup_acks = if self.b.phase == Phase::Recovery {
+                    left
+                } else {
+                    0
+                };
             }
         }
         if let Some(rtt) = d.rtt_us {
@@ -376,8 +383,9 @@ impl Tcb<'_> {
             }
             grant.min(ssthresh - pipe)
         };
-        // The fast retransmission itself is never held back.
-        let allowed = if e.prr_out == 0 {
+        // The fast retransmission itself is never held back, nor is NewReno's next hole.
+        let next_hole = newly_lost > 0 && !self.c.flags.has(Flags::SACK);
+        let allowed = if e.prr_out == 0 || next_hole {
             allowed.max(mss)
         } else {
             allowed

@@ -554,7 +554,7 @@ impl Engine {
         let mut r = Ready::NONE;
         let eof = c.flags.any(Flags::FIN_RECEIVED | Flags::RECV_SHUTDOWN);
         let closed = c.state == State::Closed;
-        if rx >= c.opts().rcvlowat as usize || rx > 0 && eof || eof || closed {
+        if rx >= c.opts().rcvlowat as usize || eof || closed {
             r.insert(Ready::READABLE);
         }
         if eof {

@@ -79,7 +79,7 @@ impl Table {
 
     /// High bits of the tag choose the slot: no power of two needed, no division paid.
     fn home(&self, tag: u32) -> usize {
-        (u64::from(tag) * self.slots.len() as u64 >> 32) as usize
+        ((u64::from(tag) * self.slots.len() as u64) >> 32) as usize
     }
 
     fn find(&self, tag: u32, mut is: impl FnMut(Entry) -> bool) -> Option<usize> {

@@ -247,6 +247,7 @@ impl Tcb<'_> {
             || seg.ce
             || self.b.phase != Phase::Open
             || !self.b.reasm.is_empty()
+            || self.b.fin_at.is_some()
             || self.b.urgent.rcv_at.is_some()
             || self.c.flags.any(Flags::RECV_SHUTDOWN)
             || self.scaled_window(seg) != self.c.snd_wnd

@@ -119,7 +119,7 @@ impl Listeners {
         ]
         .into_iter()
         .find_map(|a| self.groups.get(&(local.port, a)))
-        .map(|g| g[(u64::from(tag) * g.len() as u64 >> 32) as usize])
+        .map(|g| g[((u64::from(tag) * g.len() as u64) >> 32) as usize])
     }
 
     fn is_full(&self, i: u32) -> bool {

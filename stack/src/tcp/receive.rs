@@ -94,7 +94,7 @@ impl Tcb<'_> {
         }
         if fin && self.c.rcv_nxt == start + payload.len() as u32 {
             self.fin_in_order();
-        } else if had_holes {
+        } else if had_holes || self.b.fin_at.is_some() {
             self.take_remembered_fin();
             self.c.flags.set(Flags::ACK_NOW);
         }

@@ -395,7 +395,7 @@ mod tests {
                         nxt = end;
                     }
                     2 => {
-                        una = una + rng.below(span + 1) as u32;
+                        una += rng.below(span + 1) as u32;
                         board.ack(una, |_| {});
                     }
                     3 => {

@@ -109,8 +109,8 @@ impl Link {
             self.lost += 1;
             return;
         }
-        if self.config.rate > 0 {
-            let ns = frame.len() as u64 * 8 * 1_000_000_000 / self.config.rate;
+        let bits = frame.len() as u64 * 8;
+        if let Some(ns) = (bits * 1_000_000_000).checked_div(self.config.rate) {
             self.busy_until = start + Duration::from_micros(ns.div_ceil(1000));
         }
         let mut frame = frame.to_vec();

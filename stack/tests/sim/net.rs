@@ -28,6 +28,8 @@ pub(crate) struct Net {
     pub(crate) links: [Link; 2],
     pub(crate) events: [Vec<Event>; 2],
     buf: Vec<u8>,
+    /// Copies of frames sent, with the side they came from, if wanted.
+    pub(crate) tap: Option<Vec<(usize, Vec<u8>)>>,
     /// Check invariants after every event.
     pub(crate) check: bool,
 }
@@ -61,6 +63,7 @@ impl Net {
             links: [Link::new(a, seed), Link::new(b, seed ^ 0xabcd)],
             events: [Vec::new(), Vec::new()],
             buf,
+            tap: None,
             check: true,
         }
     }
@@ -69,6 +72,9 @@ impl Net {
     pub(crate) fn flush(&mut self) {
         for i in 0..2 {
             while let Some(t) = self.stacks[i].poll_transmit(self.now, &mut self.buf) {
+                if let Some(tap) = &mut self.tap {
+                    tap.push((i, self.buf[..t.len].to_vec()));
+                }
                 self.links[i].send(self.now, &self.buf[..t.len]);
             }
             while let Some(e) = self.stacks[i].poll_event() {

@@ -208,7 +208,7 @@ fn everything_arrives_whatever_the_link_does() {
             rng.below(3) == 0,
         );
         let options = ConnectOptions {
-            opts: reno.then(|| SockOpts {
+            opts: reno.then_some(SockOpts {
                 congestion: kcm_stack::CongestionControl::NewReno,
                 ..SockOpts::DEFAULT
             }),
@@ -224,7 +224,6 @@ fn everything_arrives_whatever_the_link_does() {
             c.tcp.timestamps = ts;
             c.tcp.window_scaling = scale;
         };
-        println!("seed {seed} {links:?} {bytes:?} sack {sack} ts {ts} scale {scale}");
         let (_, mut net) = transfer(
             links,
             seed,
