@@ -3,6 +3,7 @@
 use libc::pollfd;
 
 use crate::errno::{Errno, Outcome};
+use crate::fd::table;
 use crate::interpose::poll::SigMask;
 use crate::user_mem::{self, UserPtr};
 use crate::{poll, sys};
@@ -35,6 +36,9 @@ impl Sets {
     /// Copies the sets in. `None` when the kernel shall answer: nothing of ours in them, or
     /// arguments it refuses.
     pub(crate) fn read(count: i32, at: [UserPtr; 3]) -> Option<Self> {
+        if table::is_unused() {
+            return None;
+        }
         let count = usize::try_from(count)
             .ok()
             .filter(|n| (1..=COUNT_MAX).contains(n))?;

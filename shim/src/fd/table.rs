@@ -24,6 +24,12 @@ pub(crate) fn lookup(fd: i32) -> Option<&'static File> {
     SLOTS.get(fd as u32 as usize)?.get()
 }
 
+/// Whether no number ever was ours: a process without KCM need not search its descriptor sets.
+#[inline]
+pub(crate) fn is_unused() -> bool {
+    END.load(Ordering::Relaxed) == 0
+}
+
 /// Whether a file of ours may stand at this number.
 pub(crate) fn in_range(fd: i32) -> bool {
     (fd as u32 as usize) < FDS_MAX
