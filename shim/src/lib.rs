@@ -8,6 +8,13 @@
 //! program is here is the `housekeeper`'s.
 
 #![deny(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        dead_code,
+        reason = "the C names, which reach everything, are not exported in a test build"
+    )
+)]
 
 mod bpf;
 mod config;
@@ -38,5 +45,6 @@ mod sys;
 mod tcp;
 mod transfer;
 mod user_mem;
+mod variadic;
 mod wait;
 mod watch;

@@ -1,12 +1,14 @@
 //! The message headers of sendmsg(2) and recvmsg(2), one or many.
 
+use core::mem::offset_of;
+
 use libc::{mmsghdr, msghdr};
 
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind};
 use crate::kcm::recv::Received;
 use crate::kcm::send::MSG_BATCH;
-use crate::user_mem::{self, Iovecs, UserPtr};
+use crate::user_mem::{self, InPlace, Iovecs, Pod, UserPtr};
 use crate::{kcm, ops};
 
 /// Entries one sendmmsg or recvmmsg may have: UIO_MAXIOV, as the kernel caps it.
@@ -81,15 +83,15 @@ pub(crate) fn sendmmsg(
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
+    let msgs = InPlace::<mmsghdr>::new(msgs, count);
     let mut sending = kcm::send::Sending::start(file, fd)?;
     for index in 0..count {
-        let entry = msgs.element::<mmsghdr>(index);
         let batch = if index + 1 < count { MSG_BATCH } else { 0 };
         let mut send = || {
-            let header = user_mem::copy_in::<mmsghdr>(entry)?.msg_hdr;
+            let header = msgs.read(index)?.msg_hdr;
             let eor = header.msg_flags & libc::MSG_EOR; // counts here, unlike in sendmsg
             let sent = sending.send(&checked_source(&header)?, flags | eor | batch)?;
-            Ok(user_mem::copy_out(sent_length(entry), &(sent as u32))?)
+            Ok(msgs.write(index, offset_of!(mmsghdr, msg_len), sent as u32)?)
         };
         if let Err(err) = send() {
             sending.flush();
@@ -101,10 +103,6 @@ pub(crate) fn sendmmsg(
         }
     }
     Ok(count as i32)
-}
-
-fn sent_length(entry: UserPtr) -> UserPtr {
-    entry.offset(core::mem::offset_of!(mmsghdr, msg_len))
 }
 
 pub(crate) fn recvfrom(
@@ -127,24 +125,42 @@ pub(crate) fn recvfrom(
 
 #[inline]
 pub(crate) fn recvmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) -> Outcome<usize> {
-    let header = user_mem::copy_in::<msghdr>(msg)?;
-    let dst = Iovecs::read_for_msg(UserPtr::new(header.msg_iov.cast()), header.msg_iovlen)?;
-    let got = ops::recv(file, fd, dst, flags)?;
-    finish(file, msg, &header, got, flags)?;
+    let msgs = InPlace::<msghdr>::new(msg, 1);
+    let header = msgs.read(0)?;
+    let got = ops::recv(file, fd, destination(&header)?, flags)?;
+    finish(file, &msgs, 0, &header, got, flags)?;
     Ok(got.bytes)
 }
 
-/// Stores what came with a message: no address, no control data, the flags.
+/// Where a header wants the bytes, after the kernel's checks of the rest of it.
 #[inline]
-fn finish(file: &File, msg: UserPtr, header: &msghdr, got: Received, flags: i32) -> Outcome<()> {
-    let mut new = *header;
-    new.msg_namelen = 0;
-    new.msg_controllen = 0;
-    new.msg_flags = got.flags;
-    if file.kind() == Kind::Kcm {
-        new.msg_flags |= flags & libc::MSG_CMSG_CLOEXEC;
+fn destination<'a>(header: &msghdr) -> Outcome<Iovecs<'a>> {
+    if !header.msg_name.is_null() && (header.msg_namelen as i32) < 0 {
+        return Err(Errno::EINVAL.into());
     }
-    Ok(user_mem::copy_out(msg, &new)?)
+    Iovecs::read_for_msg(UserPtr::new(header.msg_iov.cast()), header.msg_iovlen)
+}
+
+/// Stores what came with a message: no address, no control data, the flags. `T` starts with the
+/// header.
+#[inline]
+fn finish<T: Pod>(
+    file: &File,
+    msgs: &InPlace<T>,
+    index: usize,
+    header: &msghdr,
+    got: Received,
+    flags: i32,
+) -> Outcome<()> {
+    let mut stored = got.flags;
+    if file.kind() == Kind::Kcm {
+        stored |= flags & libc::MSG_CMSG_CLOEXEC;
+    }
+    if !header.msg_name.is_null() {
+        msgs.write(index, offset_of!(msghdr, msg_namelen), 0u32)?;
+    }
+    msgs.write(index, offset_of!(msghdr, msg_flags), stored)?;
+    Ok(msgs.write(index, offset_of!(msghdr, msg_controllen), 0usize)?)
 }
 
 /// recvmmsg(2).
@@ -160,13 +176,14 @@ pub(crate) fn recvmmsg(
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
+    let msgs = InPlace::<mmsghdr>::new(msgs, count);
     let received = kcm::recv::recv_many(file, fd, count, flags, until, |index, take| {
-        let entry = msgs.element::<mmsghdr>(index);
-        let header = user_mem::copy_in::<mmsghdr>(entry)?.msg_hdr;
-        let dst = Iovecs::read_for_msg(UserPtr::new(header.msg_iov.cast()), header.msg_iovlen)?;
-        let got = take(dst)?;
-        finish(file, entry, &header, got, flags)?;
-        Ok(user_mem::copy_out(sent_length(entry), &(got.bytes as u32))?)
+        let header = msgs.read(index)?.msg_hdr;
+        let got = take(destination(&header)?)?;
+        finish(file, &msgs, index, &header, got, flags)?;
+        Ok(msgs.write(index, offset_of!(mmsghdr, msg_len), got.bytes as u32)?)
     });
     received.map(|n| n as i32)
 }
+
+const _: () = assert!(offset_of!(mmsghdr, msg_hdr) == 0);

@@ -106,10 +106,10 @@ pub(crate) fn before_close(file: &'static File, fd: i32) {
 
 /// The last descriptor of the program's is gone. The psock, if any, works on through ours.
 pub(crate) fn last_close(file: &'static File) {
-    if let Ok((mut engine, psock)) = attached(file) {
-        if let Some(conn) = engine.conns.get_mut(psock) {
-            conn.file = None;
-        }
+    if let Ok((mut engine, psock)) = attached(file)
+        && let Some(conn) = engine.conns.get_mut(psock)
+    {
+        conn.file = None;
     }
 }
 

@@ -2,11 +2,11 @@
 
 use libc::{c_int, epoll_event, sigset_t, timespec};
 
-use super::conclude;
 use super::poll::{SigMask, timespec_at, until_ms};
+use super::{conclude, fresh};
 use crate::epoll;
 use crate::errno::{Errno, Outcome};
-use crate::fd::{File, Kind, lookup, table};
+use crate::fd::{File, Kind, lookup};
 use crate::poll;
 use crate::real::hooks;
 use crate::user_mem::{self, UserPtr};
@@ -94,11 +94,4 @@ hooks! {
         let Some(set) = set(epfd) else { return native() };
         conclude(wait(set, epfd, events, room, timespec_at(timeout), mask), native)
     }
-}
-
-fn fresh(fd: c_int) -> c_int {
-    if fd >= 0 {
-        table::fresh(fd);
-    }
-    fd
 }

@@ -3,19 +3,11 @@
 
 use libc::{FILE, c_char, c_int, c_uint};
 
-use super::conclude;
+use super::{conclude, fresh};
 use crate::errno::Outcome;
-use crate::fd::table;
 use crate::proc_net::{self, Page};
 use crate::real::hooks;
 use crate::user_mem::UserPtr;
-
-fn fresh(fd: c_int) -> c_int {
-    if fd >= 0 {
-        table::fresh(fd);
-    }
-    fd
-}
 
 /// Which of our pages a path names, if any.
 fn page(path: *const c_char) -> Option<Page> {
@@ -47,6 +39,26 @@ hooks! {
         }
     }
 
+    /// open(2) without a mode as compiled with _FORTIFY_SOURCE.
+    fn __open_2(path: *const c_char, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || fresh(unsafe { next::__open_2(path, flags) });
+        match page(path) {
+            None => native(),
+            Some(page) => conclude(open_page(page, flags), native),
+        }
+    }
+
+    /// open(2) without a mode as compiled with _FORTIFY_SOURCE and for 64-bit offsets.
+    fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || fresh(unsafe { next::__open64_2(path, flags) });
+        match page(path) {
+            None => native(),
+            Some(page) => conclude(open_page(page, flags), native),
+        }
+    }
+
     /// openat(2). Our pages have absolute paths.
     fn openat(dir: c_int, path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
         // SAFETY: forwards the caller's own arguments.
@@ -61,6 +73,26 @@ hooks! {
     fn openat64(dir: c_int, path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::openat64(dir, path, flags, mode) });
+        match page(path) {
+            None => native(),
+            Some(page) => conclude(open_page(page, flags), native),
+        }
+    }
+
+    /// openat(2) without a mode as compiled with _FORTIFY_SOURCE.
+    fn __openat_2(dir: c_int, path: *const c_char, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || fresh(unsafe { next::__openat_2(dir, path, flags) });
+        match page(path) {
+            None => native(),
+            Some(page) => conclude(open_page(page, flags), native),
+        }
+    }
+
+    /// openat(2) without a mode as compiled with _FORTIFY_SOURCE and for 64-bit offsets.
+    fn __openat64_2(dir: c_int, path: *const c_char, flags: c_int) -> c_int {
+        // SAFETY: forwards the caller's own arguments.
+        let native = || fresh(unsafe { next::__openat64_2(dir, path, flags) });
         match page(path) {
             None => native(),
             Some(page) => conclude(open_page(page, flags), native),

@@ -65,8 +65,8 @@ fn write_at(
     ops::send(file, fd, src?, libc::MSG_EOR | nowait(flags)).map(|sent| sent as ssize_t)
 }
 
-fn one(buf: *const c_void, len: size_t) -> Iovecs<'static> {
-    Iovecs::one(UserPtr::new(buf.cast_mut()), len)
+fn one<'a>(buf: *const c_void, len: size_t) -> Outcome<Iovecs<'a>> {
+    Iovecs::one_for_rw(UserPtr::new(buf.cast_mut()), len)
 }
 
 fn many<'a>(iov: *const iovec, count: c_int) -> Outcome<Iovecs<'a>> {
@@ -77,7 +77,7 @@ hooks! {
     /// read(2).
     fn read(fd: c_int, buf: *mut c_void, len: size_t) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| read_into(f, fd, Ok(one(buf, len))), || unsafe { next::read(fd, buf, len) })
+        on(fd, |f| read_into(f, fd, one(buf, len)), || unsafe { next::read(fd, buf, len) })
     }
 
     /// read(2) as compiled with _FORTIFY_SOURCE.
@@ -85,7 +85,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::__read_chk(fd, buf, len, size) };
         if len > size { return native() }
-        on(fd, |f| read_into(f, fd, Ok(one(buf, len))), native)
+        on(fd, |f| read_into(f, fd, one(buf, len)), native)
     }
 
     /// readv(2).
@@ -111,7 +111,7 @@ hooks! {
     /// write(2).
     fn write(fd: c_int, buf: *const c_void, len: size_t) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| write_from(f, fd, Ok(one(buf, len))), || unsafe { next::write(fd, buf, len) })
+        on(fd, |f| write_from(f, fd, one(buf, len)), || unsafe { next::write(fd, buf, len) })
     }
 
     /// writev(2).

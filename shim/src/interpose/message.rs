@@ -6,12 +6,13 @@ use libc::{
 
 use super::on;
 use super::poll::timespec_at;
+use crate::errno::Outcome;
 use crate::real::hooks;
 use crate::user_mem::{Iovecs, UserPtr};
 use crate::{message, ops};
 
-fn one(buf: *const c_void, len: size_t) -> Iovecs<'static> {
-    Iovecs::one(UserPtr::new(buf.cast_mut()), len)
+fn one<'a>(buf: *const c_void, len: size_t) -> Outcome<Iovecs<'a>> {
+    Iovecs::one_for_msg(UserPtr::new(buf.cast_mut()), len)
 }
 
 fn at<T>(ptr: *const T) -> UserPtr {
@@ -23,7 +24,7 @@ hooks! {
     fn send(fd: c_int, buf: *const c_void, len: size_t, flags: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::send(fd, buf, len, flags) };
-        on(fd, |f| ops::send(f, fd, one(buf, len), flags).map(|n| n as ssize_t), native)
+        on(fd, |f| ops::send(f, fd, one(buf, len)?, flags).map(|n| n as ssize_t), native)
     }
 
     /// sendto(2). KCM takes an address and ignores it.
@@ -32,7 +33,7 @@ hooks! {
     ) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::sendto(fd, buf, len, flags, addr, addrlen) };
-        on(fd, |f| message::sendto(f, fd, one(buf, len), flags, at(addr), addrlen), native)
+        on(fd, |f| message::sendto(f, fd, one(buf, len)?, flags, at(addr), addrlen), native)
     }
 
     /// sendmsg(2).
@@ -60,7 +61,7 @@ hooks! {
     fn recv(fd: c_int, buf: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::recv(fd, buf, len, flags) };
-        on(fd, |f| ops::recv(f, fd, one(buf, len), flags).map(|got| got.bytes as ssize_t), native)
+        on(fd, |f| ops::recv(f, fd, one(buf, len)?, flags).map(|got| got.bytes as ssize_t), native)
     }
 
     /// recv(2) as compiled with _FORTIFY_SOURCE.
@@ -68,7 +69,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::__recv_chk(fd, buf, len, size, flags) };
         if len > size { return native() }
-        on(fd, |f| ops::recv(f, fd, one(buf, len), flags).map(|got| got.bytes as ssize_t), native)
+        on(fd, |f| ops::recv(f, fd, one(buf, len)?, flags).map(|got| got.bytes as ssize_t), native)
     }
 
     /// recvfrom(2). KCM has no addresses: the length becomes 0.
@@ -77,7 +78,7 @@ hooks! {
     ) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::recvfrom(fd, buf, len, flags, addr, addrlen) };
-        on(fd, |f| message::recvfrom(f, fd, one(buf, len), flags, at(addr), at(addrlen)), native)
+        on(fd, |f| message::recvfrom(f, fd, one(buf, len)?, flags, at(addr), at(addrlen)), native)
     }
 
     /// recvfrom(2) as compiled with _FORTIFY_SOURCE.
@@ -88,7 +89,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::__recvfrom_chk(fd, buf, len, size, flags, addr, addrlen) };
         if len > size { return native() }
-        on(fd, |f| message::recvfrom(f, fd, one(buf, len), flags, at(addr), at(addrlen)), native)
+        on(fd, |f| message::recvfrom(f, fd, one(buf, len)?, flags, at(addr), at(addrlen)), native)
     }
 
     /// recvmsg(2).

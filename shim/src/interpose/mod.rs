@@ -14,14 +14,17 @@ pub(crate) mod files;
 pub(crate) mod io;
 pub(crate) mod memory;
 pub(crate) mod message;
+pub(crate) mod numbers;
 pub(crate) mod poll;
 pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod socket;
+pub(crate) mod stdio;
 pub(crate) mod transfer;
+mod twins;
 
 use crate::errno::{Exit, Outcome};
-use crate::fd::{File, lookup};
+use crate::fd::{File, lookup, table};
 use crate::real::Failure;
 
 /// Resolves the definitions behind ours.
@@ -32,10 +35,12 @@ pub(crate) fn resolve() {
     io::next::resolve();
     memory::next::resolve();
     message::next::resolve();
+    numbers::next::resolve();
     poll::next::resolve();
     process::next::resolve();
     raw::next::resolve();
     socket::next::resolve();
+    stdio::next::resolve();
     transfer::next::resolve();
 }
 
@@ -63,4 +68,13 @@ fn conclude<T: Failure>(outcome: Outcome<T>, native: impl FnOnce() -> T) -> T {
             T::FAILURE
         }
     }
+}
+
+/// A number that the kernel has just handed out.
+#[inline]
+fn fresh(fd: i32) -> i32 {
+    if fd >= 0 {
+        table::fresh(fd);
+    }
+    fd
 }

@@ -6,6 +6,7 @@ use libc::{c_int, c_long, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
 
 use super::conclude;
 use crate::errno::{Errno, Outcome};
+use crate::fd::table;
 use crate::poll;
 use crate::real::hooks;
 use crate::user_mem::{self, UserPtr};
@@ -80,12 +81,19 @@ pub(super) fn until_timespec(t: timespec) -> Outcome<u64> {
 fn ours(fds: *mut pollfd, count: nfds_t) -> Option<Vec<pollfd>> {
     let count = usize::try_from(count).ok()?;
     let bytes = count.checked_mul(size_of::<pollfd>())?;
-    if count == 0 || user_mem::check_write(UserPtr::new(fds.cast()), bytes).is_err() {
+    if count == 0
+        || table::is_unused()
+        || user_mem::check_write(UserPtr::new(fds.cast()), bytes).is_err() {
         return None;
     }
     // SAFETY: the range was just checked to be accessible, and poll(2) lends it to us.
     let entries = unsafe { core::slice::from_raw_parts(fds, count) };
     poll::any_ours(entries).then(|| entries.to_vec())
+}
+
+/// Whether an entry of the program's array is ours.
+pub(super) fn names_ours(fds: *mut pollfd, count: nfds_t) -> bool {
+    ours(fds, count).is_some()
 }
 
 fn run(

@@ -2,9 +2,10 @@
 
 use libc::{c_int, c_void, sockaddr, socklen_t};
 
-use super::{conclude, on};
+use super::numbers::fresh_pair;
+use super::{conclude, fresh, on};
 use crate::errno::{Errno, Exit, Outcome};
-use crate::fd::{File, Kind, table};
+use crate::fd::{File, Kind};
 use crate::kcm::{self, AF_KCM};
 use crate::message::check_address;
 use crate::real::hooks;
@@ -24,12 +25,12 @@ fn refuse(file: &'static File, check: impl FnOnce() -> Outcome<()>) -> Outcome<c
     Err(Errno::EOPNOTSUPP.into())
 }
 
-/// A number that the kernel has just handed out.
-fn fresh(fd: c_int) -> c_int {
-    if fd >= 0 {
-        table::fresh(fd);
+/// A request that KCM does not know.
+fn refuse_with(file: &'static File, err: Errno) -> Outcome<c_int> {
+    match file.kind() {
+        Kind::Kcm => Err(err.into()),
+        _ => Err(Exit::Native),
     }
-    fd
 }
 
 fn known_accept_flags(flags: c_int) -> Outcome<()> {
@@ -53,7 +54,7 @@ hooks! {
     /// socketpair(2). The kernel makes both sockets before it finds that KCM has no pairs.
     fn socketpair(family: c_int, ty: c_int, protocol: c_int, pair: *mut c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::socketpair(family, ty, protocol, pair) };
+        let native = || fresh_pair(unsafe { next::socketpair(family, ty, protocol, pair) }, pair);
         if family != AF_KCM || !crate::init::serves_kcm() {
             return native();
         }
@@ -102,6 +103,12 @@ hooks! {
     fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         on(fd, |f| refuse(f, || Ok(())), || unsafe { next::getpeername(fd, addr, len) })
+    }
+
+    /// sockatmark(3).
+    fn sockatmark(fd: c_int) -> c_int {
+        // SAFETY: forwards the caller's own argument.
+        on(fd, |f| refuse_with(f, Errno::ENOTTY), || unsafe { next::sockatmark(fd) })
     }
 
     /// shutdown(2). On an attached TCP socket it is a state change that KCM reports.

@@ -38,7 +38,28 @@ enum Buffers {
 }
 
 impl<'a> Iovecs<'a> {
-    /// One buffer of `len` bytes, as read(2) and recv(2) take it.
+    /// The buffer of read(2) and write(2).
+    ///
+    /// # Errors
+    /// `EFAULT`: it leaves user space, as any length does that is negative as `ssize_t`.
+    #[inline]
+    pub(crate) fn one_for_rw(at: UserPtr, len: usize) -> Outcome<Self> {
+        in_user_space(at, len)?;
+        Ok(Self::one(at, len))
+    }
+
+    /// The buffer of recv(2) and send(2).
+    ///
+    /// # Errors
+    /// `EFAULT`: it leaves user space, as far as the call may use it.
+    #[inline]
+    pub(crate) fn one_for_msg(at: UserPtr, len: usize) -> Outcome<Self> {
+        let one = Self::one(at, len);
+        in_user_space(at, one.total)?;
+        Ok(one)
+    }
+
+    /// One buffer of `len` bytes.
     #[inline]
     pub(crate) fn one(at: UserPtr, len: usize) -> Self {
         Self {
@@ -80,9 +101,7 @@ impl<'a> Iovecs<'a> {
             0 => Ok(Self::one(at, 0)),
             1 => {
                 let (base, len) = entry(at, 0)?;
-                let only = Self::one(base, len);
-                in_user_space(base, only.total)?;
-                Ok(only)
+                Self::one_for_msg(base, len)
             }
             _ => Self::read_array(at, count),
         }

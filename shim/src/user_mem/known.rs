@@ -41,7 +41,7 @@ const _: () = assert!(USER_END.ilog2() - PAGE_BITS + PAGE_SHIFT == PRESENT.ilog2
 
 /// A point in time, as entries carry it. What a probe finds belongs to the point before it, so that
 /// memory taken away meanwhile is not believed to be there.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generation(u64);
 
 impl Known {
@@ -63,7 +63,7 @@ impl Known {
             .generation
             .fetch_add(1, Ordering::AcqRel)
             .wrapping_add(1);
-        if now % GENERATIONS == 0 {
+        if now.is_multiple_of(GENERATIONS) {
             // Generations as entries carry them start anew; none of the last round may survive.
             for entry in &self.entries {
                 entry.store(0, Ordering::Relaxed);

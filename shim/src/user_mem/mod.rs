@@ -21,6 +21,7 @@
 
 #![allow(unsafe_code)]
 
+mod in_place;
 mod iovecs;
 mod known;
 mod probe;
@@ -31,6 +32,7 @@ use core::ffi::c_void;
 
 use crate::errno::{Errno, Exit};
 
+pub(crate) use in_place::InPlace;
 pub(crate) use iovecs::Iovecs;
 pub(crate) use known::invalidate;
 
