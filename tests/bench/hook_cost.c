@@ -15,13 +15,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #define BLOCKS 400
 #define CALLS_PER_BLOCK 500
 
 /* The cheapest call of each kind that reaches the kernel and does nothing there. */
-static int null_fd, pair[2], epfd;
+static int null_fd, spare_fd, pair[2], epfd;
 
 #define LOOP(call)                                                                                                     \
 	for (int i = 0; i < CALLS_PER_BLOCK; i++)                                                                      \
@@ -30,31 +32,43 @@ static int null_fd, pair[2], epfd;
 #define CASES(X)                                                                                                       \
 	X(read, (null_fd, buffer, 1))                                                                                  \
 	X(write, (null_fd, buffer, 1))                                                                                 \
+	X(writev, (null_fd, &iovec, 1))                                                                                \
 	X(recv, (pair[0], buffer, 1, MSG_DONTWAIT))                                                                    \
 	X(send, (pair[0], buffer, 0, MSG_OOB))                                                                         \
 	X(recvmsg, (pair[0], &message, MSG_DONTWAIT))                                                                  \
+	X(setsockopt, (pair[0], SOL_SOCKET, SO_PRIORITY, &zero, sizeof zero))                                          \
 	X(poll, (&poll_fd, 1, 0))                                                                                      \
 	X(epoll_wait, (epfd, &event, 1, 0))                                                                            \
 	X(fcntl, (null_fd, F_GETFD, 0))                                                                                \
+	X(ioctl, (null_fd, FIONBIO, &zero))                                                                            \
+	X(fstat, (null_fd, &status))                                                                                   \
+	X(dup2, (null_fd, spare_fd))                                                                                   \
 	X(close, (-1))
+
+/* What the calls above take besides descriptors. */
+#define ARGUMENTS                                                                                                      \
+	char buffer[8] = { 0 };                                                                                        \
+	struct iovec iovec = { buffer, sizeof buffer };                                                                \
+	struct msghdr message = { .msg_iov = &iovec, .msg_iovlen = 1 };                                                \
+	struct pollfd poll_fd = { .fd = pair[0], .events = POLLIN };                                                   \
+	struct epoll_event event;                                                                                      \
+	struct stat status;                                                                                            \
+	int zero = 0;                                                                                                  \
+	(void)message, (void)poll_fd, (void)event, (void)status, (void)zero
 
 /* One function for each call and symbol, so that neither loop has a branch the other lacks. */
 #define DEFINE(name, arguments)                                                                                        \
 	static void *glibc_##name;                                                                                     \
-	static void through_glibc_##name(char *buffer, struct msghdr message)                                          \
+	static void through_glibc_##name(void)                                                                         \
 	{                                                                                                              \
-		struct pollfd poll_fd = { .fd = pair[0], .events = POLLIN };                                           \
-		struct epoll_event event;                                                                              \
+		ARGUMENTS;                                                                                             \
 		__typeof__(name) *volatile own = (__typeof__(name) *)glibc_##name;                                     \
-		(void)buffer, (void)message, (void)poll_fd, (void)event;                                               \
 		LOOP(own arguments);                                                                                   \
 	}                                                                                                              \
-	static void through_symbol_##name(char *buffer, struct msghdr message)                                         \
+	static void through_symbol_##name(void)                                                                        \
 	{                                                                                                              \
-		struct pollfd poll_fd = { .fd = pair[0], .events = POLLIN };                                           \
-		struct epoll_event event;                                                                              \
+		ARGUMENTS;                                                                                             \
 		__typeof__(name) *volatile taken = name;                                                               \
-		(void)buffer, (void)message, (void)poll_fd, (void)event;                                               \
 		LOOP(taken arguments);                                                                                 \
 	}
 CASES(DEFINE)
@@ -62,7 +76,7 @@ CASES(DEFINE)
 static const struct {
 	const char *name;
 	void **glibc;
-	void (*bare)(char *, struct msghdr), (*hooked)(char *, struct msghdr);
+	void (*bare)(void), (*hooked)(void);
 } calls[] = {
 #define ROW(name, arguments) { #name, &glibc_##name, through_glibc_##name, through_symbol_##name },
 	CASES(ROW)
@@ -75,15 +89,12 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static double nanos_a_call(void (*loop)(char *, struct msghdr))
+static double nanos_a_call(void (*loop)(void))
 {
 	struct timespec before, after;
-	char buffer[8] = { 0 };
-	struct iovec iovec = { buffer, sizeof buffer };
-	struct msghdr message = { .msg_iov = &iovec, .msg_iovlen = 1 };
 
 	clock_gettime(CLOCK_MONOTONIC, &before);
-	loop(buffer, message);
+	loop();
 	clock_gettime(CLOCK_MONOTONIC, &after);
 	return ((double)(after.tv_sec - before.tv_sec) * 1e9 + (double)(after.tv_nsec - before.tv_nsec)) / CALLS_PER_BLOCK;
 }
@@ -103,6 +114,7 @@ int main(int argc, char **argv)
 	struct epoll_event event = { .events = EPOLLIN };
 
 	null_fd = open("/dev/null", O_RDWR);
+	spare_fd = dup(null_fd);
 	epfd = epoll_create1(0);
 	if (!glibc || null_fd < 0 || socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) < 0 ||
 	    epoll_ctl(epfd, EPOLL_CTL_ADD, pair[0], &event) < 0)

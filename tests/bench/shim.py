@@ -18,7 +18,10 @@ import servers  # noqa: E402
 from lab import Lab  # noqa: E402
 from measure import Bar, Group, Program  # noqa: E402
 
-CALLS = ("read", "write", "recv", "send", "recvmsg", "poll", "epoll_wait", "fcntl", "close")
+CALLS = (
+    "read", "write", "writev", "recv", "send", "recvmsg", "setsockopt", "poll", "epoll_wait", "fcntl", "ioctl", "fstat",
+    "dup2", "close",
+)
 REDIS_REQUESTS = 300_000   # half a second or so a run
 WRK_SECONDS = 1
 RSS_SAMPLES = 5
