@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* SPDX-License-Identifier: MIT */
 /*
  * kcm.h - the user interface of AF_KCM, the Kernel Connection Multiplexor.
  *

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* SPDX-License-Identifier: MIT */
 /*
  * kcm_parser.h - message parsers for AF_KCM, without clang and without libbpf.
  *

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* SPDX-License-Identifier: MIT */
 /*
  * kcm_dns_server - answers DNS over TCP: pipelined queries on many connections.
  *

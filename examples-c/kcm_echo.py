@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# SPDX-License-Identifier: MIT OR Apache-2.0
+# SPDX-License-Identifier: MIT
 """kcm_echo.py - a KCM echo server in Python: socket.socket(41, ...) and fcntl.ioctl.
 
     python3 kcm_echo.py [port]                    default: a free port

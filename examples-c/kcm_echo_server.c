@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* SPDX-License-Identifier: MIT */
 /*
  * kcm_echo_server - echoes messages from any number of TCP connections on N threads.
  *

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* SPDX-License-Identifier: MIT */
 /*
  * kcm_postgres - speaks enough of the PostgreSQL v3 protocol for psql to talk to it.
  *

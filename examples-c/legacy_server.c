@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* SPDX-License-Identifier: MIT */
 /*
  * legacy_server - a plain epoll echo server over TCP, with no idea of KCM.
  *

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* SPDX-License-Identifier: MIT */
 /*
  * framing.c - messages of every ready-made parser, through a KCM socket and back in pieces.
  *
