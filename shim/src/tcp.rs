@@ -24,6 +24,8 @@ pub(crate) struct Attached {
     unread: VecDeque<u8>,
     /// Posted error, 0 for none: getsockopt(SO_ERROR) and recv take it.
     error: i32,
+    /// A message was cut off in the middle of being sent: no other may follow it.
+    torn: bool,
 }
 
 /// TCP states of `struct tcp_info` that cannot be attached.
@@ -75,6 +77,11 @@ pub(crate) fn take_unread(file: &File) -> Outcome<VecDeque<u8>> {
     }
 }
 
+/// Whether an earlier attach left the peer in the middle of a message.
+pub(crate) fn is_torn(file: &File) -> bool {
+    matches!(file.body.lock().as_deref(), Ok(Body::Tcp(tcp)) if tcp.torn)
+}
+
 /// The psock is gone: `left` is what its parser had not consumed, `behind` what it had not seen.
 pub(crate) fn detached(file: &'static File, left: Unattached, behind: VecDeque<u8>) {
     file.cell.swap(None);
@@ -83,6 +90,7 @@ pub(crate) fn detached(file: &'static File, left: Unattached, behind: VecDeque<u
         && let Body::Tcp(tcp) = &mut *body
     {
         tcp.error = left.error;
+        tcp.torn |= left.torn;
     }
 }
 

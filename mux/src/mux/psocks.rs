@@ -6,7 +6,7 @@ use super::receive::Rcvbuf;
 use super::{Event, Mux, Nanos, PsockId};
 use crate::chunk::Slice;
 use crate::error::EPIPE;
-use crate::psock::{Psock, ReadGate};
+use crate::psock::{Psock, ReadGate, TxOwner};
 use crate::strparser::Parser;
 
 /// What an unattached psock leaves to its TCP fd.
@@ -16,6 +16,9 @@ pub struct Unattached {
     pub unread: Vec<Slice>,
     /// The pending error; 0 for none.
     pub error: i32,
+    /// Part of a message has gone out and the rest never will: the peer is in the middle of it.
+    /// Attached again, the connection is for receiving only ([`Mux::attach_torn`]).
+    pub torn: bool,
 }
 
 impl Mux {
@@ -23,8 +26,31 @@ impl Mux {
     /// longest message accepted; `msg_timeout` its SO_RCVTIMEO, the time one message may
     /// take to assemble.
     pub fn attach(&mut self, program: Parser, rcvbuf: u32, msg_timeout: Option<Nanos>) -> PsockId {
+        self.attach_psock(program, rcvbuf, msg_timeout, false)
+    }
+
+    /// As [`attach`](Self::attach), for a connection that an earlier attach left
+    /// [`torn`](Unattached::torn): nothing is sent on it (TxStop), since whatever came would
+    /// continue the fragment of a message at its peer (§15.6).
+    pub fn attach_torn(
+        &mut self,
+        program: Parser,
+        rcvbuf: u32,
+        msg_timeout: Option<Nanos>,
+    ) -> PsockId {
+        self.attach_psock(program, rcvbuf, msg_timeout, true)
+    }
+
+    fn attach_psock(
+        &mut self,
+        program: Parser,
+        rcvbuf: u32,
+        msg_timeout: Option<Nanos>,
+        torn: bool,
+    ) -> PsockId {
         let serial = self.next_serial();
-        let psock = Psock::new(serial, program, rcvbuf, msg_timeout);
+        let mut psock = Psock::new(serial, program, rcvbuf, msg_timeout);
+        psock.tx.stopped = torn;
         let id = PsockId(self.psocks.insert(psock));
         self.stats.psock_attach += 1;
         self.tx_side().make_available(id);
@@ -35,6 +61,7 @@ impl Mux {
     /// Unattaches a psock: a parked message and the consumed part of an incomplete one are
     /// dropped, a message partly sent on it restarts on another psock (§3.4).
     pub fn unattach(&mut self, psock: PsockId) -> Unattached {
+        let torn = self.is_mid_message(psock);
         let carried_for = self.tx_side().unattach(psock);
         self.stop_timer(psock);
         let Some(mut gone) = self.psocks.remove(psock.0) else {
@@ -55,6 +82,19 @@ impl Mux {
         Unattached {
             unread: gone.strp.take_unread(),
             error: gone.error,
+            torn,
+        }
+    }
+
+    /// Whether part of a message, but not all, has gone out on the psock.
+    fn is_mid_message(&self, psock: PsockId) -> bool {
+        let owner = self.psocks.get(psock.0).map(|psock| psock.tx.owner);
+        match owner {
+            Some(TxOwner::Kcm(id)) => self
+                .kcms
+                .get(id.0)
+                .is_some_and(|kcm| kcm.tx.queue.mid_message()),
+            _ => false,
         }
     }
 

@@ -326,6 +326,30 @@ fn unattach_of_a_reserved_psock_restarts_the_message() {
 }
 
 #[test]
+fn connection_torn_by_unattach_carries_no_other_message() {
+    let (mut world, psocks) = world(1, 1);
+    world.send(K0, b"message", END);
+    world.write(TxResult::Sent(3));
+    assert!(world.mux.unattach(psocks[0]).torn);
+    world.mux.attach_torn(p4(), 1 << 20, None); // the same TCP socket again [F14]
+    assert_eq!(
+        world.wire(),
+        [],
+        "whatever came would continue the fragment"
+    );
+    world.attach(p4());
+    assert_eq!(text(world.wire()), [(1, "message".into())]);
+}
+
+#[test]
+fn unattach_between_messages_tears_nothing() {
+    let (mut world, psocks) = world(1, 1);
+    world.send(K0, b"message", END);
+    world.wire();
+    assert!(!world.mux.unattach(psocks[0]).torn);
+}
+
+#[test]
 fn unattach_during_a_write_restarts_what_it_did_not_finish() {
     let (mut world, psocks) = world(1, 2);
     world.send(K0, b"done", BATCH);

@@ -168,7 +168,11 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
         return Err(Errno::EALREADY.into());
     }
     let tcp = tcp::adopt(tcp_fd)?;
-    let psock = engine.mux.attach(program, rcvbuf(fd), tcp::rcvtimeo(fd));
+    let (limit, timeout) = (rcvbuf(fd), tcp::rcvtimeo(fd));
+    let psock = match tcp::is_torn(tcp) {
+        false => engine.mux.attach(program, limit, timeout),
+        true => engine.mux.attach_torn(program, limit, timeout),
+    };
     let mut conn = Connection::new(tcp_fd, tcp, cookie);
     conn.half_closed = tcp::peer_has_closed(state);
     conn.unread = tcp::take_unread(tcp)?;
