@@ -68,12 +68,13 @@ impl Host {
         let (mut pending, mut offset, mut is_done) = (Vec::new(), 0, false);
         loop {
             let now = self.now();
-            if offset == pending.len() && !is_done {
-                if let Ok(len) = self.stack.tcp_recv(now, id, &mut buffer) {
-                    is_done = len == 0;
-                    pending = buffer[..len].to_vec();
-                    offset = 0;
-                }
+            if offset == pending.len()
+                && !is_done
+                && let Ok(len) = self.stack.tcp_recv(now, id, &mut buffer)
+            {
+                is_done = len == 0;
+                pending = buffer[..len].to_vec();
+                offset = 0;
             }
             if offset < pending.len() {
                 offset += self

@@ -27,7 +27,7 @@ fn bad_name_is_refused_before_anything_is_opened() {
         "packet:",
         "netmap:p{",
         "vale0:",
-        "mem:x",
+        "mem:a/b",
     ] {
         assert!(matches!(
             refusal(name, &OpenOptions::default()),
@@ -41,6 +41,104 @@ fn memory_device_hears_itself() {
     let mut device = open_one("mem:", &OpenOptions::default());
     send(&mut device, &[raw(1, 60), raw(2, 60)]);
     assert_eq!(expect(&mut device, 2), [raw(1, 60), raw(2, 60)]);
+}
+
+/// A name nobody else uses, in this run of this test.
+fn unique(test: &str) -> String {
+    format!("mem:{test}{}", std::process::id())
+}
+
+fn files_of(name: &str) -> usize {
+    let stem = name.replace("mem:", "kcm-");
+    let entries = std::fs::read_dir("/dev/shm").unwrap().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&stem))
+        .count()
+}
+
+#[test]
+fn shared_memory_has_two_ends_and_leaves_no_files() {
+    let name = unique("two");
+    let options = OpenOptions::default();
+    let (mut a, mut b) = (open_one(&name, &options), open_one(&name, &options));
+    assert_ne!(a.capabilities().mac, b.capabilities().mac);
+    assert!(matches!(refusal(&name, &options), OpenError::Busy { .. }));
+    let frames: Vec<Kept> = (0..900).map(|n| raw(n, 60 + n as usize)).collect();
+    for _ in 0..5 {
+        send(&mut a, &frames);
+        assert_all_same(&expect(&mut b, frames.len()), &frames);
+        send(&mut b, &frames);
+        assert_all_same(&expect(&mut a, frames.len()), &frames);
+    }
+    drop(a);
+    assert_eq!(files_of(&name), 3);
+    drop(b);
+    assert_eq!(files_of(&name), 0);
+}
+
+#[test]
+fn shared_memory_goes_on_when_one_end_is_replaced() {
+    let name = unique("one");
+    let options = OpenOptions::default();
+    let (mut a, mut b) = (open_one(&name, &options), open_one(&name, &options));
+    for round in 0..5 {
+        send(&mut a, &[raw(round, 60), raw(round, 70)]);
+        assert_all_same(&expect(&mut b, 2), &[raw(round, 60), raw(round, 70)]);
+        send(&mut a, &[raw(round, 80)]);
+        drop(b);
+        b = open_one(&name, &options);
+        assert_all_same(&expect(&mut b, 1), &[raw(round, 80)]);
+        send(&mut b, &[raw(round, 90)]);
+        assert_all_same(&expect(&mut a, 1), &[raw(round, 90)]);
+    }
+    let other = OpenOptions {
+        mtu: Some(9000),
+        ..OpenOptions::default()
+    };
+    drop(b);
+    assert!(open(&name, &other).is_ok(), "the MTU is each end's own");
+    let plain = OpenOptions {
+        offloads: false,
+        ..OpenOptions::default()
+    };
+    assert!(matches!(refusal(&name, &plain), OpenError::Busy { .. }));
+}
+
+/// The child echoes; it is killed once while frames wait, and the next one takes its place.
+#[test]
+fn shared_memory_joins_two_processes() {
+    let variable = "KCM_DEVICE_TEST_SHARED_MEMORY";
+    let options = OpenOptions::default();
+    if let Some(name) = std::env::var_os(variable) {
+        let mut device = open_one(name.to_str().unwrap(), &options);
+        loop {
+            let frames = expect(&mut device, 1);
+            send(&mut device, &frames);
+        }
+    }
+    let name = unique("p");
+    let mut device = open_one(&name, &options);
+    let frames: Vec<Kept> = (0..200).map(|n| raw(n, 60 + n as usize)).collect();
+    for _ in 0..2 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "shared_memory_joins_two_processes",
+                "--nocapture",
+            ])
+            .env(variable, &name)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        for _ in 0..20 {
+            send(&mut device, &frames);
+            assert_all_same(&expect(&mut device, frames.len()), &frames);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    drop(device);
+    assert_eq!(files_of(&name), 0);
 }
 
 #[test]

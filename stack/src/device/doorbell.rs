@@ -1,9 +1,12 @@
-//! Waking the other half of an in-memory pair, by eventfds that read ready while they are rung.
+//! Waking the other half of an in-memory pair, by descriptors that read ready while they are rung.
 
 use super::{BorrowedFd, DeviceError};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+
+/// Bytes read at once: 512 rings. What a FIFO holds beyond them is read the next time.
+const FIFO_BYTES: usize = 4096;
 
 pub(super) struct Doorbell(OwnedFd);
 
@@ -14,15 +17,21 @@ impl Doorbell {
             .map_err(|errno| DeviceError::of("eventfd", errno))
     }
 
-    /// Makes the descriptor readable. The counter cannot overflow: a write that would is refused, and
-    /// the descriptor is readable already.
+    /// A bell over a FIFO, which another process can open by its name.
+    pub(super) fn over(fifo: OwnedFd) -> Self {
+        Self(fifo)
+    }
+
+    /// Makes the descriptor readable. A counter or FIFO that is full refuses the write, and is readable
+    /// already.
     pub(super) fn ring(&self) {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
     /// Makes the descriptor unreadable.
     pub(super) fn clear(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+        // An eventfd is cleared by its eight bytes, a FIFO by all that it holds.
+        let _ = rustix::io::read(&self.0, &mut [0u8; FIFO_BYTES]);
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -174,7 +174,7 @@ pub enum NameError {
 impl fmt::Display for NameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const KINDS: &str =
-            "netmap:IF, valeX:PORT, packet:IF, xdp:IF, tap:NAME or mem:, as in `packet:eth0`";
+            "netmap:IF, valeX:PORT, packet:IF, xdp:IF, tap:NAME or mem:NAME, as in `packet:eth0`";
         match self {
             Self::NoKind => write!(f, "no kind of device before a colon; write {KINDS}"),
             Self::UnknownKind(kind) => {

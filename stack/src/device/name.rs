@@ -12,6 +12,7 @@
 //! | `xdp:veth0` | `AF_XDP` on an interface |
 //! | `tap:kcm0` | a TAP interface, created when it does not exist |
 //! | `mem:` | memory: what is sent is received |
+//! | `mem:x` | memory shared with the other process that opens `mem:x` |
 
 use super::error::NameError;
 use core::{fmt, str::FromStr};
@@ -39,6 +40,8 @@ pub enum DeviceName {
     Tap(IfName),
     /// A memory device that receives what it sends.
     Memory,
+    /// One end of a memory device that two processes share.
+    SharedMemory(IfName),
 }
 
 /// A valid interface name: 1 to 15 bytes, no slash, colon or white space.
@@ -92,7 +95,7 @@ impl FromStr for DeviceName {
             "tap" => if_name(port).map(Self::Tap),
             "netmap" => netmap_port("", port).map(Self::Netmap),
             "mem" if port.is_empty() => Ok(Self::Memory),
-            "mem" => Err(NameError::Trailing(port.into())),
+            "mem" => if_name(port).map(Self::SharedMemory),
             vale if vale.strip_prefix("vale").is_some_and(is_switch_suffix) => {
                 netmap_port(&name[..=kind.len()], port).map(Self::Netmap)
             }
@@ -230,6 +233,7 @@ impl fmt::Display for DeviceName {
             Self::Xdp(name) => write!(f, "xdp:{}", name.0),
             Self::Tap(name) => write!(f, "tap:{}", name.0),
             Self::Memory => write!(f, "mem:"),
+            Self::SharedMemory(name) => write!(f, "mem:{}", name.0),
         }
     }
 }
@@ -269,6 +273,7 @@ mod tests {
             ("xdp:veth0", DeviceName::Xdp(packet("veth0"))),
             ("tap:kcm0", DeviceName::Tap(packet("kcm0"))),
             ("mem:", DeviceName::Memory),
+            ("mem:x", DeviceName::SharedMemory(packet("x"))),
         ];
         for (text, parsed) in table {
             assert_eq!(text.parse(), Ok(parsed.clone()), "{text}");
@@ -309,7 +314,7 @@ mod tests {
             ("netmap:p{1}2", NameError::Trailing("}2".into())),
             ("netmap:eth0^3", NameError::Trailing("3".into())),
             ("netmap:eth0*^", NameError::Trailing("^".into())),
-            ("mem:x", NameError::Trailing("x".into())),
+            ("mem:a/b", NameError::BadCharacter('/')),
         ];
         for (text, why) in table {
             assert_eq!(text.parse::<DeviceName>(), Err(why.clone()), "{text}");

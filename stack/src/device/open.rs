@@ -64,7 +64,8 @@ impl OpenOptions {
 
 /// Opens a device by name: one [`NetDevice`] for each of `options.queues`.
 ///
-/// `mem:` hears itself; two engines of one process share a [`MemoryDevice::pair`] instead.
+/// `mem:` hears itself; `mem:NAME` is one end of a pair whose other end another process opens, or the
+/// same one a second time. Two engines that need no name share a [`MemoryDevice::pair`].
 ///
 /// # Errors
 ///
@@ -79,6 +80,9 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Vec<Box<dyn NetDevice>>
         DeviceName::Packet(interface) => PacketDevice::open(interface, options).map(boxed),
         DeviceName::Xdp(interface) => XdpDevice::open(interface, options).map(boxed),
         DeviceName::Tap(interface) => TapDevice::open(interface, options).map(boxed),
+        DeviceName::SharedMemory(shared) => {
+            netmap::open_named(shared, options).map(|device| boxed(vec![device]))
+        }
         DeviceName::Memory => {
             let memory = MemoryOptions {
                 mtu: options.mtu.unwrap_or(MemoryOptions::default().mtu),

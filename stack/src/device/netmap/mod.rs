@@ -4,6 +4,7 @@
 //! that pass through exchange buffers with the ring they leave by. Frames of several slots, which
 //! VALE switches, pipes and some NICs produce, are the exception: they are gathered.
 
+mod named;
 mod open;
 mod pair;
 mod ring;
@@ -12,6 +13,7 @@ mod tests;
 
 pub use pair::{PairOptions, pair};
 
+pub(super) use named::open_named;
 pub(super) use open::open;
 
 use super::sys::abi_netmap::{rx_sync, tx_sync};
@@ -57,7 +59,7 @@ enum OtherSide {
     /// The kernel, on a system call.
     Kernel(OwnedFd),
     /// The other half of a pair.
-    Pair(PairEnd),
+    Pair(Box<PairEnd>),
 }
 
 impl NetmapDevice {
@@ -266,14 +268,17 @@ impl NetDevice for NetmapDevice {
         visit: &mut dyn FnMut(&[RxFrame<'_>]),
     ) -> Result<usize, DeviceError> {
         if !self.refresh_rx()? {
-            match &mut self.other_side {
+            match &self.other_side {
                 OtherSide::Kernel(fd) => {
                     rx_sync(fd.as_fd()).map_err(|errno| DeviceError::of("NIOCRXSYNC", errno))?;
                 }
-                OtherSide::Pair(end) => end.pull()?,
+                OtherSide::Pair(end) => end.found_nothing(),
             }
             if !self.refresh_rx()? {
                 return Ok(0);
+            }
+            if let OtherSide::Pair(end) = &self.other_side {
+                end.found_late();
             }
         }
         let mut received = 0;
@@ -288,7 +293,7 @@ impl NetDevice for NetmapDevice {
                 }
             }
         }
-        if let OtherSide::Pair(end) = &mut self.other_side {
+        if let OtherSide::Pair(end) = &self.other_side {
             end.made_room();
         }
         Ok(received)
@@ -358,7 +363,10 @@ impl NetDevice for NetmapDevice {
     }
 
     fn kick(&mut self) -> Result<(), DeviceError> {
-        let mut news = false;
+        let mut news = match &self.other_side {
+            OtherSide::Kernel(_) => false,
+            OtherSide::Pair(end) => end.has_backlog(),
+        };
         for ring in &mut self.tx {
             news |= ring.publish();
         }

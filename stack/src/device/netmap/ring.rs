@@ -258,9 +258,26 @@ pub(super) struct KernelEnd {
 }
 
 impl KernelEnd {
-    pub(super) fn new(memory: RingMemory) -> Self {
-        let next = memory.head();
-        Self { memory, next }
+    /// Behind a transmit ring: takes up where the last one stopped.
+    pub(super) fn of_tx(memory: RingMemory) -> Result<Self, DeviceError> {
+        // One slot always stays with the kernel: the one before the next to take.
+        let next = memory
+            .tail()
+            .checked_add(1)
+            .ok_or(DeviceError::Corrupt("ring tail"))?;
+        Self::at(next % memory.slot_count(), memory)
+    }
+
+    /// Behind a receive ring: takes up where the last one stopped.
+    pub(super) fn of_rx(memory: RingMemory) -> Result<Self, DeviceError> {
+        Self::at(memory.tail(), memory)
+    }
+
+    fn at(next: u32, memory: RingMemory) -> Result<Self, DeviceError> {
+        if next >= memory.slot_count() {
+            return Err(DeviceError::Corrupt("ring tail"));
+        }
+        Ok(Self { memory, next })
     }
 
     fn distance(&self, from: u32, to: u32) -> u32 {

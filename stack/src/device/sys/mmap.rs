@@ -69,7 +69,7 @@ impl Mapping {
     /// The address of a `T` at `at`, when it lies inside and is aligned.
     fn word<T>(&self, at: usize) -> Option<*mut T> {
         let end = at.checked_add(size_of::<T>())?;
-        if end > self.len || at % align_of::<T>() != 0 {
+        if end > self.len || !at.is_multiple_of(align_of::<T>()) {
             return None;
         }
         // SAFETY: `at` is inside the mapping. Its base is page-aligned, so the word is aligned.

@@ -139,7 +139,7 @@ impl RingMemory {
             .load_u64(base + RING_BUF_OFS)
             .ok_or(BadLayout("ring offset"))?;
         let slots_end = base + RING_SLOT + slot_count as usize * SLOT_SIZE;
-        if slots_end > map.len() || (base + RING_SLOT) % 8 != 0 {
+        if slots_end > map.len() || !(base + RING_SLOT).is_multiple_of(8) {
             return Err(BadLayout("number of slots"));
         }
         if !(BUF_BYTES_MIN..=usize::from(u16::MAX)).contains(&buf_size) {
@@ -295,11 +295,23 @@ impl Shape {
         port as usize * self.if_bytes()
     }
 
-    /// Lays the region out in anonymous memory as the kernel would: every slot has a buffer of its own,
-    /// transmit rings are the user's but for one slot, receive rings are empty.
-    pub(in crate::device) fn build(self) -> Result<Arc<Mapping>, Errno> {
+    /// Length of the region in bytes.
+    pub(in crate::device) fn len(self) -> usize {
         let buffers = self.ring_count() * self.slots as usize + FIRST_BUF_IDX as usize;
-        let map = Mapping::anonymous(self.buffers_at() + buffers * self.buf_size)?;
+        self.buffers_at() + buffers * self.buf_size
+    }
+
+    /// The region in anonymous memory, laid out.
+    #[cfg(test)]
+    pub(in crate::device) fn build(self) -> Result<Arc<Mapping>, Errno> {
+        let map = Mapping::anonymous(self.len())?;
+        self.lay_out(&map)?;
+        Ok(Arc::new(map))
+    }
+
+    /// Lays zeroed memory out as the kernel would: every slot has a buffer of its own, transmit rings
+    /// are the user's but for one slot, receive rings are empty.
+    pub(in crate::device) fn lay_out(self, map: &Mapping) -> Result<(), Errno> {
         let mut buf_idx = FIRST_BUF_IDX;
         let mut ring_at = self.ports as usize * self.if_bytes();
         for port in 0..self.ports {
@@ -340,6 +352,6 @@ impl Shape {
                 ring_at += self.ring_bytes();
             }
         }
-        Ok(Arc::new(map))
+        Ok(())
     }
 }
