@@ -171,6 +171,14 @@ continue
     lab.observe("still alive, then SIGTERM", server.stop(signal.SIGTERM))
 
 
+@app("valgrind", "valgrind", "gcc", "libc6-dbg")
+def valgrind(lab):
+    binary = compile_c(lab, "traced", "-g")
+    for tool in ("memcheck", "helgrind"):
+        leaks = ["--leak-check=full"] if tool == "memcheck" else []
+        lab.check(tool, ["valgrind", "-q", f"--tool={tool}", *leaks, "--error-exitcode=9", binary])
+
+
 def compile_c(lab, name, *options, compiler="gcc"):
     binary = lab.dir / name
     made = lab.run([compiler, "-O1", *options, "-pthread", "-o", binary, PROGRAMS / f"{name}.c", "-ldl"])

@@ -1,4 +1,5 @@
 /* traced.c - a small TCP echo in one process with two threads: what strace and gdb look at. `wait`: sleeps instead. */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
