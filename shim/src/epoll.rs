@@ -200,7 +200,7 @@ fn delete(set: &'static File, fd: i32, target: &'static File) -> Outcome<i32> {
     target.watch.remove(Watcher::Set { set, key });
     with(set, |set| {
         set.members.remove(&key);
-        if target.kind() != Kind::Kcm {
+        if ready::beneath(target) != Beneath::Mute {
             let _ = epoll::delete(&set.aux, sys::borrow(fd));
         }
     })?;
@@ -272,6 +272,9 @@ fn watch_beneath(
     key: u64,
     events: u32,
 ) -> Outcome<()> {
+    if ready::beneath(target) == Beneath::Queue {
+        return watch_queue(set, fd, key);
+    }
     if target.kind() == Kind::Kcm {
         let cell = target.mux()?;
         let engine = cell.lock()?;
@@ -300,6 +303,58 @@ fn asked(events: u32) -> epoll::EventFlags {
         | epoll::EventFlags::RDHUP
         | epoll::EventFlags::PRI;
     epoll::EventFlags::from_bits_retain(events) & bits | epoll::EventFlags::ET
+}
+
+/// A socket shared between processes tells itself when it has a message.
+fn watch_queue(set: &File, fd: i32, key: u64) -> Outcome<()> {
+    let tag = epoll::EventData::new_u64(Source::Member(key).pack());
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    let _ = with(set, |set| epoll::add(&set.aux, sys::borrow(fd), tag, flags))?;
+    Ok(())
+}
+
+/// A member has become a socket shared between processes.
+pub(crate) fn watch_shared(set: &'static File, target: &'static File) {
+    let keys: Vec<_> = with(set, |set| {
+        let members = set.members.iter();
+        let these = members.filter(|(_, m)| core::ptr::eq(m.file, target));
+        these.map(|(key, m)| (*key, m.fd)).collect()
+    })
+    .unwrap_or_default();
+    for (key, fd) in keys {
+        let _ = watch_queue(set, fd, key);
+        deliver(set, key, u32::MAX);
+    }
+}
+
+/// In a forked child: the set gets a private part of its own. `renewed` finds the child's file of
+/// an inherited KCM socket; TCP sockets attached by the parent are no members any more.
+pub(crate) fn renew_in_child(
+    file: &'static File,
+    renewed: impl Fn(&'static File) -> Option<&'static File>,
+) {
+    let Ok(aux) = epoll::create(epoll::CreateFlags::CLOEXEC) else {
+        return;
+    };
+    let aux = sys::raise(aux);
+    own::protect(sys::number(&aux));
+    let members = with(file, |set| {
+        core::mem::forget(core::mem::replace(&mut set.aux, aux)); // closed already
+        set.sleepers.clear();
+        set.ready.clear();
+        set.members
+            .retain(|_, m| m.file.kind() != Kind::Tcp || m.file.cell.get().is_none());
+        for member in set.members.values_mut() {
+            member.file = renewed(member.file).unwrap_or(member.file);
+            member.queued = false;
+        }
+        set.members.clone()
+    });
+    for (key, member) in members.unwrap_or_default() {
+        member.file.watch.add(Watcher::Set { set: file, key });
+        let _ = watch_beneath(file, member.file, member.fd, key, member.events);
+        deliver(file, key, u32::MAX);
+    }
 }
 
 /// A connection joins the mux of a member: the set watches it too.
@@ -435,8 +490,8 @@ fn collect(file: &'static File, room: usize, take: bool) -> Outcome<Vec<epoll_ev
 
 /// Poll bits of a member now.
 fn current(member: &Member) -> u32 {
-    let (bits, beneath) = ready::bits(member.file);
-    if beneath == Beneath::Mute {
+    let bits = ready::bits(member.file, member.fd);
+    if ready::beneath(member.file) != Beneath::Speaks {
         return bits;
     }
     let events = (member.events & !FLAGS) as i16;

@@ -10,12 +10,14 @@
 use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::collections::BTreeMap;
 
-use kcm_mux::{Nanos, PsockId};
+use kcm_mux::{KcmId, Nanos, PsockId};
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 
 use crate::errno::Outcome;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
+use crate::share::line::Line;
+use crate::share::owner;
 use crate::sync::Mutex;
 use crate::{own, sys};
 
@@ -39,8 +41,75 @@ const BELL: u64 = u64::MAX;
 
 static BELL_FD: AtomicI32 = AtomicI32::new(-1);
 
+/// Tag of the control socket (see `share`).
+const LISTENER: u64 = u64::MAX - 1;
+/// In the tag of a line: cell and KCM socket follow.
+const LINE: u64 = 1 << 63;
+/// In the tag of a process that holds sockets of ours: its descriptor follows.
+const CLIENT: u64 = 1 << 62;
+
 fn tag(cell: u32, psock: PsockId) -> u64 {
     u64::from(cell) << 32 | u64::from(psock.0)
+}
+
+/// A line reports what is sent through it and its end once each.
+const WATCH_LINE: epoll::EventFlags = epoll::EventFlags::IN
+    .union(epoll::EventFlags::RDHUP)
+    .union(epoll::EventFlags::ET);
+
+fn line_tag(cell: u32, id: KcmId) -> epoll::EventData {
+    epoll::EventData::new_u64(LINE | u64::from(cell) << 32 | u64::from(id.0))
+}
+
+/// A socket was tied.
+pub(crate) fn add_line(cell: u32, id: KcmId, line: &Line) {
+    let _ = epoll::add(epfd(), line.fd(), line_tag(cell, id), WATCH_LINE);
+}
+
+/// The queue behind a line became full, or has room again.
+pub(crate) fn watch_line(cell: u32, id: KcmId, line: &Line) {
+    let mut flags = WATCH_LINE;
+    flags.set(epoll::EventFlags::OUT, line.full);
+    let _ = epoll::modify(epfd(), line.fd(), line_tag(cell, id), flags);
+}
+
+/// No process holds the socket any more.
+pub(crate) fn remove_line(line: &Line) {
+    let _ = epoll::delete(epfd(), line.fd());
+}
+
+/// Other processes may ask for sockets of ours.
+pub(crate) fn add_listener(listener: &OwnedFd) {
+    let tag = epoll::EventData::new_u64(LISTENER);
+    let _ = epoll::add(epfd(), listener, tag, epoll::EventFlags::IN);
+}
+
+/// A process came; its descriptor is gone from the set once it is closed.
+pub(crate) fn add_client(client: &OwnedFd) {
+    let tag = epoll::EventData::new_u64(CLIENT | sys::number(client) as u64);
+    let _ = epoll::add(epfd(), client, tag, epoll::EventFlags::IN);
+}
+
+/// From now on every connection of the mux is served at once.
+pub(crate) fn watch_all(cell: &'static MuxCell, engine: &Engine) {
+    for psock in engine.mux.psocks() {
+        arm(cell, engine, psock);
+    }
+}
+
+/// Waits for what the connection needs.
+fn arm(cell: &'static MuxCell, engine: &Engine, psock: PsockId) {
+    let Some(conn) = engine.connection(psock) else {
+        return;
+    };
+    let (read, write) = (engine.mux.wants_read(psock), engine.mux.wants_write(psock));
+    let mut flags = epoll::EventFlags::ONESHOT;
+    flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, read);
+    flags.set(epoll::EventFlags::OUT, write);
+    if read || write {
+        let data = epoll::EventData::new_u64(tag(cell.index(), psock));
+        let _ = epoll::modify(epfd(), conn.fd(), data, flags);
+    }
 }
 
 const WATCH: epoll::EventFlags = epoll::EventFlags::IN
@@ -83,11 +152,7 @@ pub(crate) fn moved(engine: &mut EngineGuard, psock: PsockId, from: i32) {
 /// Called whenever a mux is left: arms what has to be noticed while nobody is there.
 pub(crate) fn settle(cell: &'static MuxCell, engine: &mut Engine) {
     while let Some(psock) = engine.conns.take_untold() {
-        let Some(conn) = engine.connection(psock) else {
-            continue;
-        };
-        let data = epoll::EventData::new_u64(tag(cell.index(), psock));
-        let _ = epoll::modify(epfd(), conn.fd(), data, WATCH | epoll::EventFlags::OUT);
+        arm(cell, engine, psock);
     }
     if let Some(at) = engine.mux.next_deadline()
         && at < WAKES_AT.load(Ordering::Relaxed)
@@ -109,7 +174,7 @@ fn ring() {
 }
 
 /// Starts the thread if it does not run yet.
-fn start() -> Outcome<()> {
+pub(crate) fn start() -> Outcome<()> {
     if EPFD.load(Ordering::Acquire) >= 0 {
         return Ok(());
     }
@@ -203,9 +268,17 @@ impl Keeper {
                 continue;
             }
             let data = event.data.u64();
+            if data & (LINE | CLIENT) != 0 {
+                self.other(data, event.flags);
+                continue;
+            }
             let Some(cell) = MuxCell::by_index((data >> 32) as u32) else {
                 continue;
             };
+            if cell.is_shared() {
+                self.serve(cell, PsockId(data as u32));
+                continue;
+            }
             let passes = cell.passes();
             self.fired.insert(
                 data,
@@ -215,6 +288,20 @@ impl Keeper {
                     interval: RECHECK_MIN,
                 },
             );
+        }
+    }
+
+    /// Something of the kind that `share` deals with.
+    fn other(&self, data: u64, flags: epoll::EventFlags) {
+        if data == LISTENER {
+            return owner::on_listener();
+        }
+        if data & LINE == 0 {
+            return owner::on_client((data & !CLIENT) as i32);
+        }
+        let ended = flags.contains(epoll::EventFlags::HUP);
+        if let Some(cell) = MuxCell::by_index(((data & !LINE) >> 32) as u32) {
+            owner::on_line(cell, KcmId(data as u32), ended);
         }
     }
 
@@ -241,27 +328,21 @@ impl Keeper {
                 continue;
             }
             self.fired.remove(&data);
-            self.serve(cell, PsockId(data as u32), data);
+            self.serve(cell, PsockId(data as u32));
         }
     }
 
     /// Does the work of one connection and arms it again.
-    fn serve(&self, cell: &'static MuxCell, psock: PsockId, data: u64) {
+    fn serve(&self, cell: &'static MuxCell, psock: PsockId) {
         let Ok(mut engine) = cell.lock() else { return };
-        engine.look();
-        engine.read_all();
-        engine.write_all();
-        let wants_write = engine.mux.wants_write(psock);
-        let wants_read = engine.mux.wants_read(psock);
-        let Some(conn) = engine.connection(psock) else {
-            return;
-        };
-        let mut flags = epoll::EventFlags::ONESHOT;
-        flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, wants_read);
-        flags.set(epoll::EventFlags::OUT, wants_write);
-        if wants_read || wants_write {
-            let _ = epoll::modify(&self.set, conn.fd(), epoll::EventData::new_u64(data), flags);
+        if cell.is_shared() {
+            engine.serve();
+        } else {
+            engine.look();
+            engine.read_all();
+            engine.write_all();
         }
+        arm(cell, &engine, psock);
     }
 
     /// Runs every timer that is due and finds the next one.

@@ -47,6 +47,14 @@ unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *cons
     saved.set();
 }
 
+/// Runs after every other library's destructor.
+#[cfg_attr(not(test), used, unsafe(link_section = ".fini_array"))]
+static FINI: unsafe extern "C" fn() = finish;
+
+unsafe extern "C" fn finish() {
+    crate::share::broker::at_exit();
+}
+
 /// The process's environment as the loader hands it over: `std::env` is not ready this early.
 struct Environment(*const *const c_char);
 

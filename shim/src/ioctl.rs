@@ -8,12 +8,13 @@ use crate::{kcm, tcp};
 /// One request. `native` asks what lies beneath.
 pub(crate) fn ioctl(
     file: &'static File,
+    fd: i32,
     request: u32,
     arg: UserPtr,
     native: impl FnOnce() -> i32,
 ) -> Outcome<i32> {
     match file.kind() {
-        Kind::Kcm => kcm::ioctl(file, request, arg),
+        Kind::Kcm => kcm::ioctl(file, fd, request, arg),
         Kind::Tcp if request == libc::FIONREAD as u32 => {
             let unread = tcp::unread(file);
             let done = native();

@@ -39,6 +39,7 @@ mod process;
 mod ready;
 mod real;
 mod select;
+mod share;
 mod signal;
 mod sync;
 mod sys;

@@ -23,6 +23,11 @@ pub(crate) fn protect(fd: i32) {
     }
 }
 
+/// Holds still for the length of a fork.
+pub(crate) fn freeze() -> impl Sized {
+    FILE.lock().ok()
+}
+
 /// The number is about to be closed by the shim.
 pub(crate) fn unprotect(fd: i32) {
     if let Some(file) = lookup(fd).filter(|f| f.kind() == Kind::Own)

@@ -62,6 +62,8 @@ fn count(fds: &[pollfd]) -> usize {
     fds.iter().filter(|e| e.revents != 0).count()
 }
 
+/// Bits that ask for input.
+const INPUT: i16 = libc::POLLIN | libc::POLLRDNORM;
 /// Bits of an entry that are reported whether asked for or not.
 const ALWAYS: i16 = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
 
@@ -72,7 +74,7 @@ fn look(fds: &mut [pollfd], ours: &Ours) -> bool {
         let Some(entry) = fds.get_mut(*at) else {
             continue;
         };
-        let (bits, _) = ready::bits(file);
+        let bits = ready::bits(file, entry.fd);
         entry.revents |= bits as i16 & (entry.events | ALWAYS);
         any |= entry.revents != 0;
     }
@@ -83,18 +85,29 @@ fn look(fds: &mut [pollfd], ours: &Ours) -> bool {
 fn native_entries(fds: &[pollfd], ours: &Ours) -> Vec<pollfd> {
     let mut native: Vec<pollfd> = fds.iter().map(|e| pollfd { revents: 0, ..*e }).collect();
     for (at, file) in ours {
-        if ready::bits(file).1 == Beneath::Mute
-            && let Some(entry) = native.get_mut(*at)
-        {
-            entry.fd = -1;
+        let Some(entry) = native.get_mut(*at) else {
+            continue;
+        };
+        match ready::beneath(file) {
+            Beneath::Queue if entry.events & INPUT != 0 => entry.events = libc::POLLIN,
+            Beneath::Queue | Beneath::Mute => entry.fd = -1,
+            Beneath::Speaks => {}
         }
     }
     native
 }
 
-fn merge(fds: &mut [pollfd], native: &[pollfd]) {
-    for (entry, seen) in fds.iter_mut().zip(native) {
-        entry.revents |= seen.revents;
+/// Adds what the kernel said, but of KCM sockets, which are looked at anew.
+fn merge(fds: &mut [pollfd], native: &[pollfd], ours: &Ours) {
+    let mut skip = ours
+        .iter()
+        .filter(|(_, file)| file.kind() == Kind::Kcm)
+        .map(|(at, _)| *at)
+        .peekable();
+    for (at, (entry, seen)) in fds.iter_mut().zip(native).enumerate() {
+        if skip.next_if_eq(&at).is_none() {
+            entry.revents |= seen.revents;
+        }
     }
 }
 
@@ -106,7 +119,7 @@ fn merge_native(
 ) -> Outcome<()> {
     let mut native = native_entries(fds, ours);
     native_ppoll_masked(&mut native, until, mask)?;
-    merge(fds, &native);
+    merge(fds, &native, ours);
     Ok(())
 }
 
@@ -144,7 +157,7 @@ fn sleep(fds: &mut [pollfd], ours: &Ours, until: Option<Nanos>, mask: SigMask) -
     note(&native, &sources);
     drop(watching);
     slept?;
-    merge(fds, native.get(..program).unwrap_or(&[]));
+    merge(fds, native.get(..program).unwrap_or(&[]), ours);
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use kcm_mux::proc::{TcpQueues, write_header, write_mux, write_stats};
 use kcm_mux::{Mux, Totals};
+use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 
 use crate::errno::{Errno, Outcome};
@@ -59,6 +60,19 @@ pub(crate) fn open(page: Page, flags: i32) -> Outcome<i32> {
     if flags & libc::O_DIRECTORY != 0 {
         return Err(Errno(libc::ENOTDIR).into());
     }
+    let close_on_exec = flags & libc::O_CLOEXEC != 0;
+    let fd = match crate::share::remote::page(page) {
+        Some(page) => page,
+        None => snapshot(page)?,
+    };
+    if !close_on_exec {
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
+    }
+    Ok(sys::hand_out(fd))
+}
+
+/// A file that holds the text of a page about the muxes of this process.
+pub(crate) fn snapshot(page: Page) -> Outcome<OwnedFd> {
     let text = match page {
         Page::Sockets => sockets(),
         Page::Statistics => statistics(),
@@ -69,12 +83,9 @@ pub(crate) fn open(page: Page, flags: i32) -> Outcome<i32> {
         let n = rustix::io::write(&writer, rest)?;
         rest = rest.get(n..).unwrap_or(&[]);
     }
-    let mut reader = OFlags::RDONLY;
-    reader.set(OFlags::CLOEXEC, flags & libc::O_CLOEXEC != 0);
+    let reader = OFlags::RDONLY | OFlags::CLOEXEC;
     let path = format!("/proc/self/fd/{}", sys::number(&writer));
-    let fd = rustix::fs::open(path.as_str(), reader, Mode::empty())?;
-    drop(writer);
-    Ok(sys::hand_out(fd))
+    Ok(rustix::fs::open(path.as_str(), reader, Mode::empty())?)
 }
 
 /// A mux has ended: its counters stay in the totals.

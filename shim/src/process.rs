@@ -2,7 +2,10 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use crate::{heap, housekeeper, wait};
+use crate::fd::File;
+use crate::kcm::MuxCell;
+use crate::share::{self, owner};
+use crate::{heap, housekeeper, own, sync, wait};
 
 /// The process our state belongs to.
 static OWNER: AtomicI32 = AtomicI32::new(0);
@@ -23,12 +26,39 @@ pub(crate) fn is_foreign() -> bool {
     OWNER.load(Ordering::Relaxed) != me()
 }
 
-/// fork(2) by `real`: the child gets a heap that no other thread was changing.
+/// fork(2) by `real`. The child's KCM sockets become those of another owner.
 pub(crate) fn fork(real: impl FnOnce() -> i32) -> i32 {
-    let quiet = heap::freeze();
+    owner::tie_all();
+    let child = whole(real, ());
+    if child == 0 {
+        share::child::inherit();
+    }
+    child
+}
+
+/// fork(2) by `real`, where it is the child that goes on with our muxes, and this process ends.
+pub(crate) fn succeed(real: impl FnOnce() -> i32, keep: bool) -> i32 {
+    let child = whole(real, MuxCell::freeze_all());
+    if child == 0 {
+        share::child::take_over(keep);
+    }
+    child
+}
+
+/// fork(2) by `real`: what other threads were changing at that moment the child gets whole.
+fn whole(real: impl FnOnce() -> i32, more: impl Sized) -> i32 {
+    let quiet = (
+        more,
+        owner::freeze(),
+        MuxCell::freeze(),
+        File::freeze(),
+        own::freeze(),
+        heap::freeze(),
+    );
     let child = real();
     if child == 0 {
         OWNER.store(me(), Ordering::Relaxed);
+        sync::enter_child();
         drop(quiet);
         wait::reset_in_child();
         housekeeper::reset_in_child();

@@ -2,7 +2,9 @@
 //! its behalf.
 
 use crate::errno::Outcome;
+use crate::fd::file::Link;
 use crate::fd::{File, Kind};
+use crate::share::native;
 use crate::{epoll, tcp};
 
 /// What waits for a file need besides the file's own bits.
@@ -10,6 +12,8 @@ use crate::{epoll, tcp};
 pub(crate) enum Beneath {
     /// The real descriptor says nothing about the file: it is not polled.
     Mute,
+    /// The real descriptor tells of input only: a socket shared between processes.
+    Queue,
     /// The real descriptor's bits count too.
     Speaks,
 }
@@ -17,13 +21,23 @@ pub(crate) enum Beneath {
 const OUT: u32 = (libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND) as u32;
 const IN: u32 = (libc::POLLIN | libc::POLLRDNORM) as u32;
 
-/// The bits of `file` now. Reads what the connections hold first.
-pub(crate) fn bits(file: &'static File) -> (u32, Beneath) {
+/// What the descriptor beneath `file` has to say.
+pub(crate) fn beneath(file: &File) -> Beneath {
+    match (file.kind(), file.link()) {
+        (Kind::Kcm, Link::Private | Link::Tied) => Beneath::Mute,
+        (Kind::Kcm, Link::Shared | Link::Remote) => Beneath::Queue,
+        _ => Beneath::Speaks,
+    }
+}
+
+/// The bits of `file`, at the number `fd`, now. Reads what the connections hold first.
+pub(crate) fn bits(file: &'static File, fd: i32) -> u32 {
     match file.kind() {
-        Kind::Kcm => (kcm(file).unwrap_or(0), Beneath::Mute),
-        Kind::Tcp => (tcp::extra_bits(file), Beneath::Speaks),
-        Kind::Epoll => (if epoll::any_ready(file) { IN } else { 0 }, Beneath::Speaks),
-        Kind::Bpf | Kind::Own | Kind::Free => (0, Beneath::Speaks),
+        Kind::Kcm if beneath(file) == Beneath::Queue => native::bits(file, fd),
+        Kind::Kcm => kcm(file).unwrap_or(0),
+        Kind::Tcp => tcp::extra_bits(file),
+        Kind::Epoll if epoll::any_ready(file) => IN,
+        Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => 0,
     }
 }
 

@@ -56,6 +56,17 @@ pub(crate) fn mind_thread_exit() {
     }
 }
 
+/// From now on no signal is delivered to this thread.
+pub(crate) fn block_all() {
+    // SAFETY: an all-zero sigset_t is a valid value.
+    let mut all: libc::sigset_t = unsafe { core::mem::zeroed() };
+    // SAFETY: the set is ours.
+    unsafe {
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, ptr::null_mut());
+    }
+}
+
 /// Starts a thread that no signal is delivered to.
 pub(crate) fn spawn_quiet(name: &str, run: impl FnOnce() + Send + 'static) -> Outcome<()> {
     /// The housekeeper's calls are shallow.

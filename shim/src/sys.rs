@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use kcm_mux::Nanos;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -38,6 +38,28 @@ pub(crate) fn env(now: Nanos) -> kcm_mux::bpf::Env {
     }
 }
 
+/// A random number; `None` before the kernel has any.
+pub(crate) fn random() -> Option<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: stores at most the length of the array into it.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    (got == 8).then(|| u64::from_ne_bytes(bytes))
+}
+
+/// Words in a page.
+const WORDS: usize = 1024;
+
+/// A page of zeros that children of a fork share with us. Never unmapped.
+pub(crate) fn shared_words() -> Option<&'static [AtomicU32; WORDS]> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+    let size = size_of::<[AtomicU32; WORDS]>();
+    // SAFETY: a fresh mapping overlaps nothing.
+    let page = unsafe { mmap_anonymous(core::ptr::null_mut(), size, prot, flags) }.ok()?;
+    // SAFETY: the mapping has this size, is aligned to a page, and zeros are valid atomics.
+    Some(unsafe { &*page.cast() })
+}
+
 /// Lowest number that our own descriptors may take: out of the way of programs that count on small
 /// numbers or sweep the low ones, and below the soft limit so that the kernel grants it.
 static FLOOR: AtomicUsize = AtomicUsize::new(usize::MAX);
@@ -68,6 +90,24 @@ pub(crate) fn dup_high(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// Gives a descriptor to the program: from now on only the program closes it.
 pub(crate) fn hand_out(fd: OwnedFd) -> i32 {
     fd.into_raw_fd()
+}
+
+/// Takes a number back that was just handed out.
+pub(crate) fn take_back(fd: i32) -> OwnedFd {
+    // SAFETY: the caller has had it from `hand_out` and gave it to nobody.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Closes every descriptor but those of `kept`, lowest first.
+pub(crate) fn close_all_but(kept: impl Iterator<Item = i32>) {
+    let mut from = 0;
+    for fd in kept.map(|fd| fd as u32).chain([u32::MAX]) {
+        if from < fd {
+            // SAFETY: closes what no one here uses any more.
+            unsafe { interpose::fd::next::close_range(from, fd - 1, 0) };
+        }
+        from = fd.saturating_add(1);
+    }
 }
 
 /// Closes a number that the program owned, as the real close(2).
@@ -102,6 +142,17 @@ pub(crate) fn poll_one(fd: i32, events: i16) -> bool {
         events,
         revents: 0,
     }])
+}
+
+/// What `fd` shows of `events` now, and ends in any case.
+pub(crate) fn poll_bits(fd: i32, events: i16) -> i16 {
+    let mut entry = [libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    }];
+    poll_now(&mut entry);
+    entry[0].revents
 }
 
 /// poll(2) without waiting. True when an entry has something.

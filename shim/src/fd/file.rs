@@ -9,6 +9,8 @@ use crate::bpf::BpfObject;
 use crate::epoll::EpollSet;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::kcm::MuxCell;
+use crate::share;
+use crate::share::remote::Remote;
 use crate::sync::{BiasedMutex, Mutex};
 use crate::tcp::Attached;
 use crate::watch::Watch;
@@ -50,6 +52,10 @@ pub(crate) struct File {
     pub(crate) sndtimeo: AtomicU64,
     /// KCM: messages already taken out of the mux. Lock order: before the mux.
     pub(crate) rx: BiasedMutex<RxBatch>,
+    /// How far a KCM socket is known to other processes.
+    link: AtomicU8,
+    /// Counts messages taken from the queue that processes of one family share.
+    pub(crate) taken: Slot<AtomicU32>,
     /// Who wants to hear that this file became ready.
     pub(crate) watch: Watch,
     /// What only some kinds have, off the fast path.
@@ -62,6 +68,21 @@ pub(crate) enum Body {
     Tcp(Attached),
     Epoll(EpollSet),
     Bpf(BpfObject),
+    Remote(Remote),
+}
+
+/// How far a KCM socket is known to other processes (see `share`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub(crate) enum Link {
+    /// No other process can have a copy, as far as we see.
+    Private,
+    /// Others may have copies, but have not used them; the mux is here.
+    Tied,
+    /// Others use it; the mux is here.
+    Shared,
+    /// The mux is with another process.
+    Remote,
 }
 
 static RECYCLED: Mutex<Vec<&'static File>> = Mutex::new(Vec::new());
@@ -82,6 +103,8 @@ impl File {
                 rcvtimeo: AtomicU64::new(0),
                 sndtimeo: AtomicU64::new(0),
                 rx: BiasedMutex::new(RxBatch::empty()),
+                link: AtomicU8::new(Link::Private as u8),
+                taken: Slot::empty(),
                 watch: Watch::new(),
                 body: Mutex::new(Body::None),
             })),
@@ -91,6 +114,11 @@ impl File {
         file.refs.store(1, Ordering::Relaxed);
         file.kind.store(kind as u8, Ordering::Release);
         Ok(file)
+    }
+
+    /// Holds the list of spare files still for the length of a fork.
+    pub(crate) fn freeze() -> impl Sized {
+        RECYCLED.lock().ok()
     }
 
     #[inline]
@@ -129,6 +157,20 @@ impl File {
             .store(ty == SocketType::Seqpacket, Ordering::Relaxed);
     }
 
+    #[inline]
+    pub(crate) fn link(&self) -> Link {
+        match self.link.load(Ordering::Acquire) {
+            1 => Link::Tied,
+            2 => Link::Shared,
+            3 => Link::Remote,
+            _ => Link::Private,
+        }
+    }
+
+    pub(crate) fn set_link(&self, link: Link) {
+        self.link.store(link as u8, Ordering::Release);
+    }
+
     /// Type of a KCM socket.
     #[inline]
     pub(crate) fn socket_type(&self) -> SocketType {
@@ -151,8 +193,13 @@ impl File {
 
     /// A descriptor or thread lets go of the file; the last one takes it down.
     pub(crate) fn release(&'static self) {
-        if self.refs.fetch_sub(1, Ordering::AcqRel) != 1 {
-            return;
+        match self.refs.fetch_sub(1, Ordering::AcqRel) {
+            1 => {}
+            // Perhaps only its line is left.
+            2 if matches!(self.link(), Link::Tied | Link::Shared) => {
+                return share::owner::look_for_end(self);
+            }
+            _ => return,
         }
         match self.kind() {
             Kind::Kcm => crate::kcm::socket::last_close(self),
@@ -162,6 +209,8 @@ impl File {
         }
         self.kind.store(Kind::Free as u8, Ordering::Release);
         self.cell.swap(None);
+        self.taken.swap(None);
+        self.set_link(Link::Private);
         self.watch.clear();
         self.rcvtimeo.store(0, Ordering::Relaxed);
         self.sndtimeo.store(0, Ordering::Relaxed);

@@ -35,6 +35,30 @@ pub(crate) fn in_range(fd: i32) -> bool {
     (fd as u32 as usize) < FDS_MAX
 }
 
+/// Replaces what stands behind `fd`, which the caller has no use for any more.
+pub(crate) fn put(fd: i32, file: &'static File) {
+    END.fetch_max(fd as u32 as usize + 1, Ordering::Relaxed);
+    if let Some(slot) = SLOTS.get(fd as u32 as usize) {
+        slot.swap(Some(file));
+    }
+}
+
+/// Whether any number ever was ours.
+#[inline(always)]
+pub(crate) fn is_used() -> bool {
+    END.load(Ordering::Relaxed) != 0
+}
+
+/// Every file of ours, once for each of its numbers.
+pub(crate) fn files() -> Vec<&'static File> {
+    ours_in(0, u32::MAX).filter_map(lookup).collect()
+}
+
+/// A number that `file` stands behind.
+pub(crate) fn number_of(file: &'static File) -> Option<i32> {
+    ours_in(0, u32::MAX).find(|fd| lookup(*fd).is_some_and(|at| core::ptr::eq(at, file)))
+}
+
 /// Puts `file`, one of whose references now belongs to this slot, behind `fd`. What stood there was
 /// closed behind our back and is released.
 pub(crate) fn install(fd: i32, file: &'static File) {

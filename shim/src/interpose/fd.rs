@@ -73,7 +73,7 @@ hooks! {
     fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::ioctl(fd, request, arg) };
-        on(fd, |f| ioctl_on(f, request as u32, UserPtr::new(arg), native), native)
+        on(fd, |f| ioctl_on(f, fd, request as u32, UserPtr::new(arg), native), native)
     }
 
     /// close_range(2).

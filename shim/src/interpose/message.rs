@@ -6,8 +6,10 @@ use libc::{
 
 use super::on;
 use super::poll::timespec_at;
-use crate::errno::Outcome;
+use crate::errno::{Errno, Outcome};
+use crate::fd::table;
 use crate::real::hooks;
+use crate::share::rights;
 use crate::user_mem::{Iovecs, UserPtr};
 use crate::{message, ops};
 
@@ -17,6 +19,21 @@ fn one<'a>(buf: *const c_void, len: size_t) -> Outcome<Iovecs<'a>> {
 
 fn at<T>(ptr: *const T) -> UserPtr {
     UserPtr::new(ptr.cast_mut().cast())
+}
+
+/// The real recv(2) into an empty buffer, up to its capacity; with MSG_TRUNC it returns the length
+/// of the message. A cancellation point when it waits. Leaves errno as it was.
+pub(crate) fn native_recv(fd: c_int, into: &mut Vec<u8>, flags: c_int) -> Result<usize, Errno> {
+    into.clear();
+    let saved = Errno::current();
+    // SAFETY: the kernel stores at most the capacity.
+    let got = unsafe { next::recv(fd, into.as_mut_ptr().cast(), into.capacity(), flags) };
+    let err = Errno::current();
+    saved.set();
+    let length = usize::try_from(got).map_err(|_| err)?;
+    // SAFETY: as much as the message has, at most the capacity, was stored.
+    unsafe { into.set_len(length.min(into.capacity())) };
+    Ok(length)
 }
 
 hooks! {
@@ -38,22 +55,37 @@ hooks! {
 
     /// sendmsg(2).
     fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
-        // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::sendmsg(fd, msg, flags) };
+        let native = || {
+            if table::is_used() {
+                rights::sending(at(msg));
+            }
+            // SAFETY: forwards the caller's own arguments.
+            unsafe { next::sendmsg(fd, msg, flags) }
+        };
         on(fd, |f| message::sendmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
     }
 
     /// sendmmsg(2).
     fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-        // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::sendmmsg(fd, msgs, count, flags) };
+        let native = || {
+            if table::is_used() {
+                rights::each(at(msgs), count as usize, rights::sending);
+            }
+            // SAFETY: forwards the caller's own arguments.
+            unsafe { next::sendmmsg(fd, msgs, count, flags) }
+        };
         on(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
     }
 
     /// sendmmsg(2) under the name glibc also exports.
     fn __sendmmsg(fd: c_int, msgs: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-        // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::__sendmmsg(fd, msgs, count, flags) };
+        let native = || {
+            if table::is_used() {
+                rights::each(at(msgs), count as usize, rights::sending);
+            }
+            // SAFETY: forwards the caller's own arguments.
+            unsafe { next::__sendmmsg(fd, msgs, count, flags) }
+        };
         on(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
     }
 
@@ -94,15 +126,28 @@ hooks! {
 
     /// recvmsg(2).
     fn recvmsg(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
-        // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::recvmsg(fd, msg, flags) };
+        let native = || {
+            // SAFETY: forwards the caller's own arguments.
+            let got = unsafe { next::recvmsg(fd, msg, flags) };
+            // SAFETY: the kernel has just written to the header.
+            if got >= 0 && unsafe { (*msg).msg_controllen } != 0 {
+                rights::received(at(msg));
+            }
+            got
+        };
         on(fd, |f| message::recvmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
     }
 
     /// recvmmsg(2).
     fn recvmmsg(fd: c_int, msgs: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
-        // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::recvmmsg(fd, msgs, count, flags, timeout) };
+        let native = || {
+            // SAFETY: forwards the caller's own arguments.
+            let got = unsafe { next::recvmmsg(fd, msgs, count, flags, timeout) };
+            if got > 0 {
+                rights::each(at(msgs), got as usize, rights::received);
+            }
+            got
+        };
         on(fd, |f| message::recvmmsg(f, fd, at(msgs), count, flags, timespec_at(timeout)?), native)
     }
 }

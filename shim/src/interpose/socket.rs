@@ -132,7 +132,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::getsockopt(fd, level, name, value, len) };
         on(fd, |f| match f.kind() {
-            Kind::Kcm => kcm::options::get(f, level, name, at(value), at(len)),
+            Kind::Kcm => kcm::options::get(f, fd, level, name, at(value), at(len)),
             Kind::Tcp => tcp::getsockopt(f, level, name, at(value), at(len)),
             _ => Err(Exit::Native),
         }, native)

@@ -9,6 +9,7 @@ use super::connection::{Connection, rcvbuf, send_parts};
 use super::connections::{Connections, Interest};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
+use crate::share::line::Lines;
 use crate::sync::{Guard, Mutex, RawMutex};
 use crate::wait::{self, BellId};
 use crate::{housekeeper, pool, sys, tcp};
@@ -19,6 +20,8 @@ pub(crate) struct MuxCell {
     /// Counts read passes made by the program's own threads: the housekeeper stays out of the way
     /// while it moves.
     passes: AtomicU32,
+    /// Sockets that other processes use: their messages are moved at once.
+    shared: AtomicU32,
     /// Where [`MuxCell::by_index`] finds it.
     index: u32,
 }
@@ -46,6 +49,7 @@ impl MuxCell {
                 let cell: &'static Self = Box::leak(Box::new(Self {
                     engine,
                     passes,
+                    shared: AtomicU32::new(0),
                     index,
                 }));
                 all.push(cell);
@@ -57,6 +61,7 @@ impl MuxCell {
             mux,
             kcms: Vec::new(),
             conns: Connections::default(),
+            lines: Lines::default(),
             leader: None,
             followers: Vec::new(),
         };
@@ -112,6 +117,73 @@ impl MuxCell {
                 f(&mut engine);
             }
         }
+    }
+
+    /// One socket more, or less, is used by other processes.
+    pub(crate) fn sharing(&self, change: i32) {
+        self.shared.fetch_add(change as u32, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::Relaxed) != 0
+    }
+
+    /// In a forked child, which has no mux yet: those in its memory are its parent's.
+    pub(crate) fn reset_in_child() {
+        if let Ok(mut live) = LIVE.lock() {
+            live.clear();
+        }
+    }
+
+    /// Holds every mux still, and what was taken from it, for the length of a fork whose child goes
+    /// on with them.
+    pub(crate) fn freeze_all() -> impl Sized {
+        let mut files = Vec::new();
+        Self::for_each(|engine| {
+            files.extend(engine.mux.kcms().filter_map(|id| engine.kcm(id)));
+        });
+        let taken: Vec<_> = files
+            .iter()
+            .filter_map(|file| file.rx.lock().ok())
+            .collect();
+        let live = LIVE.lock().map_or(Vec::new(), |live| live.clone());
+        let engines: Vec<_> = live
+            .iter()
+            .filter_map(|cell| cell.engine.lock().ok())
+            .collect();
+        (taken, engines)
+    }
+
+    /// In a forked child that goes on with the muxes of its parent: whoever slept on them is not
+    /// here. With `keep`, the connections stop working through the program's descriptors.
+    pub(crate) fn revive(keep: bool) {
+        let live = LIVE.lock().map_or(Vec::new(), |live| live.clone());
+        for cell in live {
+            let Ok(mut engine) = cell.lock() else {
+                continue;
+            };
+            (engine.leader, engine.followers) = (None, Vec::new());
+            let psocks: Vec<_> = engine.mux.psocks().collect();
+            for psock in psocks {
+                if keep && let Some(conn) = engine.conns.get_mut(psock) {
+                    let _ = conn.keep();
+                }
+                housekeeper::watch(cell, &engine, psock);
+            }
+            for (id, line) in engine.lines.iter() {
+                housekeeper::add_line(cell.index, id, line);
+            }
+        }
+    }
+
+    /// Whether there is a mux.
+    pub(crate) fn any() -> bool {
+        LIVE.lock().is_ok_and(|live| !live.is_empty())
+    }
+
+    /// Holds the lists of muxes still for the length of a fork.
+    pub(crate) fn freeze() -> impl Sized {
+        (LIVE.lock().ok(), ALL.lock().ok(), RECYCLED.lock().ok())
     }
 
     pub(crate) fn passes(&self) -> u32 {
@@ -170,6 +242,22 @@ impl EngineGuard {
         self.write_all();
     }
 
+    /// All the work there is, for sockets that other processes use.
+    pub(crate) fn serve(&mut self) {
+        /// Passes before others get the lock: the housekeeper comes back for the rest.
+        const PASSES_MAX: u32 = 16;
+        self.look();
+        for _ in 0..PASSES_MAX {
+            self.read_all();
+            self.write_all();
+            let cell = self.cell;
+            self.settle(cell);
+            if self.conns.due() == 0 {
+                break;
+            }
+        }
+    }
+
     fn any_full(&mut self) -> bool {
         let engine = &mut **self;
         engine.conns.any_full(&engine.mux)
@@ -193,6 +281,8 @@ pub(crate) struct Engine {
     leader: Option<BellId>,
     /// The other threads asleep on this mux.
     followers: Vec<(BellId, KcmId)>,
+    /// KCM sockets that other processes may hold.
+    pub(crate) lines: Lines,
 }
 
 impl Engine {
@@ -291,14 +381,25 @@ impl Engine {
     fn settle(&mut self, cell: &'static MuxCell) {
         while let Some(event) = self.mux.poll_event() {
             match event {
-                Event::Readable(id) => self.notify(id, libc::POLLIN | libc::POLLOUT),
-                Event::Writable(id) => self.notify(id, libc::POLLOUT),
+                Event::Readable(id) => {
+                    self.notify(id, libc::POLLIN | libc::POLLOUT);
+                    self.push(cell.index, id);
+                }
+                Event::Writable(id) => {
+                    self.notify(id, libc::POLLOUT);
+                    self.drain(id);
+                }
                 Event::PsockError(id) => {
                     if let Some(file) = self.connection(id).and_then(|c| c.file) {
                         file.watch.notify(libc::POLLERR as u32);
                     }
                 }
-                Event::Resumed(id) => self.conns.mark_readable(id),
+                Event::Resumed(id) => {
+                    self.conns.mark_readable(id);
+                    if cell.is_shared() {
+                        self.conns.tell(id);
+                    }
+                }
                 Event::Unread(id) => self.give_back(id),
                 Event::NeedRcvbuf(id) => {
                     if let Some(conn) = self.connection(id) {

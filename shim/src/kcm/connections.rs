@@ -112,7 +112,7 @@ impl Connections {
     }
 
     /// How many connections are due for a read.
-    pub(super) fn due(&self) -> usize {
+    pub(crate) fn due(&self) -> usize {
         self.due.len()
     }
 
@@ -138,6 +138,11 @@ impl Connections {
         if !self.full.contains(&id) {
             self.full.push(id);
         }
+        self.untold.push(id);
+    }
+
+    /// The housekeeper is to look at the connection again.
+    pub(super) fn tell(&mut self, id: PsockId) {
         self.untold.push(id);
     }
 

@@ -3,6 +3,8 @@
 use super::socket;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
+use crate::fd::file::Link;
+use crate::share::remote;
 use crate::user_mem::{self, UserPtr};
 
 const SIOCKCMATTACH: u32 = 0x89e0;
@@ -11,8 +13,16 @@ const SIOCKCMCLONE: u32 = 0x89e2;
 
 /// The three KCM requests. Others go to the socket beneath, but for those that it would answer as
 /// the AF_UNIX socket it is.
-pub(crate) fn ioctl(file: &'static File, request: u32, arg: UserPtr) -> Outcome<i32> {
+pub(crate) fn ioctl(file: &'static File, fd: i32, request: u32, arg: UserPtr) -> Outcome<i32> {
+    let remote = file.link() == Link::Remote;
     match request {
+        SIOCKCMATTACH if remote => {
+            user_mem::copy_in::<[i32; 2]>(arg)?;
+            crate::log::warn("SIOCKCMATTACH: only the process that made the mux attaches to it");
+            Err(Errno::EOPNOTSUPP.into())
+        }
+        SIOCKCMUNATTACH if remote => remote::unattach(file, fd, user_mem::copy_in::<i32>(arg)?),
+        SIOCKCMCLONE if remote => remote::clone(file, fd, |new| Ok(user_mem::copy_out(arg, &new)?)),
         SIOCKCMATTACH => {
             let [tcp_fd, bpf_fd] = user_mem::copy_in::<[i32; 2]>(arg)?;
             socket::attach(file, tcp_fd, bpf_fd)

@@ -9,19 +9,22 @@ use rustix::net::sockopt;
 use super::{AF_KCM, KCM_RECV_DISABLE, SOL_KCM, socket};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
+use crate::fd::file::Link;
+use crate::share::{owner, remote};
 use crate::sys;
 use crate::user_mem::{self, UserPtr};
 
 /// getsockopt(2).
 pub(crate) fn get(
     file: &'static File,
+    fd: i32,
     level: i32,
     name: i32,
     value: UserPtr,
     length: UserPtr,
 ) -> Outcome<i32> {
     let answer = match (level, name) {
-        (SOL_KCM, _) => return get_kcm(file, name, value, length),
+        (SOL_KCM, _) => return get_kcm(file, fd, name, value, length),
         (libc::SOL_SOCKET, libc::SO_TYPE) => match file.socket_type() {
             SocketType::Dgram => libc::SOCK_DGRAM,
             SocketType::Seqpacket => libc::SOCK_SEQPACKET,
@@ -35,16 +38,25 @@ pub(crate) fn get(
     put_int(answer, value, length)
 }
 
-fn get_kcm(file: &'static File, name: i32, value: UserPtr, length: UserPtr) -> Outcome<i32> {
+fn get_kcm(
+    file: &'static File,
+    fd: i32,
+    name: i32,
+    value: UserPtr,
+    length: UserPtr,
+) -> Outcome<i32> {
     if user_mem::copy_in::<i32>(length)? < 0 {
         return Err(Errno::EINVAL.into());
     }
     if name != KCM_RECV_DISABLE {
         return Err(Errno::ENOPROTOOPT.into());
     }
-    let engine = socket::checked(file, file.mux()?)?;
-    let disabled = engine.mux.rx_disabled(file.kcm_id());
-    drop(engine);
+    let disabled = if file.link() == Link::Remote {
+        remote::rx_disabled(file, fd)?
+    } else {
+        let engine = socket::checked(file, file.mux()?)?;
+        engine.mux.rx_disabled(file.kcm_id())
+    };
     put_int(i32::from(disabled), value, length)
 }
 
@@ -70,7 +82,7 @@ pub(crate) fn set(
     native: impl FnOnce() -> i32,
 ) -> Outcome<i32> {
     match (level, name) {
-        (SOL_KCM, _) => set_kcm(file, name, value, length),
+        (SOL_KCM, _) => set_kcm(file, fd, name, value, length),
         (libc::SOL_SOCKET, libc::SO_PEEK_OFF | libc::SO_ZEROCOPY | libc::SO_REUSEPORT) => {
             if (length as i32) < size_of::<i32>() as i32 {
                 return Err(Errno::EINVAL.into());
@@ -89,7 +101,7 @@ pub(crate) fn set(
     }
 }
 
-fn set_kcm(file: &'static File, name: i32, value: UserPtr, length: u32) -> Outcome<i32> {
+fn set_kcm(file: &'static File, fd: i32, name: i32, value: UserPtr, length: u32) -> Outcome<i32> {
     if (length as i32) < size_of::<i32>() as i32 {
         return Err(Errno::EINVAL.into());
     }
@@ -97,8 +109,16 @@ fn set_kcm(file: &'static File, name: i32, value: UserPtr, length: u32) -> Outco
     if name != KCM_RECV_DISABLE {
         return Err(Errno::ENOPROTOOPT.into());
     }
+    if file.link() == Link::Remote {
+        remote::set_option(file, fd, 0, on.into())?;
+        return Ok(0);
+    }
     let mut rx = file.rx.lock()?;
     let mut engine = socket::checked(file, file.mux()?)?;
+    if file.link() == Link::Shared {
+        owner::set_option(&mut engine, file.kcm_id(), 0, on.into());
+        return Ok(0);
+    }
     engine.mux.set_rx_disabled(file.kcm_id(), on, &mut rx);
     engine.pump();
     Ok(0)
@@ -116,6 +136,15 @@ fn follow(file: &'static File, fd: i32, name: i32) -> Outcome<()> {
     match name {
         libc::SO_RCVTIMEO | SO_RCVTIMEO_NEW => keep(&file.rcvtimeo, sockopt::Timeout::Recv),
         libc::SO_SNDTIMEO | SO_SNDTIMEO_NEW => keep(&file.sndtimeo, sockopt::Timeout::Send),
+        libc::SO_RCVBUF
+        | libc::SO_RCVBUFFORCE
+        | libc::SO_SNDBUF
+        | libc::SO_SNDBUFFORCE
+        | libc::SO_RCVLOWAT
+            if file.link() == Link::Remote =>
+        {
+            tell_owner(file, fd, name)?;
+        }
         libc::SO_RCVBUF | libc::SO_RCVBUFFORCE => {
             let size = sockopt::socket_recv_buffer_size(beneath)?;
             socket::checked(file, file.mux()?)?
@@ -137,6 +166,21 @@ fn follow(file: &'static File, fd: i32, name: i32) -> Outcome<()> {
         _ => {}
     }
     Ok(())
+}
+
+/// The owner of the mux hears what the socket now reports.
+fn tell_owner(file: &'static File, fd: i32, name: i32) -> Outcome<()> {
+    let beneath = sys::borrow(fd);
+    let (name, value) = match name {
+        libc::SO_RCVBUF | libc::SO_RCVBUFFORCE => {
+            (libc::SO_RCVBUF, sockopt::socket_recv_buffer_size(beneath)?)
+        }
+        libc::SO_SNDBUF | libc::SO_SNDBUFFORCE => {
+            (libc::SO_SNDBUF, sockopt::socket_send_buffer_size(beneath)?)
+        }
+        _ => (libc::SO_RCVLOWAT, sys::rcvlowat(beneath) as usize),
+    };
+    remote::set_option(file, fd, name, value as u32)
 }
 
 const SO_RCVTIMEO_NEW: i32 = 66;

@@ -5,6 +5,8 @@ use kcm_mux::{Message, RxBatch, SocketType};
 use super::{MuxCell, socket};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
+use crate::fd::file::Link;
+use crate::share::native;
 use crate::sync::{Guard, RawBiased};
 use crate::user_mem::Iovecs;
 use crate::{sys, wait};
@@ -31,8 +33,35 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
         return deliver(file, &mut rx, dst, flags);
     }
     let mut pin = None; // let go of after the lock
-    let mut rx = await_message(file, fd, rx, flags, &mut pin)?;
-    deliver(file, &mut rx, dst, flags)
+    match await_message(file, fd, rx, flags, &mut pin)? {
+        Some(mut rx) => deliver(file, &mut rx, dst, flags),
+        None => native::recv(file, fd, dst, flags),
+    }
+}
+
+/// recvmmsg(2) on a socket shared between processes.
+fn recv_many_shared(
+    file: &'static File,
+    fd: i32,
+    count: usize,
+    mut flags: i32,
+    until: Option<u64>,
+    mut each: impl FnMut(usize, &mut dyn FnMut(Iovecs<'_>) -> Outcome<Received>) -> Outcome<()>,
+) -> Outcome<usize> {
+    for index in 0..count {
+        match each(index, &mut |dst| native::recv(file, fd, dst, flags)) {
+            Ok(()) => {}
+            Err(_) if index > 0 => return Ok(index),
+            Err(err) => return Err(err),
+        }
+        if flags & libc::MSG_WAITFORONE != 0 {
+            flags |= libc::MSG_DONTWAIT;
+        }
+        if until.is_some_and(|at| at <= sys::now()) {
+            return Ok(index + 1);
+        }
+    }
+    Ok(count)
 }
 
 /// recvmmsg(2): up to `count` messages in one go. `each` gets the message at an index into place;
@@ -47,11 +76,16 @@ pub(crate) fn recv_many(
 ) -> Outcome<usize> {
     let mut flags = flags;
     let mut pin = None; // let go of after the lock
+    if file.link() >= Link::Shared {
+        return recv_many_shared(file, fd, count, flags, until, each);
+    }
     let mut rx = file.rx.lock()?;
     for index in 0..count {
         if rx.is_empty() {
             match await_message(file, fd, rx, flags, &mut pin) {
-                Ok(full) => rx = full,
+                Ok(Some(full)) => rx = full,
+                Ok(None) if index > 0 => return Ok(index),
+                Ok(None) => return recv_many_shared(file, fd, count, flags, until, each),
                 Err(_) if index > 0 => return Ok(index),
                 Err(err) => return Err(err),
             }
@@ -73,7 +107,8 @@ pub(crate) fn recv_many(
 }
 
 /// Fills the empty batch of `file`: from the mux, from its connections, or by sleeping until a
-/// message is there. The lock of the batch is not held during the sleep.
+/// message is there. The lock of the batch is not held during the sleep. `None` when the messages
+/// are in the kernel's queue, since other processes use the socket too.
 #[cold]
 fn await_message(
     file: &'static File,
@@ -81,13 +116,16 @@ fn await_message(
     mut rx: Rx,
     flags: i32,
     pin: &mut Option<wait::Pin>,
-) -> Outcome<Rx> {
+) -> Outcome<Option<Rx>> {
     let mut until = None;
     let mut asleep_before = false;
     loop {
+        if file.link() >= Link::Shared {
+            return Ok(None);
+        }
         let cell = file.mux()?;
         if fill(file, cell, &mut rx, asleep_before)? {
-            return Ok(rx);
+            return Ok(Some(rx));
         }
         drop(rx);
         if !asleep_before {
@@ -98,11 +136,13 @@ fn await_message(
             asleep_before = true;
         }
         let id = file.kcm_id();
-        let awake = wait::sleep(file, until, |engine| engine.mux.rx_len(id) != 0)?;
+        let awake = wait::sleep(file, until, |engine| {
+            engine.mux.rx_len(id) != 0 || file.link() >= Link::Shared
+        })?;
         *pin = Some(awake);
         rx = file.rx.lock()?;
         if !rx.is_empty() {
-            return Ok(rx); // another thread refilled the batch meanwhile
+            return Ok(Some(rx)); // another thread refilled the batch meanwhile
         }
     }
 }

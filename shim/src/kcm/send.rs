@@ -10,6 +10,8 @@ use super::recv::deadline;
 use super::socket;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
+use crate::fd::file::Link;
+use crate::share::remote;
 use crate::user_mem::Iovecs;
 use crate::{sys, wait};
 
@@ -43,9 +45,21 @@ pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) ->
     Sending::start(file, fd)?.send(&src, flags)
 }
 
+/// The mux, after what other processes have sent before.
+fn start_here(file: &'static File) -> Outcome<EngineGuard> {
+    let mut engine = socket::checked(file, file.mux()?)?;
+    if !engine.lines.is_empty() {
+        engine.drain(file.kcm_id());
+    }
+    Ok(engine)
+}
+
 impl Sending {
     pub(crate) fn start(file: &'static File, fd: i32) -> Outcome<Self> {
-        let engine = Some(socket::checked(file, file.mux()?)?);
+        let engine = match file.cell.get() {
+            None if file.link() == Link::Remote => None,
+            _ => Some(start_here(file)?),
+        };
         Ok(Self {
             file,
             fd,
@@ -56,6 +70,9 @@ impl Sending {
 
     /// One message, or a part of one.
     pub(crate) fn send(&mut self, src: &Iovecs<'_>, flags: i32) -> Outcome<usize> {
+        if self.engine.is_none() && self.file.link() == Link::Remote {
+            return self.send_by_owner(src, flags);
+        }
         let id = self.file.kcm_id();
         if !self.engine()?.mux.may_start(id) {
             self.await_room(flags)?;
@@ -88,6 +105,19 @@ impl Sending {
             engine.write_all();
         }
         sent.map_err(|_| Errno::EAGAIN.into())
+    }
+
+    /// The mux is with another process. MSG_BATCH, which only delays, is not passed on.
+    #[cold]
+    fn send_by_owner(&mut self, src: &Iovecs<'_>, flags: i32) -> Outcome<usize> {
+        let ty = self.file.socket_type();
+        let Ok(parts) = src.gather() else {
+            if ty == SocketType::Dgram {
+                remote::abort(self.file, self.fd);
+            }
+            return Err(Errno::EFAULT.into());
+        };
+        remote::send(self.file, self.fd, &parts, ends(ty, flags), flags)
     }
 
     /// Sends what MSG_BATCH held back.

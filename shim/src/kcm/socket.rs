@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use kcm_mux::{PsockId, SocketType};
+use rustix::fd::OwnedFd;
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
@@ -86,17 +87,9 @@ fn buffers(number: i32) -> (u32, u32) {
 /// SIOCKCMCLONE: another handle of the same mux, with default options and no flags. `store` hands
 /// the number to the program.
 pub(super) fn clone(file: &'static File, store: impl FnOnce(i32) -> Outcome<()>) -> Outcome<i32> {
-    let cell = file.mux()?;
     let (number, new) = reserve(SocketFlags::empty())?;
-    new.set_socket_type(file.socket_type());
     let stored = store(number).and_then(|()| {
-        let mut engine = checked(file, cell)?;
-        let id = engine.mux.clone_kcm();
-        engine.set_kcm(id, Some(new));
-        let (receive, send) = buffers(number);
-        engine.mux.set_rcvbuf(id, receive);
-        engine.mux.set_sndbuf(id, send);
-        new.bind(cell, id.0);
+        join(file, new, number)?;
         table::install(number, new);
         Ok(0)
     });
@@ -107,8 +100,35 @@ pub(super) fn clone(file: &'static File, store: impl FnOnce(i32) -> Outcome<()>)
     stored
 }
 
+/// SIOCKCMCLONE for another process: the descriptor is not the program's, the caller owns the file.
+pub(crate) fn clone_apart(file: &'static File) -> Outcome<(OwnedFd, &'static File)> {
+    let (number, new) = reserve(SocketFlags::CLOEXEC)?;
+    let fd = sys::take_back(number);
+    match join(file, new, number) {
+        Ok(()) => Ok((fd, new)),
+        Err(err) => {
+            new.release();
+            Err(err)
+        }
+    }
+}
+
+/// `new`, at `number`, becomes another socket of the mux of `file`.
+fn join(file: &'static File, new: &'static File, number: i32) -> Outcome<()> {
+    let cell = file.mux()?;
+    new.set_socket_type(file.socket_type());
+    let mut engine = checked(file, cell)?;
+    let id = engine.mux.clone_kcm();
+    engine.set_kcm(id, Some(new));
+    let (receive, send) = buffers(number);
+    engine.mux.set_rcvbuf(id, receive);
+    engine.mux.set_sndbuf(id, send);
+    new.bind(cell, id.0);
+    Ok(())
+}
+
 /// The engine of `cell`, if `file` is still a socket of it.
-pub(super) fn checked(file: &'static File, cell: &'static MuxCell) -> Outcome<EngineGuard> {
+pub(crate) fn checked(file: &'static File, cell: &'static MuxCell) -> Outcome<EngineGuard> {
     let engine = cell.lock()?;
     let here = engine
         .kcm(file.kcm_id())
@@ -200,11 +220,16 @@ fn watch_in_sets(cell: &'static MuxCell, engine: &EngineGuard, psock: PsockId) {
 
 /// SIOCKCMUNATTACH.
 pub(super) fn unattach(file: &'static File, tcp_fd: i32) -> Outcome<i32> {
-    let cell = file.mux()?;
     let cookie = match tcp_fd {
         0.. => sockopt::socket_cookie(sys::borrow(tcp_fd)).map_err(|_| Errno::ENOENT)?,
         _ => return Err(Errno::ENOENT.into()),
     };
+    unattach_cookie(file, cookie)
+}
+
+/// SIOCKCMUNATTACH of the TCP socket with this cookie.
+pub(crate) fn unattach_cookie(file: &'static File, cookie: u64) -> Outcome<i32> {
+    let cell = file.mux()?;
     let mut attached = ATTACHED.lock()?;
     let mut engine = checked(file, cell)?;
     let here = attached

@@ -1,0 +1,59 @@
+//! The end of an owner while others hold its sockets: a process without a program, the *broker*,
+//! goes on as owner until the last of them is closed.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::owner;
+use crate::fd::{Kind, lookup, table};
+use crate::interpose::process::{end, fork_apart};
+use crate::kcm::MuxCell;
+use crate::{process, signal, sys};
+
+/// This process is a broker.
+static IS_BROKER: AtomicBool = AtomicBool::new(false);
+
+/// The process is about to end: closes its KCM sockets and sees whether others need them.
+pub(crate) fn at_exit() {
+    if !table::is_used() || process::is_foreign() || !owner::has_lines() {
+        return;
+    }
+    for fd in table::ours_in(0, u32::MAX) {
+        if lookup(fd).is_some_and(|file| file.kind() == Kind::Kcm) {
+            let _ = sys::close(fd);
+        }
+    }
+    if owner::is_needed() {
+        hand_over();
+    }
+}
+
+/// Forks the broker. In this process nothing of ours works any more.
+pub(crate) fn hand_over() {
+    if process::succeed(fork_apart, true) == 0 {
+        run();
+    }
+}
+
+fn run() {
+    IS_BROKER.store(true, Ordering::Relaxed);
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir("/");
+    let _ = rustix::thread::set_name(c"kcmshim-broker");
+    sys::close_all_but(
+        table::ours_in(0, u32::MAX)
+            .filter(|fd| lookup(*fd).is_some_and(|file| file.kind() == Kind::Own)),
+    );
+    end_if_idle();
+    signal::block_all();
+    loop {
+        // The housekeeper does all the work, and ends the process.
+        let _ = rustix::event::poll(&mut [], None);
+    }
+}
+
+/// A broker whose last socket was closed has nothing left to do.
+pub(super) fn end_if_idle() {
+    if IS_BROKER.load(Ordering::Relaxed) && !MuxCell::any() {
+        end();
+    }
+}

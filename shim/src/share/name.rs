@@ -1,0 +1,58 @@
+//! Abstract AF_UNIX addresses of this library.
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::errno::{Errno, Outcome};
+
+/// What every name of ours begins with.
+const PREFIX: &[u8] = b"kcmshim/";
+
+/// The name of an owner's control socket: unguessable, so that nobody takes it beforehand.
+pub(crate) fn fresh() -> Outcome<Vec<u8>> {
+    let nonce = crate::sys::random().ok_or(Errno::EAGAIN)?;
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    Ok(format!("kcmshim/{pid}/{nonce:016x}").into_bytes())
+}
+
+/// The name a KCM socket of this owner is connected to.
+pub(crate) fn of_line(owner: &[u8], number: u32) -> Vec<u8> {
+    let mut name = owner.to_vec();
+    name.extend_from_slice(format!("/{number}").as_bytes());
+    name
+}
+
+/// The owner of the line that the socket `fd` is connected to; `None` when it is no tied socket.
+pub(crate) fn owner_of(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    let peer = rustix::net::getpeername(fd).ok()??;
+    let peer = SocketAddrUnix::try_from(peer).ok()?;
+    let name = peer.abstract_name()?;
+    name.strip_prefix(PREFIX)?;
+    let end = name.iter().rposition(|b| *b == b'/')?;
+    let owner = name.get(..end)?;
+    (owner.iter().filter(|b| **b == b'/').count() == 2).then(|| owner.to_vec())
+}
+
+pub(crate) fn socket() -> Outcome<OwnedFd> {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        kind,
+        flags,
+        None,
+    )?)
+}
+
+pub(crate) fn listen(name: &[u8], backlog: i32) -> Outcome<OwnedFd> {
+    let fd = socket()?;
+    rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(name)?)?;
+    rustix::net::listen(&fd, backlog)?;
+    Ok(fd)
+}
+
+pub(crate) fn connect(fd: impl AsFd, name: &[u8]) -> Outcome<()> {
+    Ok(rustix::net::connect(
+        fd,
+        &SocketAddrUnix::new_abstract_name(name)?,
+    )?)
+}

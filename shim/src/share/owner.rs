@@ -1,0 +1,470 @@
+//! What the owner of a mux does for the other processes that hold its sockets.
+
+use kcm_mux::{KcmId, SendFlags as MuxFlags, SocketType};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
+
+use super::line::Line;
+use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
+use super::{broker, ledger, name};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::file::Link;
+use crate::fd::{File, Kind, lookup, table};
+use crate::kcm::{EngineGuard, MuxCell, socket};
+use crate::proc_net::{self, Page};
+use crate::sync::Mutex;
+use crate::{epoll, housekeeper, own, sys};
+
+/// Connections from other processes at most; each is one descriptor.
+const CLIENTS_MAX: usize = 4096;
+/// Bytes of a file that stands for a long message at most.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// The control socket of this process, made when its first socket is tied.
+struct Control {
+    name: Vec<u8>,
+    listener: OwnedFd,
+    /// Lines made.
+    lines: u32,
+    clients: Vec<Client>,
+}
+
+/// One process that holds sockets of ours.
+struct Client {
+    fd: OwnedFd,
+    /// Sockets it has proved to hold.
+    held: Vec<u64>,
+}
+
+/// Lock order: before any mux.
+static CONTROL: Mutex<Option<Control>> = Mutex::new(None);
+
+fn handle(cell: &MuxCell, id: KcmId) -> u64 {
+    u64::from(cell.index()) << 32 | u64::from(id.0)
+}
+
+/// The socket a handle names.
+fn named(handle: u64) -> Outcome<(&'static File, EngineGuard)> {
+    let cell = MuxCell::by_index((handle >> 32) as u32).ok_or(Errno::EBADF)?;
+    let engine = cell.lock()?;
+    let file = engine.kcm(KcmId(handle as u32)).ok_or(Errno::EBADF)?;
+    Ok((file, engine))
+}
+
+/// Ties every KCM socket of ours that is not tied yet: copies are about to reach another process.
+pub(crate) fn tie_all() {
+    for fd in table::ours_in(0, u32::MAX) {
+        if let Some(file) = lookup(fd)
+            && file.kind() == Kind::Kcm
+            && tie(file, sys::borrow(fd)).is_err()
+        {
+            crate::log::warn("a KCM socket cannot be shared with other processes");
+        }
+    }
+}
+
+/// Connects the socket behind `fd` to a line, whose other end stays here.
+pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
+    if file.link() != Link::Private {
+        return Ok(());
+    }
+    housekeeper::start()?;
+    let line_name = next_name()?;
+    let listener = name::listen(&line_name, 1)?;
+    name::connect(&fd, &line_name)?;
+    let end = loop {
+        let end = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)?;
+        if sockopt::socket_peercred(&end)?.pid == rustix::process::getpid() {
+            break end; // not a stranger who guessed the name
+        }
+    };
+    let taken = ledger::lend()?;
+    let line = Line::new(end, sockopt::socket_cookie(&fd)?, taken);
+    let cell = file.mux()?;
+    let mut engine = socket::checked(file, cell)?;
+    if !file.retain() {
+        return Err(Errno::EBADF.into());
+    }
+    let id = file.kcm_id();
+    housekeeper::add_line(cell.index(), id, &line);
+    engine.lines.put(id, Box::new(line));
+    file.taken.swap(Some(taken));
+    file.set_link(Link::Tied);
+    Ok(())
+}
+
+/// The name of the next line; makes the control socket if this is the first.
+fn next_name() -> Outcome<Vec<u8>> {
+    let mut control = CONTROL.lock()?;
+    if control.is_none() {
+        /// Processes that may stand at the door at a time.
+        const BACKLOG: i32 = 128;
+        let name = name::fresh()?;
+        let listener = sys::raise(name::listen(&name, BACKLOG)?);
+        own::protect(sys::number(&listener));
+        housekeeper::add_listener(&listener);
+        *control = Some(Control {
+            name,
+            listener,
+            lines: 0,
+            clients: Vec::new(),
+        });
+    }
+    let control = control.as_mut().ok_or(Errno::EIO)?;
+    control.lines += 1;
+    Ok(name::of_line(&control.name, control.lines))
+}
+
+/// The kernel's queue of the socket becomes its receive queue.
+pub(crate) fn share(file: &'static File) -> Outcome<()> {
+    let mut rx = file.rx.lock()?;
+    let cell = file.mux()?;
+    let mut engine = socket::checked(file, cell)?;
+    if file.link() != Link::Tied {
+        return Ok(());
+    }
+    let id = file.kcm_id();
+    engine.mux.return_batch(id, &mut rx);
+    engine.lines.get_mut(id).ok_or(Errno::EBADF)?.shared = true;
+    file.set_link(Link::Shared);
+    cell.sharing(1);
+    drop(rx);
+    engine.push(cell.index(), id);
+    engine.pump();
+    housekeeper::watch_all(cell, &engine);
+    drop(engine);
+    file.watch.notify((libc::POLLIN | libc::POLLOUT) as u32);
+    for set in file.watch.sets() {
+        epoll::watch_shared(set, file);
+    }
+    Ok(())
+}
+
+/// A tied socket lost a descriptor here, or its line reports an end: if no copy is left anywhere,
+/// the socket closes.
+pub(crate) fn look_for_end(file: &'static File) {
+    let Some(cell) = file.cell.get() else { return };
+    let Ok(mut engine) = socket::checked(file, cell) else {
+        return;
+    };
+    let id = file.kcm_id();
+    if !engine.lines.get(id).is_some_and(Line::is_gone) {
+        return;
+    }
+    engine.drain(id);
+    let Some(mut line) = engine.lines.take(id) else {
+        return;
+    };
+    housekeeper::remove_line(&line);
+    engine.mux.return_batch(id, &mut line.rx);
+    let untaken = line.untaken();
+    engine.lines.adrift.extend(untaken);
+    if line.shared {
+        cell.sharing(-1);
+    }
+    file.taken.swap(None);
+    file.set_link(Link::Private);
+    drop(line);
+    drop(engine);
+    file.release();
+    settle_adrift(cell);
+}
+
+/// Finds a socket for messages whose own died with them in its queue.
+fn settle_adrift(cell: &'static MuxCell) {
+    let Ok(mut engine) = cell.lock() else { return };
+    if engine.lines.adrift.is_empty() {
+        return;
+    }
+    for id in engine.lines.ids() {
+        engine.push(cell.index(), id);
+    }
+    if engine.lines.adrift.is_empty() {
+        return;
+    }
+    let open = engine.mux.kcms().filter(|id| !engine.mux.rx_disabled(*id));
+    let files: Vec<_> = open.filter_map(|id| engine.kcm(id)).collect();
+    drop(engine);
+    for file in files {
+        if file.link() == Link::Private
+            && let Some(fd) = table::number_of(file)
+        {
+            let _ = tie(file, sys::borrow(fd));
+        }
+        if file.link() == Link::Tied {
+            let _ = share(file);
+        }
+    }
+}
+
+/// The housekeeper saw something on the line of a socket.
+pub(crate) fn on_line(cell: &'static MuxCell, id: KcmId, ended: bool) {
+    let Ok(mut engine) = cell.lock() else { return };
+    if engine.lines.get(id).is_none() {
+        return;
+    }
+    let file = engine.kcm(id);
+    engine.drain(id);
+    engine.push(cell.index(), id);
+    engine.serve();
+    drop(engine);
+    if let Some(file) = file.filter(|_| ended) {
+        look_for_end(file);
+        broker::end_if_idle();
+    }
+}
+
+/// The housekeeper saw a process at the door.
+pub(crate) fn on_listener() {
+    let Ok(mut control) = CONTROL.lock() else {
+        return;
+    };
+    let Some(control) = control.as_mut() else {
+        return;
+    };
+    let Ok(fd) = rustix::net::accept_with(&control.listener, SocketFlags::CLOEXEC) else {
+        return;
+    };
+    if control.clients.len() < CLIENTS_MAX {
+        let fd = sys::raise(fd);
+        own::protect(sys::number(&fd));
+        housekeeper::add_client(&fd);
+        let held = Vec::new();
+        control.clients.push(Client { fd, held });
+    }
+}
+
+/// The housekeeper saw a request, or the end, of a process.
+pub(crate) fn on_client(fd: i32) {
+    let Ok(mut control) = CONTROL.lock() else {
+        return;
+    };
+    let Some(control) = control.as_mut() else {
+        return;
+    };
+    let mut clients = control.clients.iter_mut();
+    let Some(at) = clients.position(|c| sys::number(&c.fd) == fd) else {
+        return;
+    };
+    let mut client = control.clients.swap_remove(at);
+    if client.serve().is_ok() {
+        control.clients.push(client);
+    } else {
+        own::unprotect(fd);
+    }
+}
+
+/// An answer: two words and perhaps a descriptor.
+type Reply = (u64, u64, Option<OwnedFd>);
+
+impl Client {
+    /// One request. An error ends the connection.
+    fn serve(&mut self) -> Outcome<()> {
+        let mut bytes = vec![0; HEAD_BYTES + DATA_MAX];
+        let (count, fds) = match wire::receive(&self.fd, &mut bytes, RecvFlags::DONTWAIT) {
+            Err(Exit::Failed(Errno::EAGAIN)) => return Ok(()),
+            got => got?,
+        };
+        let bytes = bytes.get(..count).unwrap_or(&[]);
+        let (request, data) = Request::parse(bytes).ok_or(Errno::EINVAL)?;
+        let mut answer = Answer::default();
+        let mut passed = None;
+        match self.answer(request, data, fds) {
+            Ok(reply) => (answer.value, answer.more, passed) = reply,
+            Err(Exit::Failed(err)) => answer.errno = err.0,
+            Err(Exit::Native) => answer.errno = libc::EIO,
+        }
+        let passed: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
+        let flags = SendFlags::DONTWAIT; // who does not read its answers is let go
+        wire::send(&self.fd, &answer.to_bytes(), &[], &passed, flags)
+    }
+
+    fn answer(&mut self, request: Request, data: &[u8], fds: Vec<OwnedFd>) -> Outcome<Reply> {
+        let mut fds = fds.into_iter();
+        match request.op {
+            Op::Hold => {
+                let held = hold(fds.next().ok_or(Errno::EINVAL)?, request.a != 0)?;
+                self.held.push(held.0);
+                return Ok(held);
+            }
+            Op::Page => {
+                let page = match request.a {
+                    0 => Page::Sockets,
+                    _ => Page::Statistics,
+                };
+                return Ok((0, 0, Some(proc_net::snapshot(page)?)));
+            }
+            _ if !self.held.contains(&request.handle) => return Err(Errno::EPERM.into()),
+            _ => {}
+        }
+        let (file, mut engine) = named(request.handle)?;
+        let id = file.kcm_id();
+        match request.op {
+            Op::Send => {
+                engine.drain(id);
+                if !engine.mux.may_start(id) {
+                    return Err(Errno::EAGAIN.into());
+                }
+                let long = fds.next().map(|file| contents(&file)).transpose()?;
+                let bytes = long.as_deref().unwrap_or(data);
+                let flags = MuxFlags {
+                    end: request.a != 0,
+                    batch: false,
+                };
+                let sent = engine.mux.send(id, &[bytes], flags);
+                engine.write_all();
+                Ok((sent.map_err(|_| Errno::ENOMEM)? as u64, 0, None))
+            }
+            Op::Abort => {
+                engine.drain(id);
+                engine.mux.abort_open(id);
+                Ok((0, 0, None))
+            }
+            Op::Clone => {
+                drop(engine);
+                let (fd, held) = clone(file)?;
+                self.held.push(held);
+                Ok((held, 0, Some(fd)))
+            }
+            Op::Unattach => {
+                drop(engine);
+                socket::unattach_cookie(file, request.a)?;
+                Ok((0, 0, None))
+            }
+            Op::Disabled => Ok((engine.mux.rx_disabled(id).into(), 0, None)),
+            Op::Option => {
+                set_option(&mut engine, id, request.a as i32, request.b as u32);
+                Ok((0, 0, None))
+            }
+            Op::Hold | Op::Page => Err(Errno::EINVAL.into()),
+        }
+    }
+}
+
+/// A value that a process has set on a shared socket.
+pub(crate) fn set_option(engine: &mut EngineGuard, id: KcmId, name: i32, value: u32) {
+    match name {
+        libc::SO_RCVBUF => engine.mux.set_rcvbuf(id, value),
+        libc::SO_SNDBUF => engine.mux.set_sndbuf(id, value),
+        libc::SO_RCVLOWAT => engine.mux.set_rcvlowat(id, value),
+        0 => {
+            let Some(mut line) = engine.lines.take(id) else {
+                return;
+            };
+            engine.mux.set_rx_disabled(id, value != 0, &mut line.rx);
+            engine.lines.put(id, line);
+            let cell = engine.cell().index();
+            engine.push(cell, id);
+            engine.pump();
+        }
+        _ => {}
+    }
+}
+
+/// The tied socket that `copy` is a copy of.
+fn find(copy: impl AsFd) -> Outcome<&'static File> {
+    let cookie = sockopt::socket_cookie(copy)?;
+    let mut found = None;
+    MuxCell::for_each(|engine| {
+        let line = engine.lines.iter().find(|(_, line)| line.cookie == cookie);
+        found = line.and_then(|(id, _)| engine.kcm(id)).or(found);
+    });
+    Ok(found.ok_or(Errno::EBADF)?)
+}
+
+/// A descriptor came back to us: the file of the socket, if we are its `owner`.
+pub(crate) fn own_socket(fd: impl AsFd, owner: &[u8]) -> Option<&'static File> {
+    let ours = CONTROL.lock().ok()?.as_ref().map(|c| c.name == owner);
+    if ours == Some(true) {
+        find(fd).ok()
+    } else {
+        None
+    }
+}
+
+/// The socket of which `copy` came along, from now on shared.
+fn hold(copy: OwnedFd, counts: bool) -> Outcome<Reply> {
+    let file = find(copy)?;
+    if !counts {
+        trust_no_count(file)?;
+    }
+    share(file)?;
+    let seqpacket = file.socket_type() == SocketType::Seqpacket;
+    let handle = handle(file.mux()?, file.kcm_id());
+    Ok((handle, seqpacket.into(), None))
+}
+
+/// The socket may be with a process that does not count what it takes.
+pub(crate) fn trust_no_count(file: &'static File) -> Outcome<()> {
+    let mut engine = socket::checked(file, file.mux()?)?;
+    let line = engine.lines.get_mut(file.kcm_id()).ok_or(Errno::EBADF)?;
+    line.trust_no_count();
+    Ok(())
+}
+
+/// A KCM socket for another process, shared from the start, and its handle.
+fn clone(file: &'static File) -> Outcome<(OwnedFd, u64)> {
+    let (fd, new) = socket::clone_apart(file)?;
+    let made = tie(new, &fd)
+        .and_then(|()| trust_no_count(new))
+        .and_then(|()| share(new))
+        .and_then(|()| Ok(handle(new.mux()?, new.kcm_id())));
+    new.release();
+    Ok((fd, made?))
+}
+
+/// A long message, from the file that carries it.
+fn contents(file: &OwnedFd) -> Outcome<Vec<u8>> {
+    let length = rustix::fs::fstat(file)?.st_size as u64;
+    if length > FILE_BYTES_MAX {
+        return Err(Errno::EMSGSIZE.into());
+    }
+    let mut bytes = vec![0; length as usize];
+    let mut at = 0;
+    while let Some(room) = bytes.get_mut(at..).filter(|room| !room.is_empty()) {
+        match rustix::io::pread(file, room, at as u64)? {
+            0 => return Err(Errno::EINVAL.into()),
+            n => at += n,
+        }
+    }
+    Ok(bytes)
+}
+
+/// In a forked child that goes on as owner.
+pub(super) fn watch_again() {
+    if let Ok(control) = CONTROL.lock()
+        && let Some(control) = control.as_ref()
+    {
+        housekeeper::add_listener(&control.listener);
+        for client in &control.clients {
+            housekeeper::add_client(&client.fd);
+        }
+    }
+}
+
+/// Whether another process holds a socket of ours, not counting copies that are closed.
+pub(super) fn is_needed() -> bool {
+    let mut needed = false;
+    MuxCell::for_each(|engine| {
+        needed |= engine.lines.iter().any(|(_, line)| !line.is_gone());
+    });
+    needed
+}
+
+/// Whether any socket of ours may be held by another process.
+pub(super) fn has_lines() -> bool {
+    CONTROL.lock().is_ok_and(|control| control.is_some())
+}
+
+/// Holds still for the length of a fork.
+pub(crate) fn freeze() -> impl Sized {
+    CONTROL.lock().ok()
+}
+
+/// In a forked child, which owns none of its parent's muxes. The descriptors are closed with all
+/// others of ours.
+pub(super) fn reset_in_child() {
+    if let Ok(mut control) = CONTROL.lock() {
+        core::mem::forget(control.take());
+    }
+}

@@ -1,0 +1,312 @@
+//! A KCM socket whose mux is with another process.
+
+use kcm_mux::SocketType;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::IoSlice;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
+
+use super::name;
+use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::file::Body;
+use crate::fd::{File, Kind, table};
+use crate::interpose::poll::native_ppoll;
+use crate::kcm::recv::deadline;
+use crate::proc_net::Page;
+use crate::sync::Mutex;
+use crate::{own, sys};
+
+/// What this process knows of a socket it holds by another's leave.
+#[derive(Default)]
+pub(crate) struct Remote {
+    /// The owner shares it with us.
+    asked: bool,
+    /// What the owner calls it, once it shares it.
+    handle: Option<u64>,
+    /// The owner's control socket.
+    owner: Vec<u8>,
+}
+
+impl Remote {
+    /// A socket connected to a line of `owner`.
+    pub(crate) fn new(owner: Vec<u8>) -> Self {
+        Self {
+            asked: false,
+            handle: None,
+            owner,
+        }
+    }
+}
+
+/// Connections to owners by name. The lock is held from a request to its answer.
+static OWNERS: Mutex<Vec<(Vec<u8>, OwnedFd)>> = Mutex::new(Vec::new());
+
+/// Sees to it that the owner shares the socket with us. Should the owner not answer, what is in the
+/// kernel's queue can still be taken.
+#[inline]
+pub(crate) fn hold(file: &'static File, fd: i32) {
+    let asked = match file.body.lock().as_deref_mut() {
+        Ok(Body::Remote(remote)) => core::mem::replace(&mut remote.asked, true),
+        _ => true,
+    };
+    if !asked {
+        ask_to_share(file, fd);
+    }
+}
+
+#[cold]
+fn ask_to_share(file: &'static File, fd: i32) {
+    let Some(owner) = owner_of(file) else { return };
+    let request = Request {
+        op: Op::Hold,
+        handle: 0,
+        a: file.taken.get().is_some().into(),
+        b: 0,
+    };
+    if let Ok((answer, _)) = call(&owner, request, &[], &[sys::borrow(fd)])
+        && let Ok(Body::Remote(remote)) = file.body.lock().as_deref_mut()
+    {
+        remote.handle = Some(answer.value);
+        file.set_socket_type(match answer.more {
+            0 => SocketType::Dgram,
+            _ => SocketType::Seqpacket,
+        });
+    }
+}
+
+/// The socket goes to a process that may not count what it takes.
+pub(crate) fn publish(file: &'static File, fd: i32) -> Outcome<()> {
+    let owner = owner_of(file).ok_or(Errno::EBADF)?;
+    let request = Request {
+        op: Op::Hold,
+        handle: 0,
+        a: 0,
+        b: 0,
+    };
+    call(&owner, request, &[], &[sys::borrow(fd)]).map(drop)
+}
+
+fn owner_of(file: &File) -> Option<Vec<u8>> {
+    match &*file.body.lock().ok()? {
+        Body::Remote(remote) => Some(remote.owner.clone()),
+        _ => None,
+    }
+}
+
+/// One request to an owner, and its answer.
+fn call(
+    owner: &[u8],
+    request: Request,
+    data: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Outcome<(Answer, Option<OwnedFd>)> {
+    let mut owners = OWNERS.lock()?;
+    let at = match owners.iter().position(|(name, _)| name == owner) {
+        Some(at) => at,
+        None => {
+            let fd = sys::raise(name::socket()?);
+            name::connect(&fd, owner)?;
+            own::protect(sys::number(&fd));
+            owners.push((owner.to_vec(), fd));
+            owners.len() - 1
+        }
+    };
+    let (_, fd) = owners.get(at).ok_or(Errno::EIO)?;
+    let mut bytes = [0; HEAD_BYTES];
+    let sent = wire::send(fd, &request.to_bytes(), data, fds, SendFlags::empty());
+    let got = sent.and_then(|()| wire::receive(fd, &mut bytes, RecvFlags::empty()));
+    if got.is_err() {
+        let (_, fd) = owners.swap_remove(at);
+        own::unprotect(sys::number(&fd));
+    }
+    let (_, passed) = got.map_err(|_| Errno::EPIPE)?;
+    let answer = Answer::parse(&bytes).ok_or(Errno::EIO)?;
+    match answer.errno {
+        0 => Ok((answer, passed.into_iter().next())),
+        errno => Err(Errno(errno).into()),
+    }
+}
+
+/// A request about the socket `fd`.
+fn ask(
+    file: &'static File,
+    fd: i32,
+    op: Op,
+    words: [u64; 2],
+    data: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Outcome<(Answer, Option<OwnedFd>)> {
+    hold(file, fd);
+    let (owner, handle) = match &*file.body.lock()? {
+        Body::Remote(remote) => (remote.owner.clone(), remote.handle),
+        _ => return Err(Errno::EBADF.into()),
+    };
+    let [a, b] = words;
+    let handle = handle.ok_or(Errno::EPIPE)?;
+    let request = Request { op, handle, a, b };
+    call(&owner, request, data, fds)
+}
+
+/// One send of `parts`; `end` says whether it ends a message.
+pub(crate) fn send(
+    file: &'static File,
+    fd: i32,
+    parts: &[&[u8]],
+    end: bool,
+    flags: i32,
+) -> Outcome<usize> {
+    hold(file, fd);
+    let length = parts.iter().map(|part| part.len()).sum();
+    let wait = flags & libc::MSG_DONTWAIT == 0 && !sys::is_nonblocking(fd);
+    let timeout = file.sndtimeo.load(core::sync::atomic::Ordering::Relaxed);
+    let until = deadline(timeout);
+    loop {
+        let sent = if end && length > 0 {
+            send_whole(file, fd, parts)
+        } else {
+            send_by_owner(file, fd, parts, end)
+        };
+        match sent {
+            Err(Exit::Failed(Errno::EAGAIN)) if wait => await_room(fd, until)?,
+            Err(err) => return Err(err),
+            Ok(()) => return Ok(length),
+        }
+    }
+}
+
+/// A whole message goes through the socket itself.
+fn send_whole(file: &'static File, fd: i32, parts: &[&[u8]]) -> Outcome<()> {
+    let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let control = &mut SendAncillaryBuffer::default();
+    match rustix::net::sendmsg(sys::borrow(fd), &slices, control, flags) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::MSGSIZE) => send_by_owner(file, fd, parts, true),
+        Err(rustix::io::Errno::CONNRESET | rustix::io::Errno::NOTCONN) => Err(Errno::EPIPE.into()),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// A part of a message, or a very long one.
+fn send_by_owner(file: &'static File, fd: i32, parts: &[&[u8]], end: bool) -> Outcome<()> {
+    let bytes = parts.concat();
+    let words = [end.into(), 0];
+    if bytes.len() <= DATA_MAX {
+        return ask(file, fd, Op::Send, words, &bytes, &[]).map(drop);
+    }
+    let long = memfd_create("kcm message", MemfdFlags::CLOEXEC)?;
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        let n = rustix::io::write(&long, rest)?;
+        rest = rest.get(n..).unwrap_or(&[]);
+    }
+    ask(file, fd, Op::Send, words, &[], &[long.as_fd()]).map(drop)
+}
+
+/// Sleeps until the socket takes more. The owner's queue has no descriptor to wait for: it is tried
+/// again at short intervals.
+fn await_room(fd: i32, until: Option<u64>) -> Outcome<()> {
+    const AGAIN_NS: u64 = 1_000_000;
+    let now = sys::now();
+    if until.is_some_and(|at| at <= now) {
+        return Err(Errno::EAGAIN.into());
+    }
+    let mut entry = [libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    }];
+    if sys::poll_now(&mut entry) {
+        native_ppoll(&mut [], Some(now + AGAIN_NS))?;
+    } else {
+        native_ppoll(&mut entry, until)?;
+    }
+    Ok(())
+}
+
+/// The program passed memory that cannot be read: an open message of a SOCK_DGRAM is lost.
+pub(crate) fn abort(file: &'static File, fd: i32) {
+    let _ = ask(file, fd, Op::Abort, [0; 2], &[], &[]);
+}
+
+/// SIOCKCMCLONE.
+pub(crate) fn clone(
+    file: &'static File,
+    fd: i32,
+    store: impl FnOnce(i32) -> Outcome<()>,
+) -> Outcome<i32> {
+    let (answer, new) = ask(file, fd, Op::Clone, [0; 2], &[], &[])?;
+    let new = new.ok_or(Errno::EIO)?;
+    let remote = Remote {
+        asked: true,
+        handle: Some(answer.value),
+        owner: owner_of(file).unwrap_or_default(),
+    };
+    rustix::io::fcntl_setfd(&new, rustix::io::FdFlags::empty())?;
+    let made = adopt(new.as_fd(), remote)?;
+    made.set_socket_type(file.socket_type());
+    let number = sys::hand_out(new);
+    let stored = store(number);
+    if stored.is_err() {
+        made.release();
+        let _ = sys::close(number);
+    } else {
+        table::install(number, made);
+    }
+    stored.map(|()| 0)
+}
+
+/// A file for a socket of another owner.
+pub(crate) fn adopt(fd: BorrowedFd<'_>, remote: Remote) -> Outcome<&'static File> {
+    let file = File::new(Kind::Kcm, sys::inode(fd), Body::Remote(remote))?;
+    file.set_link(crate::fd::file::Link::Remote);
+    Ok(file)
+}
+
+/// SIOCKCMUNATTACH.
+pub(crate) fn unattach(file: &'static File, fd: i32, tcp_fd: i32) -> Outcome<i32> {
+    let cookie = sockopt::socket_cookie(sys::borrow(tcp_fd)).map_err(|_| Errno::ENOENT)?;
+    ask(file, fd, Op::Unattach, [cookie, 0], &[], &[])?;
+    Ok(0)
+}
+
+/// KCM_RECV_DISABLE as set.
+pub(crate) fn rx_disabled(file: &'static File, fd: i32) -> Outcome<bool> {
+    let (answer, _) = ask(file, fd, Op::Disabled, [0; 2], &[], &[])?;
+    Ok(answer.value != 0)
+}
+
+/// The owner hears of an option; 0 stands for KCM_RECV_DISABLE.
+pub(crate) fn set_option(file: &'static File, fd: i32, name: i32, value: u32) -> Outcome<()> {
+    let words = [name as u32 as u64, value.into()];
+    ask(file, fd, Op::Option, words, &[], &[]).map(drop)
+}
+
+/// A page of /proc/net as the first owner shows it; `None` when we know no owner.
+pub(crate) fn page(page: Page) -> Option<OwnedFd> {
+    let files = table::files().into_iter().filter(|f| f.kind() == Kind::Kcm);
+    let owner = { files }.find_map(owner_of)?;
+    let request = Request {
+        op: Op::Page,
+        handle: 0,
+        a: (page == Page::Statistics).into(),
+        b: 0,
+    };
+    call(&owner, request, &[], &[]).ok()?.1
+}
+
+/// In a forked child, which makes connections of its own. The parent's are closed with all others
+/// of ours.
+pub(super) fn reset_in_child() {
+    if let Ok(mut owners) = OWNERS.lock() {
+        core::mem::forget(core::mem::take(&mut *owners));
+    }
+}
+
+/// The socket is asked for anew, over a connection of this process.
+pub(super) fn ask_again(file: &'static File) {
+    if let Ok(Body::Remote(remote)) = file.body.lock().as_deref_mut() {
+        (remote.asked, remote.handle) = (false, None);
+    }
+}

@@ -1,0 +1,170 @@
+//! Requests to an owner and its answers: one SEQPACKET message each, descriptors alongside.
+
+use core::mem::MaybeUninit;
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::IoSlice;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+
+use crate::errno::{Errno, Outcome};
+
+/// Descriptors one message may carry.
+const FDS_MAX: usize = 2;
+/// Bytes of a message after its head; longer data travels in a file.
+pub(super) const DATA_MAX: usize = 32 << 10;
+pub(super) const HEAD_BYTES: usize = 32;
+
+/// What a holder asks of the owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Op {
+    /// Share the socket whose copy comes along. Answers its handle and type. `a`: 1 if the caller
+    /// counts what it takes.
+    Hold = 1,
+    /// Send the data, or the contents of the file that comes along; `a`: 1 if it ends a message.
+    Send,
+    /// Discard the open message.
+    Abort,
+    /// Another KCM socket of the mux; it comes with the answer.
+    Clone,
+    /// Unattach the TCP socket with cookie `a`.
+    Unattach,
+    /// KCM_RECV_DISABLE as set.
+    Disabled,
+    /// Socket option `a` has become `b`; 0 stands for KCM_RECV_DISABLE.
+    Option,
+    /// A page of /proc/net, which comes with the answer: `a` is 0 for kcm, 1 for kcm_stats.
+    Page,
+}
+
+impl Op {
+    fn parse(code: u64) -> Option<Self> {
+        const ALL: [Op; 8] = [
+            Op::Hold,
+            Op::Send,
+            Op::Abort,
+            Op::Clone,
+            Op::Unattach,
+            Op::Disabled,
+            Op::Option,
+            Op::Page,
+        ];
+        ALL.into_iter().find(|op| *op as u64 == code)
+    }
+}
+
+/// One request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) op: Op,
+    /// The socket, as the owner named it in its answer to [`Op::Hold`].
+    pub(super) handle: u64,
+    pub(super) a: u64,
+    pub(super) b: u64,
+}
+
+impl Request {
+    pub(super) fn to_bytes(self) -> [u8; HEAD_BYTES] {
+        words([self.op as u64, self.handle, self.a, self.b])
+    }
+
+    /// `None` for what no request looks like.
+    pub(super) fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let ([op, handle, a, b], data) = parse_words(bytes)?;
+        let op = Op::parse(op)?;
+        Some((Self { op, handle, a, b }, data))
+    }
+}
+
+/// The owner's answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Answer {
+    /// 0, or why the request failed.
+    pub(super) errno: i32,
+    pub(super) value: u64,
+    pub(super) more: u64,
+}
+
+impl Answer {
+    pub(super) fn to_bytes(self) -> [u8; HEAD_BYTES] {
+        words([self.errno as u64, self.value, self.more, 0])
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let ([errno, value, more, _], _) = parse_words(bytes)?;
+        let errno = errno as i32;
+        Some(Self { errno, value, more })
+    }
+}
+
+fn words(words: [u64; HEAD_BYTES / 8]) -> [u8; HEAD_BYTES] {
+    let mut bytes = [0; HEAD_BYTES];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+fn parse_words(bytes: &[u8]) -> Option<([u64; HEAD_BYTES / 8], &[u8])> {
+    let (head, data) = bytes.split_at_checked(HEAD_BYTES)?;
+    let mut words = [0; HEAD_BYTES / 8];
+    for (word, from) in words.iter_mut().zip(head.chunks_exact(8)) {
+        *word = u64::from_ne_bytes(from.try_into().ok()?);
+    }
+    Some((words, data))
+}
+
+/// Sends a head, its data and descriptors as one message.
+pub(super) fn send(
+    to: impl AsFd,
+    head: &[u8],
+    data: &[u8],
+    fds: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> Outcome<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let parts = [IoSlice::new(head), IoSlice::new(data)];
+    let flags = flags | SendFlags::NOSIGNAL;
+    loop {
+        match rustix::net::sendmsg(to.as_fd(), &parts, &mut control, flags) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(err) => return Err(err.into()),
+            Ok(_) => return Ok(()),
+        }
+    }
+}
+
+/// One message and its descriptors. ENOTCONN at the end.
+pub(super) fn receive(
+    from: impl AsFd,
+    bytes: &mut [u8],
+    flags: RecvFlags,
+) -> Outcome<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
+    let got = loop {
+        let mut parts = [rustix::io::IoSliceMut::new(bytes)];
+        match rustix::net::recvmsg(from.as_fd(), &mut parts, &mut control, flags) {
+            Err(rustix::io::Errno::INTR) => {}
+            got => break got?,
+        }
+    };
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(passed) = message {
+            fds.extend(passed);
+        }
+    }
+    if got.bytes == 0 || got.flags.contains(ReturnFlags::TRUNC) {
+        return Err(Errno::ENOTCONN.into());
+    }
+    Ok((got.bytes, fds))
+}
