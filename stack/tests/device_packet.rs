@@ -39,6 +39,14 @@ fn frames_of_all_sizes_cross_both_ways_in_order() {
                 assert_all_same(&expect(&mut a, frames.len()), &frames);
             }
             assert_eq!(take(&mut a), Ok(vec![]), "own frames do not come back");
+            let mut neighbour = open_one("packet:v0", &OpenOptions::default());
+            send(&mut neighbour, &frames[..9]);
+            assert_all_same(&expect(&mut b, 9), &frames[..9]);
+            assert_eq!(
+                take(&mut a),
+                Ok(vec![]),
+                "nor do those of others on this side"
+            );
             assert_eq!((a.counters().tx_frames, b.counters().rx_missed), (6000, 0));
         },
     );

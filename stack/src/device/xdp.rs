@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A five-line program on the interface redirects every frame to the socket of its queue, and passes
-//! it to the kernel's stack when there is none. It lives as long as the devices do.
+//! it to the kernel's stack when there is none. It lives as long as the devices do. So the kernel hears
+//! nothing more on the queues that are open; an interface of one's own is the place for it.
 //!
 //! There is no place for offload state beside a frame: checksums are computed here, and a veth's
 //! neighbour should not leave them partial (`ethtool -K PEER tx off`); where it does,

@@ -3,6 +3,9 @@
 //! Received frames are parsed from their slots, transmitted frames are written into theirs, and frames
 //! that pass through exchange buffers with the ring they leave by. Frames of several slots, which
 //! VALE switches, pipes and some NICs produce, are the exception: they are gathered.
+//!
+//! System calls are few: a kick with something queued, and a receive that finds nothing, which is also
+//! what gives consumed slots back. `poll` on the descriptor does the work of both.
 
 mod named;
 mod open;
