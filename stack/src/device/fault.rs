@@ -13,8 +13,8 @@ use core::ops::Range;
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-/// Most frames one direction holds back; more are dropped as by a full queue. Enough for 10 Gb/s of
-/// full-sized frames over 75 ms.
+/// Most frames one direction holds back, or takes between two kicks; more are dropped as by a full
+/// queue. Enough for 10 Gb/s of full-sized frames over 75 ms.
 const HELD_FRAMES_MAX: usize = 65_536;
 
 /// What happens to frames that travel in one direction. The default is a perfect link.
@@ -212,6 +212,9 @@ impl<D: NetDevice> NetDevice for Fault<D> {
         room: usize,
         write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
     ) -> Result<bool, TransmitError> {
+        if self.tx.burst.len() >= HELD_FRAMES_MAX {
+            return Err(TransmitError::Full);
+        }
         if self.scratch.len() < room {
             self.scratch.resize(room, 0);
         }

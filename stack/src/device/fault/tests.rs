@@ -388,6 +388,13 @@ fn held_frames_are_bounded() {
             ..LinkFaults::default()
         },
     );
-    send(&mut a, 0..HELD_FRAMES_MAX as u32 + 10);
+    let limit = HELD_FRAMES_MAX as u32;
+    for n in 0..limit {
+        a.transmit_parts(&[&numbered(n)], FrameMeta::NONE).unwrap();
+    }
+    let more = a.transmit_parts(&[&numbered(limit)], FrameMeta::NONE);
+    assert_eq!(more, Err(TransmitError::Full), "until a kick");
+    a.kick().unwrap();
+    send(&mut a, limit..limit + 10);
     assert_eq!(a.tx_faults_seen().queue_drops, 10);
 }
