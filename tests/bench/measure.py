@@ -156,9 +156,11 @@ def human(number, unit):
     if unit == "ns":
         for scale, letter in ((1e6, "ms"), (1e3, "us")):
             if number >= 10 * scale:
-                return f"{number / scale:.3g} {letter}"
+                return f"{number / scale:.4g} {letter}"
         return f"{number:.0f} ns" if number >= 100 else f"{number:.3g} ns"
-    return f"{number:.4g} {unit}".rstrip() if unit != "x" else f"{number:.3g} x"
+    if unit == "x":
+        return f"{number:.1f} x" if number >= 10 else f"{number:.3g} x" if number >= 2 else f"{number:.3f} x"
+    return f"{number:.4g} {unit}".rstrip()
 
 
 COLUMNS = (

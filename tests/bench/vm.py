@@ -109,8 +109,8 @@ class VmGroup(Group):
             else:
                 program.results.append(json.loads(out))
         for program in self.programs:
-            if not program.results:
-                program.failure = program.failure or "the VM gave no result"
+            if len(program.results) < rounds:
+                program.failure = program.failure or f"the VM gave {len(program.results)} of {rounds} results"
 
 
 def groups(bin_dir, lib):
@@ -144,7 +144,6 @@ def groups(bin_dir, lib):
                 program("library sendmmsg(64)", "tx_kcm", "-m", "sendmmsg", *large, env=preload),
                 program("raw write each", "tx_raw", *large),
             ],
-            [Bar("library sendmmsg(64)", ">=", 0.95, None, "raw write each")],
             lib=lib,
         ),
     ]
