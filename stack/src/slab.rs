@@ -3,7 +3,8 @@
 
 use core::ops::{Index, IndexMut};
 
-const CHUNK_SHIFT: u32 = 10;
+/// Large enough for huge pages; untouched records of a chunk cost address space only.
+const CHUNK_SHIFT: u32 = 14;
 const CHUNK: usize = 1 << CHUNK_SHIFT;
 
 /// Records addressed by `u32`. A freed slot keeps its last value until reuse, so that
@@ -79,11 +80,11 @@ mod tests {
     #[test]
     fn slots_are_reused_and_show_their_past() {
         let mut s = Slab::new();
-        let ids: Vec<u32> = (0..3_000).map(|v| s.insert(|_| v)).collect();
-        assert_eq!(s[ids[2_999]], 2_999);
+        let ids: Vec<u32> = (0..30_000).map(|v| s.insert(|_| v)).collect();
+        assert_eq!(s[ids[29_999]], 29_999);
         s.remove(ids[7]);
         let again = s.insert(|old| old.copied().unwrap_or(0) + 100_000);
-        assert_eq!((again, s[again], s.len()), (ids[7], 100_007, 3_000));
-        assert!(s.get(3_500).is_none());
+        assert_eq!((again, s[again], s.len()), (ids[7], 100_007, 30_000));
+        assert!(s.get(30_500).is_none());
     }
 }

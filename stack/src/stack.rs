@@ -317,6 +317,34 @@ impl Stack {
         }
     }
 
+    /// As [`handle_frame`](Self::handle_frame) for a batch in order. With many connections this is
+    /// several times cheaper: the records of a batch are brought into the cache together.
+    pub fn handle_frames<'a, I>(&mut self, now: Instant, frames: I)
+    where
+        I: Iterator<Item = (&'a [u8], Received)> + Clone,
+    {
+        let mut rest = frames;
+        loop {
+            let mut tags = [0; WARM_FRAMES];
+            let mut known = 0;
+            let mut taken = 0;
+            for (frame, _) in rest.clone().take(WARM_FRAMES) {
+                taken += 1;
+                if let Some((src, dst, ports)) = tcp_flow(frame) {
+                    tags[known] = self.tcp.tag_of(src, dst, ports[0], ports[1]);
+                    known += 1;
+                }
+            }
+            if taken == 0 {
+                return;
+            }
+            self.tcp.warm(&tags[..known]);
+            for (frame, received) in rest.by_ref().take(taken) {
+                self.handle_frame(now, frame, received);
+            }
+        }
+    }
+
     /// Runs what is due at `now`. A bounded amount per call; the deadline says if more is left.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.tcp.timers_expire(&mut self.iface, now);
@@ -351,8 +379,10 @@ impl Stack {
             while let Some(frame) = self.iface.take_looped() {
                 self.handle_frame(now, &frame, Received { checksum_ok: true });
             }
-            for frame in self.iface.run_neighbors(now) {
-                self.undeliverable(&frame, now);
+            if self.iface.neighbors.has_work() {
+                for frame in self.iface.run_neighbors(now) {
+                    self.undeliverable(&frame, now);
+                }
             }
             let sent = self
                 .iface
@@ -908,6 +938,46 @@ impl Stack {
         if let Some(report) = icmp::quoted_packet(&frame[ETHERNET..], kind) {
             self.icmp_report(&report, now);
         }
+    }
+}
+
+/// Frames whose records are brought into the cache together: enough to overlap misses, few enough
+/// to fit in the first-level cache.
+const WARM_FRAMES: usize = 32;
+
+/// Addresses and ports of a plain TCP frame, nothing verified; for cache warming only.
+fn tcp_flow(frame: &[u8]) -> Option<(Ip, Ip, [u16; 2])> {
+    let word = |at: usize| {
+        frame
+            .get(at..at + 4)?
+            .try_into()
+            .ok()
+            .map(u32::from_be_bytes)
+    };
+    let half = |at: usize| {
+        frame
+            .get(at..at + 2)?
+            .try_into()
+            .ok()
+            .map(u16::from_be_bytes)
+    };
+    let wide = |at: usize| {
+        frame
+            .get(at..at + 16)?
+            .try_into()
+            .ok()
+            .map(u128::from_be_bytes)
+    };
+    match (*frame.get(12)?, *frame.get(13)?) {
+        (8, 0) if *frame.get(14)? == 0x45 && *frame.get(23)? == 6 => {
+            let ip = |w: u32| Ip::v4(w.into());
+            Some((ip(word(26)?), ip(word(30)?), [half(34)?, half(36)?]))
+        }
+        (0x86, 0xdd) if *frame.get(20)? == 6 => {
+            let ip = |w: u128| Ip::v6(w.into());
+            Some((ip(wide(22)?), ip(wide(38)?), [half(54)?, half(56)?]))
+        }
+        _ => None,
     }
 }
 

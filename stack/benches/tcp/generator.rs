@@ -113,7 +113,8 @@ pub(crate) fn open(
 }
 
 pub(crate) fn deliver(batch: &Batch, to: &mut Stack, now: Instant) {
-    for f in batch.iter() {
-        to.handle_frame(now, f, Received { checksum_ok: true });
-    }
+    to.handle_frames(
+        now,
+        batch.iter().map(|f| (f, Received { checksum_ok: true })),
+    );
 }

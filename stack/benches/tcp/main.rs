@@ -18,19 +18,22 @@ fn main() {
         .filter(|a| !a.starts_with('-'))
         .collect();
     let on = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+    if on("idle") {
+        idle::run(1_000_000, true);
+    }
     if on("echo") {
         echo::run(1_000);
         echo::run(100_000);
         echo::run(1_000_000);
-    }
-    if on("idle") {
-        idle::run(1_000_000, true);
     }
     if wanted.iter().any(|w| w == "idle10m") {
         idle::run(10_000_000, true);
     }
     if on("churn") {
         churn::run(200_000);
+    }
+    if wanted.iter().any(|w| w == "profile") {
+        bulk::run_ours();
     }
     if on("bulk") {
         bulk::run();

@@ -38,16 +38,28 @@ impl Batch {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
         self.ends.clear();
     }
 
     pub(crate) fn push(&mut self, frame: &[u8]) {
-        self.bytes.extend_from_slice(frame);
-        self.ends.push(self.bytes.len());
+        let start = self.end();
+        self.reserve(start + frame.len());
+        self.bytes[start..start + frame.len()].copy_from_slice(frame);
+        self.ends.push(start + frame.len());
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    fn end(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Bytes stay initialised from batch to batch: clearing them would cost more than the engine.
+    fn reserve(&mut self, len: usize) {
+        if self.bytes.len() < len {
+            self.bytes.resize(2 * len, 0);
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
         let mut start = 0;
         self.ends.iter().map(move |end| {
             let f = &self.bytes[start..*end];
@@ -61,11 +73,8 @@ impl Batch {
         self.clear();
         let room = from.frame_bytes_max();
         while self.ends.len() < max {
-            let start = self.ends.last().copied().unwrap_or(0);
-            if self.bytes.len() < start + room {
-                self.bytes
-                    .resize((start + room).max(self.bytes.capacity()), 0);
-            }
+            let start = self.end();
+            self.reserve(start + room);
             let Some(t) = from.poll_transmit(now, &mut self.bytes[start..start + room]) else {
                 break;
             };

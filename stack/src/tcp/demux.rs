@@ -172,6 +172,17 @@ impl Demux {
         self.old.find(tag, is).map(|i| entry_of(self.old.slots[i]))
     }
 
+    /// The slot a search for `tag` begins at: reading it early brings it into the cache.
+    pub(crate) fn peek(&self, tag: u32) -> u64 {
+        self.table.slots[self.table.home(tag)]
+    }
+
+    /// The entry a search for `tag` most likely ends at, not confirmed.
+    pub(crate) fn guess(&self, tag: u32) -> Option<Entry> {
+        let i = self.table.find(tag, |_| true)?;
+        Some(entry_of(self.table.slots[i]))
+    }
+
     pub(crate) fn insert(&mut self, tag: u32, entry: Entry) {
         self.migrate();
         if self.old.len == 0 && (self.table.len + 1) * 4 > self.table.slots.len() * 3 {

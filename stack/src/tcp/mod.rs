@@ -31,6 +31,7 @@ mod timer_wheel;
 mod timers;
 mod timewait;
 
+use core::hint::black_box;
 use std::collections::VecDeque;
 
 use smoltcp::wire::IpProtocol;
@@ -185,6 +186,36 @@ impl Engine {
             Some(Entry::Embryo(i)) => self.embryo_segment(ip, i, &tuple, &seg, now),
             Some(Entry::TimeWait(i)) => self.time_wait_segment(ip, i, &tuple, tag, &seg, now),
             None => self.listener_segment(ip, &tuple, tag, &seg, None, now),
+        }
+    }
+
+    /// Hash tag of the flow a segment from `src` to `dst` belongs to.
+    pub(crate) fn tag_of(&self, src: Ip, dst: Ip, src_port: u16, dst_port: u16) -> u32 {
+        let local = Endpoint {
+            ip: dst,
+            port: dst_port,
+        };
+        let remote = Endpoint {
+            ip: src,
+            port: src_port,
+        };
+        self.demux.hash(&FourTuple { local, remote })
+    }
+
+    /// Reads, for a batch, first every slot of the table and then every record, so that the cache
+    /// misses of the batch overlap instead of adding up. Changes nothing.
+    pub(crate) fn warm(&self, tags: &[u32]) {
+        for &tag in tags {
+            black_box(self.demux.peek(tag));
+        }
+        for &tag in tags {
+            if let Some(Entry::Conn(i)) = self.demux.guess(tag) {
+                let c = &self.conns[i];
+                // One field of each cache line, wherever the compiler put them.
+                black_box((c.flags, c.rcv_nxt, c.snd_una, c.window.cwnd, c.rtt.srtt_us));
+                black_box((c.local_port, c.busy, c.bytes_acked, c.segs_in, c.ts_recent));
+                black_box(self.wheel.peek(i));
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Decides what a connection sends next: one segment per call, until there is nothing.
 
 use super::conn::{Flags, Phase, Rexmit, stamp};
-use super::options::{OptionBytes, Timestamps};
+use super::options::{OptionBytes, TIMESTAMPS_ALIGNED_BYTES, Timestamps};
 use super::reassembly::Range;
 use super::segment::{Control, Plan};
 use super::seq::Seq;
@@ -406,10 +406,14 @@ impl Tcb<'_> {
         let mut plan = self.empty(range.start);
         // SACK blocks take room the MSS does not allow for: a full segment goes without, and a
         // pure ACK follows with them.
-        let plain = self.timestamps_option();
-        let extra = plan.options.as_slice().len() - plain.as_slice().len();
+        let timestamps = if self.c.flags.has(Flags::TIMESTAMPS) {
+            TIMESTAMPS_ALIGNED_BYTES
+        } else {
+            0
+        };
+        let extra = plan.options.as_slice().len() - timestamps;
         if extra > 0 && data_len + extra > usize::from(self.c.mss) {
-            plan.options = plain;
+            plan.options = self.timestamps_option();
             self.c.flags.set(Flags::ACK_NOW);
         }
         plan.data_offset = offset;

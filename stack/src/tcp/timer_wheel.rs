@@ -87,6 +87,11 @@ impl TimerWheel {
         }
     }
 
+    /// Reads what arming `index` will touch, to bring it into the cache.
+    pub(crate) fn peek(&self, index: u32) -> u32 {
+        self.nodes.get(index as usize).map_or(0, |n| n.tick)
+    }
+
     /// The time `index` is armed for, at tick resolution.
     pub(crate) fn deadline(&self, index: u32) -> Option<Instant> {
         let n = self
