@@ -4,6 +4,7 @@
 use core::str;
 
 use crate::log::{self, Level};
+use crate::publish;
 
 /// What the environment asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,6 +13,8 @@ pub(crate) struct Config {
     pub(crate) serve_kcm: bool,
     /// `KCMSHIM_IO_URING=refuse|allow`: whether io_uring_setup answers ENOSYS.
     pub(crate) refuse_io_uring: bool,
+    /// `KCMSHIM_STATS=on|off`: whether `kcmctl` sees a process that uses KCM.
+    pub(crate) publish: bool,
     /// `KCMSHIM_LOG=off|error|warn|info|debug`.
     pub(crate) log: Level,
 }
@@ -20,6 +23,7 @@ impl Config {
     const DEFAULT: Self = Self {
         serve_kcm: true,
         refuse_io_uring: true,
+        publish: true,
         log: Level::Warn,
     };
 
@@ -48,6 +52,8 @@ impl Config {
             (b"KCM", b"kernel") => self.serve_kcm = false,
             (b"IO_URING", b"refuse") => self.refuse_io_uring = true,
             (b"IO_URING", b"allow") => self.refuse_io_uring = false,
+            (b"STATS", b"on") => self.publish = true,
+            (b"STATS", b"off") => self.publish = false,
             (b"LOG", level) => match Level::parse(level) {
                 Some(level) => self.log = level,
                 None => return false,
@@ -61,6 +67,7 @@ impl Config {
 /// Puts into force what no other module asks for itself.
 pub(crate) fn apply(config: &Config) {
     log::set_level(config.log);
+    publish::enable(config.publish);
 }
 
 #[cfg(test)]
@@ -81,11 +88,13 @@ mod tests {
         let config = read(&[
             ("KCMSHIM_KCM", "kernel"),
             ("KCMSHIM_IO_URING", "allow"),
+            ("KCMSHIM_STATS", "off"),
             ("KCMSHIM_LOG", "off"),
         ]);
         let expected = Config {
             serve_kcm: false,
             refuse_io_uring: false,
+            publish: false,
             log: Level::Off,
         };
         assert_eq!(config, expected);

@@ -19,7 +19,7 @@ use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
 use crate::share::line::Line;
 use crate::share::owner;
 use crate::sync::Mutex;
-use crate::{own, sys};
+use crate::{own, publish, sys};
 
 /// How long the program has to come for what arrived before the thread does the work. Longer than
 /// a thread switch under load, shorter than any pause between messages that a person would call one.
@@ -166,7 +166,8 @@ fn epfd() -> rustix::fd::BorrowedFd<'static> {
     sys::borrow(EPFD.load(Ordering::Acquire))
 }
 
-fn ring() {
+/// Wakes the thread, if there is one, to look at what is due.
+pub(crate) fn ring() {
     let fd = BELL_FD.load(Ordering::Acquire);
     if fd >= 0 {
         let _ = rustix::io::write(sys::borrow(fd), &1u64.to_ne_bytes());
@@ -245,6 +246,7 @@ impl Keeper {
             if WAKES_AT.load(Ordering::Relaxed) <= now {
                 self.expire(now);
             }
+            publish::write_if_due(now);
         }
     }
 
@@ -252,7 +254,10 @@ impl Keeper {
     fn wait(&mut self) {
         let due = self.fired.values().map(|f| f.due).min();
         let wakes_at = Some(WAKES_AT.load(Ordering::Relaxed)).filter(|at| *at != u64::MAX);
-        let until = [due, wakes_at].into_iter().flatten().min();
+        let until = [due, wakes_at, publish::wakes_at()]
+            .into_iter()
+            .flatten()
+            .min();
         // Up to a whole millisecond, which is what the raw call counts in: never a wake-up too early.
         let left = |at: Nanos| at.saturating_sub(sys::now()).next_multiple_of(1_000_000);
         let timeout = until.map(|at| sys::timespec(left(at)));

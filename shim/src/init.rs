@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use libc::{c_char, c_int};
 
 use crate::config::{self, Config};
-use crate::{interpose, process, signal, sync};
+use crate::{interpose, process, publish, signal, sync};
 
 /// AF_KCM sockets are ours to make.
 static SERVES_KCM: AtomicBool = AtomicBool::new(false);
@@ -41,6 +41,10 @@ unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *cons
     // SAFETY: the loader passes the environment, NULL-terminated, to constructors.
     let config = Config::read(unsafe { Environment::new(envp) });
     config::apply(&config);
+    // SAFETY: as before.
+    for (name, value) in unsafe { Environment::new(envp) } {
+        publish::note_runtime_dir(name, value);
+    }
     REFUSES_IO_URING.store(config.refuse_io_uring, Ordering::Relaxed);
     // 6. Open for business.
     SERVES_KCM.store(config.serve_kcm, Ordering::Relaxed);
@@ -53,6 +57,7 @@ static FINI: unsafe extern "C" fn() = finish;
 
 unsafe extern "C" fn finish() {
     crate::share::broker::at_exit();
+    publish::remove();
 }
 
 /// The process's environment as the loader hands it over: `std::env` is not ready this early.

@@ -36,6 +36,7 @@ mod poll;
 mod pool;
 mod proc_net;
 mod process;
+mod publish;
 mod ready;
 mod real;
 mod select;

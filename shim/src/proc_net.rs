@@ -95,6 +95,14 @@ pub(crate) fn retire(mux: &Mux) {
     }
 }
 
+/// Counters of muxes that have ended.
+pub(crate) fn ended() -> Totals {
+    match ENDED.lock() {
+        Ok(ended) => ended.unwrap_or_default(),
+        Err(_) => Totals::default(),
+    }
+}
+
 /// Brings every mux up to date with what its sockets have handed out.
 fn account() {
     let mut sockets = Vec::new();
@@ -148,10 +156,7 @@ fn queues(engine: &Engine, psock: kcm_mux::PsockId) -> TcpQueues {
 
 fn statistics() -> String {
     account();
-    let mut totals = match ENDED.lock() {
-        Ok(ended) => ended.unwrap_or_default(),
-        Err(_) => Totals::default(),
-    };
+    let mut totals = ended();
     MuxCell::for_each(|engine| totals.add(&engine.mux));
     let mut text = String::new();
     let _ = write_stats(&mut text, &totals);

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use crate::fd::File;
 use crate::kcm::MuxCell;
 use crate::share::{self, owner};
-use crate::{heap, housekeeper, own, sync, wait};
+use crate::{heap, housekeeper, own, publish, sync, wait};
 
 /// The process our state belongs to.
 static OWNER: AtomicI32 = AtomicI32::new(0);
@@ -29,7 +29,8 @@ pub(crate) fn is_foreign() -> bool {
 /// fork(2) by `real`. The child's KCM sockets become those of another owner.
 pub(crate) fn fork(real: impl FnOnce() -> i32) -> i32 {
     owner::tie_all();
-    let child = whole(real, ());
+    let writer = publish::freeze();
+    let child = whole(real, writer);
     if child == 0 {
         share::child::inherit();
     }
@@ -38,7 +39,8 @@ pub(crate) fn fork(real: impl FnOnce() -> i32) -> i32 {
 
 /// fork(2) by `real`, where it is the child that goes on with our muxes, and this process ends.
 pub(crate) fn succeed(real: impl FnOnce() -> i32, keep: bool) -> i32 {
-    let child = whole(real, MuxCell::freeze_all());
+    let writer = publish::freeze(); // before the muxes: it waits for them
+    let child = whole(real, (MuxCell::freeze_all(), writer));
     if child == 0 {
         share::child::take_over(keep);
     }
@@ -62,6 +64,7 @@ fn whole(real: impl FnOnce() -> i32, more: impl Sized) -> i32 {
         drop(quiet);
         wait::reset_in_child();
         housekeeper::reset_in_child();
+        publish::reset_in_child();
     }
     child
 }

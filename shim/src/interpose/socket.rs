@@ -8,6 +8,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind};
 use crate::kcm::{self, AF_KCM};
 use crate::message::check_address;
+use crate::publish;
 use crate::real::hooks;
 use crate::tcp;
 use crate::user_mem::UserPtr;
@@ -17,12 +18,16 @@ fn at<T>(ptr: *const T) -> UserPtr {
 }
 
 /// A call that no KCM socket supports, and that any other file of ours leaves to the kernel.
-fn refuse(file: &'static File, check: impl FnOnce() -> Outcome<()>) -> Outcome<c_int> {
+fn refuse(
+    call: &'static str,
+    file: &'static File,
+    check: impl FnOnce() -> Outcome<()>,
+) -> Outcome<c_int> {
     if file.kind() != Kind::Kcm {
         return Err(Exit::Native);
     }
     check()?;
-    Err(Errno::EOPNOTSUPP.into())
+    Err(publish::unsupported(file, call, Errno::EOPNOTSUPP).into())
 }
 
 /// A request that KCM does not know.
@@ -45,10 +50,13 @@ hooks! {
     fn socket(family: c_int, ty: c_int, protocol: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::socket(family, ty, protocol) });
-        if family != AF_KCM || !crate::init::serves_kcm() {
+        if family != AF_KCM {
             return native();
         }
-        conclude(kcm::socket::create(ty, protocol), native)
+        if !crate::init::serves_kcm() {
+            return publish::left_to_kernel(native());
+        }
+        conclude(publish::socket(kcm::socket::create(ty, protocol), ty), native)
     }
 
     /// socketpair(2). The kernel makes both sockets before it finds that KCM has no pairs.
@@ -64,45 +72,45 @@ hooks! {
     /// bind(2).
     fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse(f, || check_address(at(addr), len)), || unsafe { next::bind(fd, addr, len) })
+        on(fd, |f| refuse("bind", f, || check_address(at(addr), len)), || unsafe { next::bind(fd, addr, len) })
     }
 
     /// connect(2).
     fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::connect(fd, addr, len) };
-        on(fd, |f| refuse(f, || check_address(at(addr), len)), native)
+        on(fd, |f| refuse("connect", f, || check_address(at(addr), len)), native)
     }
 
     /// listen(2).
     fn listen(fd: c_int, backlog: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse(f, || Ok(())), || unsafe { next::listen(fd, backlog) })
+        on(fd, |f| refuse("listen", f, || Ok(())), || unsafe { next::listen(fd, backlog) })
     }
 
     /// accept(2).
     fn accept(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse(f, || Ok(())), || fresh(unsafe { next::accept(fd, addr, len) }))
+        on(fd, |f| refuse("accept", f, || Ok(())), || fresh(unsafe { next::accept(fd, addr, len) }))
     }
 
     /// accept4(2).
     fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::accept4(fd, addr, len, flags) });
-        on(fd, |f| refuse(f, || known_accept_flags(flags)), native)
+        on(fd, |f| refuse("accept4", f, || known_accept_flags(flags)), native)
     }
 
     /// getsockname(2).
     fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse(f, || Ok(())), || unsafe { next::getsockname(fd, addr, len) })
+        on(fd, |f| refuse("getsockname", f, || Ok(())), || unsafe { next::getsockname(fd, addr, len) })
     }
 
     /// getpeername(2).
     fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse(f, || Ok(())), || unsafe { next::getpeername(fd, addr, len) })
+        on(fd, |f| refuse("getpeername", f, || Ok(())), || unsafe { next::getpeername(fd, addr, len) })
     }
 
     /// sockatmark(3).

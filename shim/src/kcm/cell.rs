@@ -12,7 +12,7 @@ use crate::fd::File;
 use crate::share::line::Lines;
 use crate::sync::{Guard, Mutex, RawMutex};
 use crate::wait::{self, BellId};
-use crate::{housekeeper, pool, sys, tcp};
+use crate::{housekeeper, pool, publish, sys, tcp};
 
 /// A mux that files and psocks refer to. Recycled, never freed; `engine` is `None` in between.
 pub(crate) struct MuxCell {
@@ -64,6 +64,7 @@ impl MuxCell {
             lines: Lines::default(),
             leader: None,
             followers: Vec::new(),
+            published: 0,
         };
         engine.set_kcm(id, Some(file));
         *cell.engine.lock()? = Some(engine);
@@ -186,6 +187,29 @@ impl MuxCell {
         (LIVE.lock().ok(), ALL.lock().ok(), RECYCLED.lock().ok())
     }
 
+    /// Shows `f` every mux, oldest first, with its number, and changes none. Unless `patient`, a mux
+    /// that is in use ends the tour. Whether every mux was shown.
+    pub(crate) fn observe(patient: bool, mut f: impl FnMut(u32, &Engine)) -> bool {
+        let live = if patient {
+            LIVE.lock().ok()
+        } else {
+            LIVE.try_lock()
+        };
+        let Some(live) = live else { return false };
+        live.iter().all(|cell| {
+            let lock = &cell.engine;
+            let engine = if patient {
+                lock.lock().ok()
+            } else {
+                lock.try_lock()
+            };
+            if let Some(engine) = engine.as_deref().and_then(Option::as_ref) {
+                f(cell.index, engine);
+            }
+            engine.is_some()
+        })
+    }
+
     pub(crate) fn passes(&self) -> u32 {
         self.passes.load(Ordering::Relaxed)
     }
@@ -283,6 +307,8 @@ pub(crate) struct Engine {
     followers: Vec<(BellId, KcmId)>,
     /// KCM sockets that other processes may hold.
     pub(crate) lines: Lines,
+    /// The [`publish::epoch`] in which a change was last told.
+    published: u32,
 }
 
 impl Engine {
@@ -410,6 +436,11 @@ impl Engine {
             }
         }
         housekeeper::settle(cell, self);
+        let epoch = publish::epoch();
+        if self.published != epoch {
+            self.published = epoch;
+            publish::changed();
+        }
     }
 
     /// A parser has stopped: what it did not consume is the TCP descriptor's to read.

@@ -4,6 +4,7 @@ use super::socket;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::fd::file::Link;
+use crate::publish;
 use crate::share::remote;
 use crate::user_mem::{self, UserPtr};
 
@@ -25,11 +26,23 @@ pub(crate) fn ioctl(file: &'static File, fd: i32, request: u32, arg: UserPtr) ->
         SIOCKCMCLONE if remote => remote::clone(file, fd, |new| Ok(user_mem::copy_out(arg, &new)?)),
         SIOCKCMATTACH => {
             let [tcp_fd, bpf_fd] = user_mem::copy_in::<[i32; 2]>(arg)?;
-            socket::attach(file, tcp_fd, bpf_fd)
+            publish::attached(socket::attach(file, tcp_fd, bpf_fd), tcp_fd)
         }
-        SIOCKCMUNATTACH => socket::unattach(file, user_mem::copy_in::<i32>(arg)?),
-        SIOCKCMCLONE => socket::clone(file, |fd| Ok(user_mem::copy_out(arg, &fd)?)),
-        FIONREAD | TIOCOUTQ | SIOCATMARK => Err(Errno::ENOTTY.into()),
+        SIOCKCMUNATTACH => {
+            let tcp_fd = user_mem::copy_in::<i32>(arg)?;
+            publish::unattached(socket::unattach(file, tcp_fd), file, tcp_fd)
+        }
+        SIOCKCMCLONE => {
+            let mut made = -1;
+            let cloned = socket::clone(file, |fd| {
+                made = fd;
+                Ok(user_mem::copy_out(arg, &fd)?)
+            });
+            publish::cloned(cloned, made)
+        }
+        FIONREAD => Err(publish::unsupported(file, "FIONREAD", Errno::ENOTTY).into()),
+        TIOCOUTQ => Err(publish::unsupported(file, "TIOCOUTQ", Errno::ENOTTY).into()),
+        SIOCATMARK => Err(publish::unsupported(file, "SIOCATMARK", Errno::ENOTTY).into()),
         _ => Err(Exit::Native),
     }
 }

@@ -1,0 +1,169 @@
+//! The statistics page, word by word: what the library writes and `kcmctl` reads.
+//!
+//! A file of 64-bit words in the machine's own byte order: a header, a ring of decisions, records of
+//! muxes, KCM sockets and psocks. Texts are bytes, cut or filled up with NUL. The writer makes `SEQ`
+//! odd, changes words, and makes it even: what was read while `SEQ` was odd or moved is read again.
+//!
+//! Both crates compile this file, and neither uses all of it. A change of any meaning is a new
+//! [`VERSION`]; words beyond those named here are 0.
+
+/// First word of every page.
+pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"KCMSHIM\n");
+/// What the rest means.
+pub(crate) const VERSION: u64 = 1;
+/// Bytes of a word.
+pub(crate) const WORD: usize = 8;
+
+/// Words of the header, and where each stands.
+pub(crate) mod header {
+    pub(crate) const WORDS: usize = 64;
+    pub(crate) const MAGIC: usize = 0;
+    pub(crate) const VERSION: usize = 1;
+    /// Odd while the page changes.
+    pub(crate) const SEQ: usize = 2;
+    pub(crate) const PID: usize = 3;
+    /// Start of the process in clock ticks since boot: with the pid it names a process for good.
+    pub(crate) const START_TIME: usize = 4;
+    /// Effective user when the page was made.
+    pub(crate) const UID: usize = 5;
+    /// CLOCK_REALTIME in nanoseconds: when the page was made, and when it was last written.
+    pub(crate) const CREATED: usize = 6;
+    pub(crate) const UPDATED: usize = 7;
+    /// CLOCK_MONOTONIC in nanoseconds of the last writing: what rates are computed from.
+    pub(crate) const UPDATED_MONOTONIC: usize = 8;
+    /// Muxes alive.
+    pub(crate) const MUXES: usize = 9;
+    /// Records that follow, and those that found no room.
+    pub(crate) const RECORDS: usize = 10;
+    pub(crate) const LEFT_OUT: usize = 11;
+    /// Decisions ever made; the ring holds the newest of them.
+    pub(crate) const DECISIONS: usize = 12;
+    /// Name of the program's file.
+    pub(crate) const PROGRAM: usize = 16;
+    pub(crate) const PROGRAM_WORDS: usize = 8;
+    /// Version of the library.
+    pub(crate) const RELEASE: usize = 24;
+    pub(crate) const RELEASE_WORDS: usize = 4;
+    /// Counters of all muxes, ended ones included: [`super::MUX_COUNTERS`], [`super::PSOCK_COUNTERS`].
+    pub(crate) const TOTALS: usize = 32;
+}
+
+/// Counters of a mux, in order, as /proc/net/kcm_stats names them.
+pub(crate) const MUX_COUNTERS: [&str; 5] = [
+    "TX-Retries",
+    "Attach",
+    "Unattach",
+    "UnattchRsvd",
+    "RX-RdyDrops",
+];
+
+/// Counters of a psock, in order.
+pub(crate) const PSOCK_COUNTERS: [&str; 15] = [
+    "RX-Msgs",
+    "RX-Bytes",
+    "TX-Msgs",
+    "TX-Bytes",
+    "Reserved",
+    "Unreserved",
+    "RX-Aborts",
+    "RX-Intr",
+    "RX-Unrecov",
+    "RX-MemFail",
+    "RX-NeedMor",
+    "RX-BadLen",
+    "RX-TooBig",
+    "RX-Timeout",
+    "TX-Aborts",
+];
+
+/// Counters of a KCM socket, in order: the first four of a psock.
+pub(crate) const KCM_COUNTERS: usize = 4;
+
+/// A decision: one word each.
+pub(crate) mod decision {
+    pub(crate) const WORDS: usize = 16;
+    /// Decisions that the ring holds: a program's start and its last few hundred changes.
+    pub(crate) const RING: usize = 512;
+    /// Counts from 1; 0 where none was made yet.
+    pub(crate) const NUMBER: usize = 0;
+    /// CLOCK_REALTIME in nanoseconds, of the first time.
+    pub(crate) const TIME: usize = 1;
+    pub(crate) const THREAD: usize = 2;
+    /// A [`super::Verdict`].
+    pub(crate) const VERDICT: usize = 3;
+    /// The descriptor's number, as an i64, and the inode behind it.
+    pub(crate) const FD: usize = 4;
+    pub(crate) const INODE: usize = 5;
+    /// The errno answered, 0 for success.
+    pub(crate) const ANSWER: usize = 6;
+    /// Two numbers whose meaning is the verdict's.
+    pub(crate) const FIRST: usize = 7;
+    pub(crate) const SECOND: usize = 8;
+    /// How often in a row.
+    pub(crate) const TIMES: usize = 9;
+    /// The call's name.
+    pub(crate) const CALL: usize = 10;
+    pub(crate) const CALL_WORDS: usize = 4;
+}
+
+/// What was decided about a descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum Verdict {
+    /// A KCM socket was made, of type `FIRST`.
+    Kcm = 1,
+    /// A KCM socket was made by cloning. `FIRST`: its mux; `SECOND`: its index there.
+    Cloned,
+    /// A TCP socket was attached to mux `FIRST` as psock `SECOND`.
+    Attached,
+    /// A TCP socket was unattached from mux `FIRST`.
+    Unattached,
+    /// The call failed with `ANSWER`.
+    Refused,
+    /// KCM does not support the call, as in the kernel: `ANSWER`.
+    Unsupported,
+    /// AF_KCM was left to the kernel, as `KCMSHIM_KCM=kernel` asks.
+    Kernel,
+}
+
+/// A record of a mux, a KCM socket or a psock.
+pub(crate) mod record {
+    pub(crate) const WORDS: usize = 32;
+    /// Records that a page holds: 64 KiB, copied in some ten microseconds.
+    pub(crate) const MAX: usize = 256;
+    /// One of the three kinds.
+    pub(crate) const KIND: usize = 0;
+    pub(crate) const MUX: u64 = 1;
+    pub(crate) const KCM: u64 = 2;
+    pub(crate) const PSOCK: u64 = 3;
+    /// Number of the mux, and of the KCM socket or psock in it.
+    pub(crate) const MUX_NUMBER: usize = 1;
+    pub(crate) const NUMBER: usize = 2;
+    /// Inode of the socket: finds its descriptors in /proc/PID/fd and its addresses in net/tcp.
+    pub(crate) const INODE: usize = 3;
+    /// Mux: KCM sockets. KCM socket: messages queued. Psock: descriptor it works through.
+    pub(crate) const FIRST: usize = 4;
+    /// Mux: psocks. Psock: the error KCM posted.
+    pub(crate) const SECOND: usize = 5;
+    /// See [`flag`](super::flag).
+    pub(crate) const FLAGS: usize = 6;
+    /// Mux: its own counters, then its psocks' sums. KCM socket, psock: counters.
+    pub(crate) const COUNTERS: usize = 8;
+}
+
+/// States in a record's flags.
+pub(crate) mod flag {
+    /// KCM socket, mux: SOCK_SEQPACKET.
+    pub(crate) const SEQPACKET: u64 = 1;
+    /// KCM socket: KCM_RECV_DISABLE is set.
+    pub(crate) const RECV_DISABLED: u64 = 2;
+    /// Psock: bytes wait for its TCP socket to take them.
+    pub(crate) const WANTS_WRITE: u64 = 4;
+    /// Psock: its parser takes bytes.
+    pub(crate) const WANTS_READ: u64 = 8;
+}
+
+/// First word of the ring of decisions, of the records, and beyond the page.
+pub(crate) const DECISIONS_AT: usize = header::WORDS;
+pub(crate) const RECORDS_AT: usize = DECISIONS_AT + decision::RING * decision::WORDS;
+pub(crate) const PAGE_WORDS: usize = RECORDS_AT + record::MAX * record::WORDS;

@@ -1,0 +1,123 @@
+//! The places where something is decided, one function each. They pass the outcome on.
+
+use core::sync::atomic::Ordering;
+
+use super::journal::{Decision, JOURNAL};
+use super::layout::Verdict;
+use super::{USED, decided};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::{File, lookup};
+use crate::sys;
+
+fn note(decision: &Decision) {
+    if let Ok(mut journal) = JOURNAL.lock() {
+        journal.add(decision);
+    }
+    decided();
+}
+
+/// A call on `fd` succeeded with `verdict`, or was refused.
+fn conclude<T>(
+    outcome: &Outcome<T>,
+    call: &'static str,
+    fd: i32,
+    verdict: Verdict,
+    numbers: [u64; 2],
+) {
+    let (verdict, answer) = match outcome {
+        Ok(_) => (verdict, 0),
+        Err(Exit::Failed(Errno(errno))) => (Verdict::Refused, *errno),
+        Err(Exit::Native) => return,
+    };
+    note(&Decision {
+        call,
+        verdict,
+        fd,
+        inode: if fd < 0 {
+            0
+        } else {
+            sys::inode(sys::borrow(fd))
+        },
+        answer,
+        numbers,
+    });
+}
+
+/// socket(AF_KCM, `ty`).
+pub(crate) fn socket(outcome: Outcome<i32>, ty: i32) -> Outcome<i32> {
+    USED.store(true, Ordering::Relaxed);
+    let (made, ty) = (outcome.as_ref().map_or(-1, |fd| *fd), ty & 0xf);
+    conclude(
+        &outcome,
+        "socket(AF_KCM)",
+        made,
+        Verdict::Kcm,
+        [ty as u64, 0],
+    );
+    outcome
+}
+
+/// socket(AF_KCM) that goes to the kernel; `made` is its answer.
+pub(crate) fn left_to_kernel(made: i32) -> i32 {
+    USED.store(true, Ordering::Relaxed);
+    let saved = Errno::current();
+    let outcome = if made < 0 { Err(saved.into()) } else { Ok(()) };
+    conclude(&outcome, "socket(AF_KCM)", made, Verdict::Kernel, [0, 0]);
+    saved.set();
+    made
+}
+
+/// SIOCKCMCLONE made `fd`.
+pub(crate) fn cloned(outcome: Outcome<i32>, fd: i32) -> Outcome<i32> {
+    let made = if outcome.is_ok() { fd } else { -1 };
+    conclude(&outcome, "SIOCKCMCLONE", made, Verdict::Cloned, place(made));
+    outcome
+}
+
+/// SIOCKCMATTACH of `tcp_fd`.
+pub(crate) fn attached(outcome: Outcome<i32>, tcp_fd: i32) -> Outcome<i32> {
+    conclude(
+        &outcome,
+        "SIOCKCMATTACH",
+        tcp_fd,
+        Verdict::Attached,
+        place(tcp_fd),
+    );
+    outcome
+}
+
+/// SIOCKCMUNATTACH of `tcp_fd` from the mux of `file`.
+pub(crate) fn unattached(outcome: Outcome<i32>, file: &File, tcp_fd: i32) -> Outcome<i32> {
+    let mux = file.cell.get().map_or(0, |cell| cell.index().into());
+    conclude(
+        &outcome,
+        "SIOCKCMUNATTACH",
+        tcp_fd,
+        Verdict::Unattached,
+        [mux, 0],
+    );
+    outcome
+}
+
+/// Mux and index of what stands behind `fd`.
+fn place(fd: i32) -> [u64; 2] {
+    let file = lookup(fd).filter(|_| fd >= 0);
+    let mux = file.and_then(|file| file.cell.get());
+    match (file, mux) {
+        (Some(file), Some(mux)) => [mux.index().into(), file.kcm_id().0.into()],
+        _ => [0, 0],
+    }
+}
+
+/// A call that KCM sockets do not have, answered with `answer`.
+pub(crate) fn unsupported(file: &File, call: &'static str, answer: Errno) -> Errno {
+    note(&Decision {
+        call,
+        verdict: Verdict::Unsupported,
+        fd: -1,
+        inode: file.ino.load(Ordering::Relaxed),
+        answer: answer.0,
+        numbers: [0, 0],
+    });
+    answer
+}
