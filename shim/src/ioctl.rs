@@ -13,6 +13,11 @@ pub(crate) fn ioctl(
     arg: UserPtr,
     native: impl FnOnce() -> i32,
 ) -> Outcome<i32> {
+    if request == libc::FIONBIO as u32 {
+        let done = native();
+        file.flags_changed();
+        return Ok(done);
+    }
     match file.kind() {
         Kind::Kcm => kcm::ioctl(file, fd, request, arg),
         Kind::Tcp if request == libc::FIONREAD as u32 => {

@@ -12,6 +12,7 @@ use crate::kcm::MuxCell;
 use crate::share;
 use crate::share::remote::Remote;
 use crate::sync::{BiasedMutex, Mutex};
+use crate::sys;
 use crate::tcp::Attached;
 use crate::watch::Watch;
 
@@ -50,6 +51,8 @@ pub(crate) struct File {
     /// SO_RCVTIMEO and SO_SNDTIMEO of a KCM socket in nanoseconds, 0 for none.
     pub(crate) rcvtimeo: AtomicU64,
     pub(crate) sndtimeo: AtomicU64,
+    /// What is known of O_NONBLOCK, and how often it was changed: see [`File::is_nonblocking`].
+    blocking: AtomicU32,
     /// KCM: messages already taken out of the mux. Lock order: before the mux.
     pub(crate) rx: BiasedMutex<RxBatch>,
     /// How far a KCM socket is known to other processes.
@@ -87,6 +90,11 @@ pub(crate) enum Link {
 
 static RECYCLED: Mutex<Vec<&'static File>> = Mutex::new(Vec::new());
 
+/// Bits of `File::blocking`: the descriptor is known to block, or not to; the rest counts changes.
+const BLOCKS: u32 = 1;
+const BLOCKS_NOT: u32 = 2;
+const CHANGE: u32 = 4;
+
 impl File {
     /// A file with one reference, which belongs to the slot it is going to be installed in.
     pub(crate) fn new(kind: Kind, ino: u64, body: Body) -> Result<&'static Self, Exit> {
@@ -101,6 +109,7 @@ impl File {
                 id: AtomicU32::new(0),
                 seqpacket: AtomicBool::new(false),
                 rcvtimeo: AtomicU64::new(0),
+                blocking: AtomicU32::new(0),
                 sndtimeo: AtomicU64::new(0),
                 rx: BiasedMutex::new(RxBatch::empty()),
                 link: AtomicU8::new(Link::Private as u8),
@@ -131,6 +140,29 @@ impl File {
             5 => Kind::Own,
             _ => Kind::Free,
         }
+    }
+
+    /// O_NONBLOCK of the descriptor `fd`. Asked of the kernel once after each change that went
+    /// through us; always, when another process may change it too.
+    pub(crate) fn is_nonblocking(&self, fd: i32) -> bool {
+        let known = self.blocking.load(Ordering::Acquire);
+        if self.link() == Link::Private && known & (BLOCKS | BLOCKS_NOT) != 0 {
+            return known & BLOCKS_NOT != 0;
+        }
+        let nonblocking = sys::is_nonblocking(fd);
+        let answer = known | if nonblocking { BLOCKS_NOT } else { BLOCKS };
+        // Fails, and the answer is not kept, when the flags changed meanwhile.
+        let (ok, seen) = (Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.blocking.compare_exchange(known, answer, ok, seen);
+        nonblocking
+    }
+
+    /// The program has set file status flags.
+    pub(crate) fn flags_changed(&self) {
+        let next = |word: u32| Some((word & !(BLOCKS | BLOCKS_NOT)).wrapping_add(CHANGE));
+        let _ = self
+            .blocking
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, next);
     }
 
     /// The mux this file belongs to; a file closed meanwhile has none.
@@ -213,6 +245,7 @@ impl File {
         self.set_link(Link::Private);
         self.watch.clear();
         self.rcvtimeo.store(0, Ordering::Relaxed);
+        self.flags_changed();
         self.sndtimeo.store(0, Ordering::Relaxed);
         if let Ok(mut body) = self.body.lock() {
             *body = Body::None;

@@ -17,6 +17,21 @@ fn duplicated(old: c_int, new: c_int) -> c_int {
     new
 }
 
+/// What an fcntl(2) that returned `done` means for a file of ours.
+#[inline]
+fn controlled(fd: c_int, cmd: c_int, done: c_int) -> c_int {
+    match cmd {
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, done),
+        libc::F_SETFL => {
+            if let Some(file) = lookup(fd) {
+                file.flags_changed();
+            }
+            done
+        }
+        _ => done,
+    }
+}
+
 hooks! {
     /// close(2).
     fn close(fd: c_int) -> c_int {
@@ -59,14 +74,14 @@ hooks! {
     fn fcntl(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let done = unsafe { next::fcntl(fd, cmd, arg) };
-        if matches!(cmd, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) { duplicated(fd, done) } else { done }
+        controlled(fd, cmd, done)
     }
 
     /// fcntl(2) of programs compiled for 64-bit offsets.
     fn fcntl64(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let done = unsafe { next::fcntl64(fd, cmd, arg) };
-        if matches!(cmd, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) { duplicated(fd, done) } else { done }
+        controlled(fd, cmd, done)
     }
 
     /// ioctl(2). The third argument as in fcntl above.

@@ -117,6 +117,7 @@ fn await_message(
     flags: i32,
     pin: &mut Option<wait::Pin>,
 ) -> Outcome<Option<Rx>> {
+    let waits = flags & libc::MSG_DONTWAIT == 0 && !file.is_nonblocking(fd);
     let mut until = None;
     let mut asleep_before = false;
     loop {
@@ -124,12 +125,12 @@ fn await_message(
             return Ok(None);
         }
         let cell = file.mux()?;
-        if fill(file, cell, &mut rx, asleep_before)? {
+        if fill(file, cell, &mut rx, waits)? {
             return Ok(Some(rx));
         }
         drop(rx);
         if !asleep_before {
-            if flags & libc::MSG_DONTWAIT != 0 || sys::is_nonblocking(fd) {
+            if !waits {
                 return Err(Errno::EAGAIN.into());
             }
             until = deadline(file.rcvtimeo.load(core::sync::atomic::Ordering::Relaxed));
@@ -148,16 +149,19 @@ fn await_message(
 }
 
 /// Moves what the mux has for this socket into the batch, reading the connections if need be.
-fn fill(file: &'static File, cell: &'static MuxCell, rx: &mut Rx, woken: bool) -> Outcome<bool> {
+///
+/// A caller that goes on to wait reads only what is known to have something: its sleep tells of the
+/// rest at once. Another has to try.
+fn fill(file: &'static File, cell: &'static MuxCell, rx: &mut Rx, waits: bool) -> Outcome<bool> {
     let mut engine = socket::checked(file, cell)?;
     let id = file.kcm_id();
     if engine.mux.refill(id, rx) {
         return Ok(true);
     }
-    if !woken {
-        engine.pump();
-    } else {
+    if waits {
         engine.pump_known();
+    } else {
+        engine.pump();
     }
     Ok(engine.mux.refill(id, rx))
 }

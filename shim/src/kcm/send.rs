@@ -13,7 +13,7 @@ use crate::fd::File;
 use crate::fd::file::Link;
 use crate::share::remote;
 use crate::user_mem::Iovecs;
-use crate::{sys, wait};
+use crate::wait;
 
 /// Completed messages of at least this size are not gathered with others: one more copy costs
 /// more than one more system call.
@@ -145,7 +145,7 @@ impl Sending {
             return Ok(());
         }
         self.engine = None;
-        if flags & libc::MSG_DONTWAIT != 0 || sys::is_nonblocking(self.fd) {
+        if flags & libc::MSG_DONTWAIT != 0 || self.file.is_nonblocking(self.fd) {
             return Err(Errno::EAGAIN.into());
         }
         let until = deadline(self.file.sndtimeo.load(Ordering::Relaxed));
