@@ -2,6 +2,7 @@
 //! packet against a single stack in virtual time. `format.md` describes the language.
 
 mod run;
+mod table;
 mod wire;
 
 use std::path::PathBuf;

@@ -18,7 +18,7 @@ const TOLERANCE: Duration = Duration::from_millis(2);
 
 type Outcome<T = ()> = Result<T, String>;
 
-struct Player {
+pub(crate) struct Player {
     stack: Stack,
     now: Instant,
     sent: VecDeque<(Instant, Segment, Vec<u8>)>,
@@ -87,7 +87,7 @@ fn seconds(s: &str) -> Outcome<Duration> {
 }
 
 impl Player {
-    fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config) -> Self {
         let now = Instant::from_millis(10_000);
         let mut stack = Stack::new(&config, now);
         stack.add_address(OUR_IP.into(), 24).unwrap();
@@ -125,6 +125,18 @@ impl Player {
         self.stack.check_invariants();
     }
 
+    /// State of the connection, the flows that exist, and what was sent and not yet expected.
+    pub(crate) fn outcome(&mut self) -> (String, Vec<String>) {
+        self.flush();
+        let sent = core::mem::take(&mut self.sent);
+        let state = self.conn.and_then(|id| self.stack.tcp_state(id));
+        let state = state.map_or("no connection".into(), |s| format!("{s:?}"));
+        let mut sent: Vec<String> = sent.iter().map(|(_, s, _)| self.describe(s)).collect();
+        sent.iter_mut()
+            .for_each(|s| s.truncate(s.find(" win").unwrap_or(s.len())));
+        (format!("{state}, {} flows", self.stack.flow_count()), sent)
+    }
+
     /// Lets time pass, timer by timer.
     fn advance(&mut self, to: Instant) {
         self.flush();
@@ -138,7 +150,7 @@ impl Player {
         self.flush();
     }
 
-    fn line(&mut self, line: &str) -> Outcome {
+    pub(crate) fn line(&mut self, line: &str) -> Outcome {
         let (delay, rest) = match line.strip_prefix('+') {
             Some(l) => {
                 let (d, rest) = l.split_once(' ').ok_or("a time and a command")?;
@@ -330,6 +342,7 @@ impl Player {
                         .map_err(|e| e.to_string())?,
                 );
             }
+            ["nothing"] => {}
             ["unlisten"] => self
                 .stack
                 .tcp_unlisten(now, self.listener.ok_or("no listener")?),
