@@ -115,6 +115,24 @@ pub(crate) fn veth(queues: usize) {
     ));
     ip("link set v0 up");
     ip("link set v1 up");
+    let [mut first, mut second] =
+        ["packet:v0", "packet:v1"].map(|name| open_one(name, &OpenOptions::default()));
+    until_connected(&mut first, &mut second);
+    until_connected(&mut second, &mut first);
+}
+
+/// Sends until a frame arrives: an interface that came up before its peer gets its queue from a worker
+/// of the kernel's, and drops what it is given until then.
+fn until_connected(from: &mut dyn NetDevice, to: &mut dyn NetDevice) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        send(from, &[raw(0, 60)]);
+        if take(to).unwrap().iter().any(|frame| is_ours(&frame.data)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the veth pair does not come up");
+        wait_for(to, Wait::Readable, Some(Duration::from_millis(10)));
+    }
 }
 
 /// Opens a device with one queue.
@@ -163,8 +181,9 @@ pub(crate) fn expect(device: &mut dyn NetDevice, count: usize) -> Vec<Kept> {
         if kept.len() < count {
             assert!(
                 Instant::now() < deadline,
-                "{} of {count} frames after {PATIENCE:?}",
-                kept.len()
+                "{} of {count} frames after {PATIENCE:?}, {:?}",
+                kept.len(),
+                device.counters()
             );
             wait(device, Wait::Readable);
         }
