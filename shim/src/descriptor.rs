@@ -2,6 +2,7 @@
 
 use crate::errno::{Errno, Outcome};
 use crate::fd::{File, Kind, lookup, table};
+use crate::tcp::Number;
 use crate::{process, tcp};
 
 /// close(2) of a number that is ours. `native` closes the kernel's side.
@@ -12,15 +13,26 @@ pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) 
     if process::is_foreign() {
         return Ok(native()); // a vfork child has its own descriptors and our memory
     }
-    if file.kind() == Kind::Tcp {
-        tcp::before_close(file, fd);
-    }
+    let number = before_close(file, fd);
     if !table::remove_if(fd, file) {
         return Ok(native()); // another thread was faster
     }
-    let done = native();
+    let done = match number {
+        Number::Free => native(),
+        Number::Needed => {
+            tcp::keep_number(file, fd);
+            0
+        }
+    };
     file.release();
     Ok(done)
+}
+
+fn before_close(file: &'static File, fd: i32) -> Number {
+    match file.kind() {
+        Kind::Tcp => tcp::before_close(file, fd),
+        _ => Number::Free,
+    }
 }
 
 /// `new` is a fresh duplicate of `old`.
@@ -43,17 +55,15 @@ pub(crate) fn dup_onto(old: i32, new: i32, native: impl FnOnce() -> i32) -> i32 
     if process::is_foreign() || old == new {
         return native();
     }
-    match replaced.map(|f| f.kind()) {
-        Some(Kind::Own) => {
+    if let Some(file) = replaced {
+        if file.kind() == Kind::Own {
             Errno::EBUSY.set();
             return -1;
         }
-        Some(Kind::Tcp) => {
-            if let Some(file) = replaced {
-                tcp::before_close(file, new);
-            }
+        if before_close(file, new) == Number::Needed {
+            Errno::EMFILE.set();
+            return -1;
         }
-        _ => {}
     }
     let done = native();
     if done >= 0 {
@@ -83,18 +93,23 @@ pub(crate) fn close_range(
     let mut from = first;
     for fd in table::ours_in(first, last).collect::<Vec<_>>() {
         let Some(file) = lookup(fd) else { continue };
-        if file.kind() == Kind::Own {
+        let own = file.kind() == Kind::Own;
+        let number = if own {
+            Number::Needed
+        } else {
+            before_close(file, fd)
+        };
+        if number == Number::Needed {
             let at = fd as u32;
             if from < at && native(from, at - 1) != 0 {
                 return -1;
             }
             from = at + 1;
-            continue;
         }
-        if file.kind() == Kind::Tcp {
-            tcp::before_close(file, fd);
-        }
-        if table::remove_if(fd, file) {
+        if !own && table::remove_if(fd, file) {
+            if number == Number::Needed {
+                tcp::keep_number(file, fd);
+            }
             file.release();
         }
     }

@@ -3,9 +3,12 @@
 //! The program's own epoll descriptor keeps the foreign members. Ours live here: an interest list,
 //! a ready list, and a second, private epoll descriptor (`aux`) that watches what lies beneath
 //! them: connections of their muxes, sockets of attached TCP descriptors, inner sets. A waiting
-//! thread sleeps on both descriptors and a doorbell.
+//! thread sleeps on both descriptors and a doorbell. `kernel_set` is about the moment at which a set
+//! of the kernel's becomes one of ours.
 //!
 //! Lock order: mux → watch list → set. Code here therefore never takes a mux while it holds a set.
+
+pub(crate) mod kernel_set;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,7 +23,8 @@ use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
 use crate::kcm::MuxCell;
 use crate::ready::{self, Beneath};
-use crate::wait::{self, BellId};
+use crate::sync::Lent;
+use crate::wait::{self, BellId, Held, Pin};
 use crate::watch::Watcher;
 use crate::{own, poll, sys};
 
@@ -29,6 +33,11 @@ pub(crate) struct EpollSet {
     /// By registration key, which tells two registrations of one number apart.
     members: BTreeMap<u64, Member>,
     next_key: u64,
+    /// The program's own set, by a number of ours: a thread goes on waiting when the program closes
+    /// its number.
+    kernel: OwnedFd,
+    /// Wakes the threads that already slept in the kernel when the set became ours.
+    call_in: Option<kernel_set::CallIn>,
     /// Keys of members that may have something, each at most once.
     ready: VecDeque<u64>,
     /// Watches what lies beneath the members.
@@ -86,14 +95,21 @@ pub(crate) fn ctl(epfd: i32, op: i32, fd: i32, event: Option<epoll_event>) -> Ou
 
 /// The set behind an epoll descriptor that is about to get its first member of ours.
 fn adopt(epfd: i32) -> Outcome<&'static File> {
+    if let Some(set) = lookup(epfd).filter(|f| f.kind() == Kind::Epoll) {
+        return Ok(set);
+    }
     if !table::in_range(epfd) {
         return Err(Errno::ENOMEM.into());
     }
-    let aux = sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+    let kernel = sys::dup_high(sys::borrow(epfd)).map_err(no_descriptor)?;
+    let aux = sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(no_descriptor)?);
+    own::protect(sys::number(&kernel));
     own::protect(sys::number(&aux));
     let set = EpollSet {
         members: BTreeMap::new(),
         next_key: 0,
+        kernel,
+        call_in: None,
         ready: VecDeque::new(),
         aux,
         sleepers: Vec::new(),
@@ -102,7 +118,19 @@ fn adopt(epfd: i32) -> Outcome<&'static File> {
     let ino = sys::inode(sys::borrow(epfd));
     let file = File::new(Kind::Epoll, ino, Body::Epoll(set))?;
     table::install(epfd, file);
+    for alias in kernel_set::aliases(epfd) {
+        if lookup(alias).is_none() && file.retain() {
+            table::install(alias, file);
+        }
+    }
+    with(file, |set| set.call_in = kernel_set::call_in(&set.kernel))?;
+    kernel_set::move_registrations(epfd, file);
     Ok(file)
+}
+
+/// epoll_ctl(2) takes no descriptor, and so has no errno for a want of one: it is short of memory.
+fn no_descriptor(_: rustix::io::Errno) -> Errno {
+    Errno::ENOMEM
 }
 
 /// Runs `f` on the set behind `file`.
@@ -364,7 +392,10 @@ pub(crate) fn watch_connection(set: &File, cell: &'static MuxCell, psock: PsockI
         | epoll::EventFlags::OUT
         | epoll::EventFlags::RDHUP
         | epoll::EventFlags::ET;
-    let _ = with(set, |set| epoll::add(&set.aux, sys::borrow(fd), tag, flags));
+    let _ = with(set, |set| {
+        let fd = sys::borrow(fd);
+        epoll::add(&set.aux, fd, tag, flags).or_else(|_| epoll::modify(&set.aux, fd, tag, flags))
+    });
 }
 
 /// A member shows `events` anew. True if a sleeper was woken for it.
@@ -407,6 +438,7 @@ pub(crate) fn any_ready(file: &'static File) -> bool {
 pub(crate) fn last_close(file: &'static File) {
     let members = with(file, |set| {
         own::unprotect(sys::number(&set.aux));
+        own::unprotect(sys::number(&set.kernel));
         core::mem::take(&mut set.members)
     });
     let members = members.unwrap_or_default();
@@ -504,17 +536,14 @@ fn current(member: &Member) -> u32 {
     bits | entry[0].revents as u16 as u32
 }
 
-/// epoll_pwait2(2) on a set that holds files of ours; Native when it holds none any more.
+/// epoll_pwait2(2) on a set that holds, or held, files of ours.
 pub(crate) fn wait(
     file: &'static File,
-    epfd: i32,
     room: usize,
     until: Option<Nanos>,
     mask: SigMask,
 ) -> Outcome<Vec<epoll_event>> {
-    if with(file, |set| set.members.is_empty())? {
-        return Err(Exit::Native);
-    }
+    let mut awake = None; // lets go of the set at the end
     loop {
         drain_aux(file);
         let native_first = with(file, |set| {
@@ -523,48 +552,87 @@ pub(crate) fn wait(
         })?;
         let mut events = Vec::new();
         if native_first {
-            events = native(epfd, room);
+            events = native(file, room)?;
         }
         events.extend(collect(file, room - events.len(), true)?);
         if !native_first && events.len() < room {
-            events.extend(native(epfd, room - events.len()));
+            events.extend(native(file, room - events.len())?);
         }
         if !events.is_empty() || until.is_some_and(|at| at <= sys::now()) {
             return Ok(events);
         }
-        sleep(file, epfd, until, mask)?;
+        awake = sleep(file, until, mask, awake)?;
     }
 }
 
 /// Events of the kernel's members, without waiting.
-fn native(epfd: i32, room: usize) -> Vec<epoll_event> {
-    sys::epoll_now(epfd, room)
+fn native(file: &'static File, room: usize) -> Outcome<Vec<epoll_event>> {
+    with(file, |set| {
+        let calling = usize::from(set.call_in.is_some());
+        let mut events = sys::epoll_now(sys::number(&set.kernel), room + calling);
+        if calling != 0 {
+            kernel_set::strip(&mut events);
+            events.truncate(room); // what is cut off is level-triggered or comes with a new edge
+        }
+        events
+    })
 }
 
-/// Sleeps until a member, of ours or of the kernel's, may have something.
-fn sleep(file: &'static File, epfd: i32, until: Option<Nanos>, mask: SigMask) -> Outcome<()> {
+/// What a thread that sleeps in epoll_wait holds.
+pub(crate) struct SetStay {
+    set: Pin,
+    bell: Lent,
+    id: BellId,
+}
+
+impl Drop for SetStay {
+    fn drop(&mut self) {
+        let id = self.id;
+        let _ = with(self.set.file(), |set| set.sleepers.retain(|b| *b != id));
+        self.bell.disarm(true);
+    }
+}
+
+/// Sleeps until a member, of ours or of the kernel's, may have something. The set stays as long as
+/// the caller keeps what it gets; it gives up `before` in exchange.
+fn sleep(
+    file: &'static File,
+    until: Option<Nanos>,
+    mask: SigMask,
+    before: Option<SetStay>,
+) -> Outcome<Option<SetStay>> {
+    let set = Pin::new(file)?;
     let (bell, id) = wait::lend()?;
     bell.arm();
-    let (aux, pending) = with(file, |set| {
+    let raw_bell = bell.bell().raw_fd();
+    let stay = SetStay { set, bell, id };
+    drop(before);
+    let (fds, calling, pending) = with(file, |set| {
         set.sleepers.push(id);
-        (sys::number(&set.aux), !set.ready.is_empty())
+        let calling = set.call_in.as_ref().and_then(kernel_set::CallIn::next_look);
+        if calling.is_none() {
+            set.call_in = None;
+        }
+        // While others are called in, the kernel's set shows the call all the time.
+        let kernel = calling.is_none().then(|| sys::number(&set.kernel));
+        (
+            (kernel, sys::number(&set.aux)),
+            calling,
+            !set.ready.is_empty(),
+        )
     })?;
-    let slept = if pending {
-        Ok(0)
-    } else {
-        let mut fds: Vec<_> = [Some(epfd), Some(aux), bell.bell().raw_fd()]
-            .into_iter()
-            .flatten()
-            .map(|fd| pollfd {
-                fd,
-                events: libc::POLLIN,
-                revents: 0,
-            })
-            .collect();
-        native_ppoll_masked(&mut fds, until, mask)
-    };
-    with(file, |set| set.sleepers.retain(|b| *b != id))?;
-    bell.disarm(true);
+    if pending {
+        return Ok(Some(stay));
+    }
+    let fds = [fds.0, Some(fds.1), raw_bell].into_iter().flatten();
+    let mut fds: Vec<_> = fds.map(wait::readable).collect();
+    let wake_at = [until, calling].into_iter().flatten().min();
+    let (slept, held) = wait::holding(Held::Set(stay), || {
+        native_ppoll_masked(&mut fds, wake_at, mask)
+    });
     slept?;
-    Ok(())
+    Ok(match held {
+        Some(Held::Set(stay)) => Some(stay),
+        _ => None,
+    })
 }

@@ -15,6 +15,7 @@ use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 
 use crate::errno::Outcome;
+use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
 use crate::share::line::Line;
 use crate::share::owner;
@@ -134,19 +135,18 @@ pub(crate) fn unwatch(conn: &Connection) {
 }
 
 /// A connection is about to lose the number it works through: it moves to one of ours.
-pub(crate) fn moved(engine: &mut EngineGuard, psock: PsockId, from: i32) {
+///
+/// # Errors
+/// EMFILE and the like: there is no other number, and nothing has changed.
+pub(crate) fn moved(engine: &mut EngineGuard, psock: PsockId, from: i32) -> rustix::io::Result<()> {
     let cell = engine.cell();
-    let Some(conn) = engine.connection(psock).filter(|c| c.raw_fd() == from) else {
-        return;
+    let Some(conn) = engine.conns.get_mut(psock).filter(|c| c.raw_fd() == from) else {
+        return Ok(());
     };
-    unwatch(conn);
-    if engine
-        .conns
-        .get_mut(psock)
-        .is_some_and(|conn| conn.keep().is_ok())
-    {
-        watch(cell, engine, psock);
-    }
+    conn.keep()?;
+    let _ = epoll::delete(epfd(), sys::borrow(from));
+    watch(cell, engine, psock);
+    Ok(())
 }
 
 /// Called whenever a mux is left: arms what has to be noticed while nobody is there.
@@ -166,7 +166,7 @@ fn epfd() -> rustix::fd::BorrowedFd<'static> {
     sys::borrow(EPFD.load(Ordering::Acquire))
 }
 
-/// Wakes the thread, if there is one, to look at what is due.
+/// Wakes the thread, if there is one, to look at what is due. For signal handlers too.
 pub(crate) fn ring() {
     let fd = BELL_FD.load(Ordering::Acquire);
     if fd >= 0 {
@@ -241,6 +241,7 @@ impl Keeper {
     fn run(mut self) {
         loop {
             self.wait();
+            File::take_down_deferred();
             let now = sys::now();
             self.look_again(now);
             if WAKES_AT.load(Ordering::Relaxed) <= now {

@@ -11,7 +11,8 @@ use crate::fd::{File, Kind, lookup};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
 use crate::kcm::MuxCell;
 use crate::ready::{self, Beneath};
-use crate::wait::readable;
+use crate::sync::Lent;
+use crate::wait::{BellId, Held, Pin, readable};
 use crate::watch::Watcher;
 use crate::{epoll, sys, wait};
 
@@ -41,6 +42,7 @@ pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> O
     for entry in fds.iter_mut() {
         entry.revents = 0;
     }
+    let mut awake = None; // lets go of the files at the end
     loop {
         if look(fds, &ours) {
             merge_native(fds, &ours, Some(0), mask)?;
@@ -50,7 +52,7 @@ pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> O
             merge_native(fds, &ours, Some(0), mask)?;
             return Ok(count(fds));
         }
-        sleep(fds, &ours, until, mask)?;
+        awake = sleep(fds, &ours, until, mask, awake)?;
         if count(fds) > 0 {
             look(fds, &ours);
             return Ok(count(fds));
@@ -123,11 +125,19 @@ fn merge_native(
     Ok(())
 }
 
-/// Sleeps until anything happens or `until` has passed.
-fn sleep(fds: &mut [pollfd], ours: &Ours, until: Option<Nanos>, mask: SigMask) -> Outcome<()> {
+/// Sleeps until anything happens or `until` has passed. The files of the last sleep, `before`, are
+/// held until this one holds them; those of this one as long as the caller keeps what it gets.
+fn sleep(
+    fds: &mut [pollfd],
+    ours: &Ours,
+    until: Option<Nanos>,
+    mask: SigMask,
+    before: Option<Watching>,
+) -> Outcome<Option<Watching>> {
     let watching = Watching::start(ours)?;
+    drop(before);
     if look(fds, ours) {
-        return Ok(()); // it came between the last look and now
+        return Ok(Some(watching)); // it came between the last look and now
     }
     let mut native = native_entries(fds, ours);
     let program = native.len();
@@ -153,12 +163,16 @@ fn sleep(fds: &mut [pollfd], ours: &Ours, until: Option<Nanos>, mask: SigMask) -
             _ => {}
         }
     }
-    let slept = native_ppoll_masked(&mut native, wake_at, mask);
+    let (slept, held) = wait::holding(Held::Files(watching), || {
+        native_ppoll_masked(&mut native, wake_at, mask)
+    });
     note(&native, &sources);
-    drop(watching);
     slept?;
     merge(fds, native.get(..program).unwrap_or(&[]), ours);
-    Ok(())
+    Ok(match held {
+        Some(Held::Files(watching)) => Some(watching),
+        _ => None,
+    })
 }
 
 /// A poll entry that belongs to a mux: where it stands, and what `kcm::connections` calls it.
@@ -177,28 +191,31 @@ fn note(native: &[pollfd], sources: &[Source]) {
     }
 }
 
-/// A doorbell hung on every file of the set, for the length of one sleep.
-struct Watching<'a> {
-    bell: crate::sync::Lent,
-    id: wait::BellId,
-    files: &'a Ours,
+/// A doorbell hung on every file of a set, and the files kept, as the kernel keeps those that a
+/// thread polls while another closes them.
+pub(crate) struct Watching {
+    bell: Lent,
+    id: BellId,
+    files: Vec<Pin>,
 }
 
-impl<'a> Watching<'a> {
-    fn start(files: &'a Ours) -> Outcome<Self> {
+impl Watching {
+    fn start(ours: &Ours) -> Outcome<Self> {
         let (bell, id) = wait::lend()?;
         bell.arm();
-        for (_, file) in files {
-            file.watch.add(Watcher::Thread(id));
+        let files = ours.iter().filter_map(|(_, file)| Pin::new(file).ok());
+        let files: Vec<Pin> = files.collect();
+        for pin in &files {
+            pin.file().watch.add(Watcher::Thread(id));
         }
         Ok(Self { bell, id, files })
     }
 }
 
-impl Drop for Watching<'_> {
+impl Drop for Watching {
     fn drop(&mut self) {
-        for (_, file) in self.files {
-            file.watch.remove(Watcher::Thread(self.id));
+        for pin in &self.files {
+            pin.file().watch.remove(Watcher::Thread(self.id));
         }
         self.bell.disarm(true);
     }

@@ -110,6 +110,13 @@ pub(crate) fn close_all_but(kept: impl Iterator<Item = i32>) {
     }
 }
 
+/// Takes over a number that the program has given up, open as it is.
+pub(crate) fn take(fd: i32) -> OwnedFd {
+    let _ = io::fcntl_setfd(borrow(fd), io::FdFlags::CLOEXEC);
+    // SAFETY: the caller has the number from a program that will not close it any more.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// Closes a number that the program owned, as the real close(2).
 pub(crate) fn close(fd: i32) -> io::Result<()> {
     if io::fcntl_getfd(borrow(fd)).is_err() {

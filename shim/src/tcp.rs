@@ -15,7 +15,7 @@ use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::kcm::{EngineGuard, options::put_int, rcvbuf};
 use crate::user_mem::{Iovecs, UserPtr};
-use crate::{housekeeper, sys};
+use crate::{housekeeper, own, sys};
 
 /// What a TCP file has besides its socket.
 #[derive(Default)]
@@ -105,10 +105,34 @@ pub(crate) fn keep_unread(file: &'static File, left: &[Slice], behind: VecDeque<
     }
 }
 
+/// What becomes of a number that the program gives up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Number {
+    /// It is closed.
+    Free,
+    /// The psock works through it, and there is no other to be had: it stays open, and is ours.
+    Needed,
+}
+
 /// The program is about to close `fd`, which may be the number the psock works through.
-pub(crate) fn before_close(file: &'static File, fd: i32) {
-    if let Ok((mut engine, psock)) = attached(file) {
-        housekeeper::moved(&mut engine, psock, fd);
+pub(crate) fn before_close(file: &'static File, fd: i32) -> Number {
+    let Ok((mut engine, psock)) = attached(file) else {
+        return Number::Free;
+    };
+    match housekeeper::moved(&mut engine, psock, fd) {
+        Ok(()) => Number::Free,
+        Err(_) => Number::Needed,
+    }
+}
+
+/// The program has given up `fd`, which is [needed](Number::Needed).
+pub(crate) fn keep_number(file: &'static File, fd: i32) {
+    if let Ok((mut engine, psock)) = attached(file)
+        && let Some(conn) = engine.conns.get_mut(psock)
+        && conn.raw_fd() == fd
+    {
+        conn.keep_number();
+        own::protect(fd);
     }
 }
 

@@ -12,10 +12,12 @@ use core::mem::ManuallyDrop;
 use kcm_mux::Nanos;
 use libc::pollfd;
 
+use crate::epoll::SetStay;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::{Engine, MuxCell};
+use crate::poll::Watching;
 use crate::sync::{DoorbellPool, Lent};
 use crate::watch::Watcher;
 use crate::{own, signal, sys};
@@ -45,14 +47,13 @@ pub(crate) fn lend() -> Outcome<(Lent, BellId)> {
 
 /// In a forked child, whose one thread sleeps on no bell: the parent's are given up.
 pub(crate) fn reset_in_child() {
-    STAY.set(None);
+    HELD.set(None);
     // SAFETY: called in the child of a fork, by its one thread.
     unsafe { BELLS.reset_in_child(true) };
 }
 
-/// Everything a sleeping thread holds, to be given back when it wakes, is cancelled, or leaves its
-/// sleep by longjmp.
-struct Stay {
+/// What a thread that sleeps in recv or send holds.
+pub(crate) struct Stay {
     pin: Pin,
     cell: &'static MuxCell,
     bell: Lent,
@@ -79,12 +80,16 @@ impl Drop for Stay {
 pub(crate) struct Pin(&'static File);
 
 impl Pin {
-    fn new(file: &'static File) -> Outcome<Self> {
+    pub(crate) fn new(file: &'static File) -> Outcome<Self> {
         if file.retain() {
             Ok(Self(file))
         } else {
             Err(Exit::Failed(Errno::EBADF))
         }
+    }
+
+    pub(crate) fn file(&self) -> &'static File {
+        self.0
     }
 }
 
@@ -94,22 +99,44 @@ impl Drop for Pin {
     }
 }
 
+/// Everything a sleeping thread holds, to be given back when it wakes, is cancelled, or leaves its
+/// sleep by longjmp.
+pub(crate) enum Held {
+    /// Asleep in recv or send.
+    Message(Stay),
+    /// Asleep in poll or select.
+    Files(Watching),
+    /// Asleep in epoll_wait.
+    Set(SetStay),
+}
+
 thread_local! {
-    /// The stay of this thread. In thread-local storage and without a destructor of its own: a
-    /// cancelled thread never comes back to the frame that made it, and gives it back when it exits.
-    static STAY: Cell<Option<ManuallyDrop<Stay>>> = const { Cell::new(None) };
+    /// What this thread holds in its sleep. In thread-local storage and without a destructor of its
+    /// own: a cancelled thread never comes back to the frame that made it, and gives it back when it
+    /// exits.
+    static HELD: Cell<Option<ManuallyDrop<Held>>> = const { Cell::new(None) };
 }
 
 /// Gives back what this thread holds from a sleep that it never woke from.
 pub(crate) fn abandon() {
-    if let Some(stay) = STAY.take() {
-        drop(ManuallyDrop::into_inner(stay));
+    if let Some(held) = HELD.take() {
+        drop(ManuallyDrop::into_inner(held));
     }
 }
 
-/// Sleeps until something may have changed for `file`, or until `until`; the caller holds the pin
-/// until it is done with the file. `ready` is asked once
-/// more when the thread can already be woken, so that nothing falls between.
+/// Runs `sleep`, a cancellation point, with `held` where the end of the thread finds it. Returns what
+/// came of the sleep, and `held` unless a handler that slept in between has given it back.
+pub(crate) fn holding<T>(held: Held, sleep: impl FnOnce() -> T) -> (T, Option<Held>) {
+    abandon(); // a longjmp out of a handler may have left one
+    HELD.set(Some(ManuallyDrop::new(held)));
+    signal::mind_thread_exit();
+    let slept = sleep();
+    (slept, HELD.take().map(ManuallyDrop::into_inner))
+}
+
+/// Sleeps until something may have changed for `file`, or until `until`. `pin` holds the file when
+/// this returns, and the caller keeps it until it is done with the file. `ready` is asked once more
+/// when the thread can already be woken, so that nothing falls between.
 ///
 /// # Errors
 /// EAGAIN when `until` has passed; EINTR when a signal handler ran that was installed without
@@ -117,17 +144,18 @@ pub(crate) fn abandon() {
 pub(crate) fn sleep(
     file: &'static File,
     until: Option<Nanos>,
+    pin: &mut Option<Pin>,
     ready: impl Fn(&mut Engine) -> bool,
-) -> Outcome<Pin> {
-    abandon(); // a longjmp out of a handler may have left one
+) -> Outcome<()> {
+    abandon(); // what a longjmp has left: it may be this very mux that it keeps watched by nobody
     let cell = file.mux()?;
     let (bell, id) = lend()?;
     let mut engine = cell.lock()?;
-    let pin = Pin::new(file)?;
-    if ready(&mut engine) {
-        return Ok(pin);
-    }
     let stay = Pin::new(file)?;
+    if ready(&mut engine) {
+        *pin = Some(stay);
+        return Ok(());
+    }
     bell.arm();
     file.watch.add(Watcher::Thread(id));
     let mut fds = Vec::with_capacity(2);
@@ -140,21 +168,18 @@ pub(crate) fn sleep(
     }
     let timer = engine.mux.next_deadline();
     drop(engine);
-    STAY.set(Some(ManuallyDrop::new(Stay {
+    *pin = None; // what stands on this stack is lost if the thread is cancelled
+    let stay = Held::Message(Stay {
         pin: stay,
         cell,
         bell,
-    })));
-    signal::mind_thread_exit();
-
-    let slept = native_ppoll(&mut fds, [until, timer].into_iter().flatten().min());
-
-    let Some(stay) = STAY.take() else {
-        return Ok(pin);
-    };
-    let stay = ManuallyDrop::into_inner(stay);
-    stay.bell
-        .disarm(fds.first().is_some_and(|bell| bell.revents != 0));
+    });
+    let wake_at = [until, timer].into_iter().flatten().min();
+    let (slept, held) = holding(stay, || native_ppoll(&mut fds, wake_at));
+    if let Some(Held::Message(stay)) = &held {
+        let rung = fds.first().is_some_and(|bell| bell.revents != 0);
+        stay.bell.disarm(rung);
+    }
     let now = sys::now();
     if let Ok(mut engine) = cell.lock() {
         for (psock, fd) in conns.into_iter().zip(fds.iter().skip(1)) {
@@ -165,11 +190,12 @@ pub(crate) fn sleep(
         engine.expire(now);
         engine.pump_known();
     }
-    drop(stay);
+    *pin = Some(Pin::new(file)?);
+    drop(held);
     match slept {
         Ok(_) if until.is_some_and(|at| at <= now) => Err(Exit::Failed(Errno::EAGAIN)),
-        Ok(_) => Ok(pin),
-        Err(Errno::EINTR) if until.is_none() && signal::handlers_restart() => Ok(pin),
+        Ok(_) => Ok(()),
+        Err(Errno::EINTR) if until.is_none() && signal::handlers_restart() => Ok(()),
         Err(err) => Err(Exit::Failed(err)),
     }
 }

@@ -8,10 +8,11 @@ use super::slot::Slot;
 use crate::bpf::BpfObject;
 use crate::epoll::EpollSet;
 use crate::errno::{Errno, Exit, Outcome};
+use crate::housekeeper;
 use crate::kcm::MuxCell;
 use crate::share;
 use crate::share::remote::Remote;
-use crate::sync::{BiasedMutex, Mutex};
+use crate::sync::{self, BiasedMutex, Mutex};
 use crate::sys;
 use crate::tcp::Attached;
 use crate::watch::Watch;
@@ -63,6 +64,8 @@ pub(crate) struct File {
     pub(crate) watch: Watch,
     /// What only some kinds have, off the fast path.
     pub(crate) body: Mutex<Body>,
+    /// The next file of [`DEFERRED`].
+    next_deferred: Slot<Self>,
 }
 
 /// The part of a file that belongs to its kind.
@@ -95,6 +98,10 @@ const BLOCKS: u32 = 1;
 const BLOCKS_NOT: u32 = 2;
 const CHANGE: u32 = 4;
 
+/// Files whose last descriptor was closed by a signal handler that had interrupted its thread under
+/// a lock of ours: they cannot be taken down there. A list that any handler may push to.
+static DEFERRED: Slot<File> = Slot::empty();
+
 impl File {
     /// A file with one reference, which belongs to the slot it is going to be installed in.
     pub(crate) fn new(kind: Kind, ino: u64, body: Body) -> Result<&'static Self, Exit> {
@@ -116,6 +123,7 @@ impl File {
                 taken: Slot::empty(),
                 watch: Watch::new(),
                 body: Mutex::new(Body::None),
+                next_deferred: Slot::empty(),
             })),
         };
         file.ino.store(ino, Ordering::Relaxed);
@@ -233,6 +241,38 @@ impl File {
             }
             _ => return,
         }
+        if sync::holds_lock() || self.rx.is_mine() {
+            self.defer();
+            housekeeper::ring();
+        } else {
+            self.take_down();
+            Self::take_down_deferred();
+        }
+    }
+
+    fn defer(&'static self) {
+        loop {
+            let first = DEFERRED.get();
+            self.next_deferred.swap(first);
+            if DEFERRED.replace_if(first, Some(self)) {
+                return;
+            }
+        }
+    }
+
+    /// Takes down what signal handlers could only put aside. The caller holds no lock.
+    pub(crate) fn take_down_deferred() {
+        if DEFERRED.get().is_none() {
+            return;
+        }
+        let mut next = DEFERRED.swap(None);
+        while let Some(file) = next {
+            next = file.next_deferred.swap(None);
+            file.take_down();
+        }
+    }
+
+    fn take_down(&'static self) {
         match self.kind() {
             Kind::Kcm => crate::kcm::socket::last_close(self),
             Kind::Tcp => crate::tcp::last_close(self),

@@ -26,13 +26,13 @@ impl<T> Slot<T> {
 
     /// Empties the slot if it holds `expected`. True when it did.
     pub(crate) fn clear_if(&self, expected: &'static T) -> bool {
+        self.replace_if(Some(expected), None)
+    }
+
+    /// Puts `new` in if the slot holds `expected`. True when it did.
+    pub(crate) fn replace_if(&self, expected: Option<&'static T>, new: Option<&'static T>) -> bool {
         self.0
-            .compare_exchange(
-                raw(Some(expected)),
-                ptr::null_mut(),
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            )
+            .compare_exchange(raw(expected), raw(new), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
     }
 }

@@ -19,7 +19,6 @@ fn set(epfd: c_int) -> Option<&'static File> {
 
 fn wait(
     set: &'static File,
-    epfd: c_int,
     events: *mut epoll_event,
     room: c_int,
     until: Outcome<Option<u64>>,
@@ -31,7 +30,7 @@ fn wait(
         .ok()
         .filter(|n| (1..=max).contains(n))
         .ok_or(Errno::EINVAL)?;
-    let got = epoll::wait(set, epfd, room, until, SigMask::new(mask))?;
+    let got = epoll::wait(set, room, until, SigMask::new(mask))?;
     let at = UserPtr::new(events.cast());
     for (index, event) in got.iter().enumerate() {
         user_mem::copy_out(at.element::<epoll_event>(index), event)?;
@@ -39,17 +38,44 @@ fn wait(
     Ok(got.len() as c_int)
 }
 
+/// A set that the kernel has just made.
+fn created(epfd: c_int) -> c_int {
+    epoll::kernel_set::created(epfd);
+    fresh(epfd)
+}
+
+/// The kernel has waited on its set `epfd` and stored `count` events. If the set has become ours
+/// meanwhile, the thread may have been called in for that alone: `again` then waits here.
+fn waited(
+    epfd: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    again: impl FnOnce(&'static File) -> Outcome<c_int>,
+) -> c_int {
+    match (set(epfd), usize::try_from(count)) {
+        (Some(set), Ok(stored @ 1..)) => {
+            // SAFETY: the kernel has just stored that many events there.
+            let found = unsafe { core::slice::from_raw_parts_mut(events, stored) };
+            match epoll::kernel_set::without_call(found) {
+                0 => conclude(again(set), || 0),
+                left => left as c_int,
+            }
+        }
+        _ => count,
+    }
+}
+
 hooks! {
     /// epoll_create(2).
     fn epoll_create(size: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        fresh(unsafe { next::epoll_create(size) })
+        created(unsafe { next::epoll_create(size) })
     }
 
     /// epoll_create1(2).
     fn epoll_create1(flags: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        fresh(unsafe { next::epoll_create1(flags) })
+        created(unsafe { next::epoll_create1(flags) })
     }
 
     /// epoll_ctl(2).
@@ -70,9 +96,11 @@ hooks! {
     fn epoll_wait(epfd: c_int, events: *mut epoll_event, room: c_int, timeout: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::epoll_wait(epfd, events, room, timeout) };
-        let Some(set) = set(epfd) else { return native() };
-        let mask = core::ptr::null();
-        conclude(wait(set, epfd, events, room, Ok(until_ms(timeout)), mask), native)
+        let ours = |set| wait(set, events, room, Ok(until_ms(timeout)), core::ptr::null());
+        match set(epfd) {
+            None => waited(epfd, events, native(), ours),
+            Some(set) => conclude(ours(set), native),
+        }
     }
 
     /// epoll_pwait(2).
@@ -81,8 +109,11 @@ hooks! {
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::epoll_pwait(epfd, events, room, timeout, mask) };
-        let Some(set) = set(epfd) else { return native() };
-        conclude(wait(set, epfd, events, room, Ok(until_ms(timeout)), mask), native)
+        let ours = |set| wait(set, events, room, Ok(until_ms(timeout)), mask);
+        match set(epfd) {
+            None => waited(epfd, events, native(), ours),
+            Some(set) => conclude(ours(set), native),
+        }
     }
 
     /// epoll_pwait2(2).
@@ -91,7 +122,10 @@ hooks! {
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::epoll_pwait2(epfd, events, room, timeout, mask) };
-        let Some(set) = set(epfd) else { return native() };
-        conclude(wait(set, epfd, events, room, timespec_at(timeout), mask), native)
+        let ours = |set| wait(set, events, room, timespec_at(timeout), mask);
+        match set(epfd) {
+            None => waited(epfd, events, native(), ours),
+            Some(set) => conclude(ours(set), native),
+        }
     }
 }

@@ -84,6 +84,13 @@ impl Connection {
         Ok(())
     }
 
+    /// The number it lent stays open, and is ours from now on. The caller protects it.
+    pub(crate) fn keep_number(&mut self) {
+        if let ConnFd::Lent(fd) = self.fd {
+            self.fd = ConnFd::Kept(sys::take(fd));
+        }
+    }
+
     /// One recv(2) into `buf` without waiting. Afterwards `readable` says whether another may find
     /// more.
     pub(super) fn recv(&mut self, buf: &mut [u8]) -> ReadResult {

@@ -137,10 +137,9 @@ fn await_message(
             asleep_before = true;
         }
         let id = file.kcm_id();
-        let awake = wait::sleep(file, until, |engine| {
+        wait::sleep(file, until, pin, |engine| {
             engine.mux.rx_len(id) != 0 || file.link() >= Link::Shared
         })?;
-        *pin = Some(awake);
         rx = file.rx.lock()?;
         if !rx.is_empty() {
             return Ok(Some(rx)); // another thread refilled the batch meanwhile

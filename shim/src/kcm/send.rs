@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use kcm_mux::{KcmId, SendFlags, SocketType, TxResult};
 
-use super::cell::EngineGuard;
+use super::cell::{Engine, EngineGuard};
 use super::connection::send_parts;
 use super::recv::deadline;
 use super::socket;
@@ -36,7 +36,7 @@ pub(crate) struct Sending {
     fd: i32,
     engine: Option<EngineGuard>,
     /// Let go of after the lock.
-    _pin: Option<wait::Pin>,
+    pin: Option<wait::Pin>,
 }
 
 /// sendmsg(2) and its kin on the socket `fd`; `src` is what the program wants sent. Returns the
@@ -64,7 +64,7 @@ impl Sending {
             file,
             fd,
             engine,
-            _pin: None,
+            pin: None,
         })
     }
 
@@ -150,8 +150,8 @@ impl Sending {
         }
         let until = deadline(self.file.sndtimeo.load(Ordering::Relaxed));
         loop {
-            let awake = wait::sleep(self.file, until, |engine| engine.mux.may_start(id))?;
-            self._pin = Some(awake);
+            let may_start = |engine: &mut Engine| engine.mux.may_start(id);
+            wait::sleep(self.file, until, &mut self.pin, may_start)?;
             let engine = socket::checked(self.file, self.file.mux()?)?;
             if engine.mux.may_start(id) {
                 self.engine = Some(engine);

@@ -187,6 +187,7 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     if attached.contains_key(&cookie) {
         return Err(Errno::EALREADY.into());
     }
+    let new = !lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Tcp);
     let tcp = tcp::adopt(tcp_fd)?;
     let (limit, timeout) = (rcvbuf(fd), tcp::rcvtimeo(fd));
     let psock = match tcp::is_torn(tcp) {
@@ -203,6 +204,10 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     housekeeper::watch(cell, &engine, psock);
     watch_in_sets(cell, &engine, psock);
     engine.pump_known();
+    drop(engine);
+    if new {
+        epoll::kernel_set::move_registrations(tcp_fd, tcp);
+    }
     Ok(0)
 }
 

@@ -236,6 +236,10 @@ unsafe impl RawLock for RawBiased {
         Some(Held::Plainly)
     }
 
+    fn is_mine(&self) -> bool {
+        self.held.load(Ordering::Relaxed) == ThreadToken::current().word() || self.inner.is_mine()
+    }
+
     #[inline]
     unsafe fn unlock(&self, held: Held) {
         match held {

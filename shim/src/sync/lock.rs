@@ -38,6 +38,9 @@ pub(crate) unsafe trait RawLock {
     /// Takes the lock if that needs no waiting for another thread.
     fn try_lock(&self) -> Option<Self::Held>;
 
+    /// Whether the calling thread has the lock.
+    fn is_mine(&self) -> bool;
+
     /// Gives the lock back.
     ///
     /// # Safety
@@ -98,6 +101,11 @@ impl<R: RawLock, T: ?Sized> Lock<R, T> {
     #[inline]
     pub(crate) fn lock(&self) -> Result<Guard<'_, R, T>, Reentered> {
         self.raw.lock().map(|held| Guard { lock: self, held })
+    }
+
+    /// Whether the calling thread is inside: it has been interrupted by a signal handler there.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.raw.is_mine()
     }
 
     /// Takes the lock if no thread, the calling one included, holds it.
@@ -197,11 +205,20 @@ impl RawMutex {
     #[inline]
     pub(super) fn acquire(&self) -> Result<FirstTry, Reentered> {
         let me = ThreadToken::current().word();
+        held::add(1); // before the fact, so that a signal handler never counts one too few
         if self.claim(me) {
-            Ok(FirstTry(true))
-        } else {
-            self.acquire_contended(me)
+            return Ok(FirstTry(true));
         }
+        let taken = self.acquire_contended(me);
+        if taken.is_err() {
+            held::add(-1);
+        }
+        taken
+    }
+
+    #[inline]
+    fn is_mine(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & !CONTENDED == ThreadToken::current().word()
     }
 
     #[inline]
@@ -249,7 +266,39 @@ impl RawMutex {
         if self.word.swap(0, Ordering::Release) & CONTENDED != 0 {
             futex::wake_one(&self.word);
         }
+        held::add(-1);
     }
+}
+
+/// Whether the calling thread holds a plain lock, whichever.
+#[cfg(not(loom))]
+pub(crate) fn holds_lock() -> bool {
+    held::count() != 0
+}
+
+/// Plain locks that the calling thread holds, or is about to take or to have given back.
+#[cfg(not(loom))]
+mod held {
+    use core::cell::Cell;
+
+    thread_local! {
+        static COUNT: Cell<i32> = const { Cell::new(0) };
+    }
+
+    #[inline]
+    pub(super) fn add(more: i32) {
+        COUNT.set(COUNT.get() + more);
+    }
+
+    pub(super) fn count() -> i32 {
+        COUNT.get()
+    }
+}
+
+/// Models have no signal handlers.
+#[cfg(loom)]
+mod held {
+    pub(super) fn add(_: i32) {}
 }
 
 /// Whether a lock was free when first looked at.
@@ -269,7 +318,16 @@ unsafe impl RawLock for RawMutex {
 
     #[inline]
     fn try_lock(&self) -> Option<()> {
-        self.claim(ThreadToken::current().word()).then_some(())
+        held::add(1);
+        let taken = self.claim(ThreadToken::current().word());
+        if !taken {
+            held::add(-1);
+        }
+        taken.then_some(())
+    }
+
+    fn is_mine(&self) -> bool {
+        Self::is_mine(self)
     }
 
     #[inline]

@@ -39,6 +39,8 @@ pub(crate) use loom::sync::atomic;
 pub(crate) use biased::{BiasedMutex, RawBiased};
 #[cfg(loom)]
 pub(crate) use doorbell::Doorbell;
+#[cfg(not(loom))]
+pub(crate) use lock::holds_lock;
 pub(crate) use lock::{Guard, Mutex, RawMutex, Reentered};
 #[cfg(not(loom))]
 pub(crate) use pool::{DoorbellPool, Lent};
