@@ -274,34 +274,3 @@ pub(crate) fn epoll_now(epfd: i32, room: usize) -> Vec<libc::epoll_event> {
 
 /// Events fetched at a time: what is left over comes with the next call.
 const EPOLL_BATCH_MAX: usize = 1024;
-
-/// Type of the BPF program behind `fd`; `None` when it is none.
-pub(crate) fn bpf_prog_type(fd: i32) -> Option<u32> {
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-    // A map's info starts with a type too; the link in /proc tells them apart.
-    let link = format!("/proc/self/fd/{fd}");
-    let name = rustix::fs::readlink(link.as_str(), Vec::new()).ok()?;
-    if name.as_bytes() != b"anon_inode:bpf-prog" {
-        return None;
-    }
-    let mut info = [0u32; 64];
-    let attr = [
-        fd as u32 as u64 | (size_of_val(&info) as u64) << 32,
-        info.as_mut_ptr() as u64,
-    ];
-    let saved = crate::errno::Errno::current();
-    // SAFETY: the attribute names our buffer and its size.
-    let done = unsafe {
-        interpose::raw::next::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET_INFO_BY_FD,
-            attr.as_ptr() as libc::c_long,
-            size_of_val(&attr) as libc::c_long,
-            0,
-            0,
-            0,
-        )
-    };
-    saved.set();
-    (done == 0).then_some(info[0])
-}
