@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant as Wall};
 
-use kcm_stack::{ListenOptions, ListenerId, Stack, TcpId};
+use kcm_stack::{ListenOptions, ListenerId, Stack};
 
 use crate::generator::{ACK, PSH, SERVER_PORT, deliver, open, parse, segment};
 use crate::pair::{Batch, Clock, MAC, at, median, stack};
+use crate::report::{Row, row};
 
 /// Frames between two looks at the clock; also how many a device would hand over at once.
 const BATCH: u32 = 256;
@@ -24,51 +25,72 @@ pub(crate) fn server(expected: usize) -> (Stack, ListenerId) {
     (s, l)
 }
 
-pub(crate) fn run(connections: u32) {
-    let mut clock = Clock::new();
-    let (mut s, l) = server(connections as usize);
-    let mut ids: Vec<TcpId> = Vec::with_capacity(connections as usize);
-    open(&mut s, 0..connections, clock.0, |s| {
-        while let Some(id) = s.tcp_accept(l) {
-            ids.push(id);
+/// A server and the clients that have connected to it.
+struct Echo {
+    stack: Stack,
+    clock: Clock,
+    /// SND.NXT and RCV.NXT of each client.
+    seqs: Vec<(u32, u32)>,
+    /// A fixed shuffle of the clients: neighbours in the slab are not neighbours in time.
+    order: Vec<u32>,
+    input: Batch,
+    output: Batch,
+}
+
+impl Echo {
+    fn new(connections: u32) -> Self {
+        let clock = Clock::new();
+        let (mut stack, l) = server(connections as usize);
+        let mut accepted = 0;
+        open(&mut stack, 0..connections, clock.0, |s| {
+            while s.tcp_accept(l).is_some() {
+                accepted += 1;
+            }
+        });
+        assert_eq!(accepted, connections);
+        while stack.poll_event().is_some() {}
+        let mut order: Vec<u32> = (0..connections).collect();
+        for i in (1..order.len()).rev() {
+            let j = ((i as u64 * 0x9e37_79b9_7f4a_7c15) >> 33) as usize % (i + 1);
+            order.swap(i, j);
         }
-    });
-    assert_eq!(ids.len(), connections as usize);
-    while s.poll_event().is_some() {}
-    // Server sequence numbers are learned from the first echo's ACK field.
-    let mut seqs: Vec<(u32, u32)> = (0..connections).map(|i| (i + 1, 0)).collect();
-    let mut input = Batch::default();
-    let mut output = Batch::default();
-    let rounds = (2_000_000 / connections).clamp(6, 400);
-    let mut per_packet = Vec::new();
-    let mut order: Vec<u32> = (0..connections).collect();
-    // A fixed shuffle: neighbours in the slab are not neighbours in time.
-    for i in (1..order.len()).rev() {
-        let j = ((i as u64 * 0x9e37_79b9_7f4a_7c15) >> 33) as usize % (i + 1);
-        order.swap(i, j);
+        let mut echo = Self {
+            stack,
+            clock,
+            seqs: vec![(0, 0); connections as usize],
+            order,
+            input: Batch::default(),
+            output: Batch::default(),
+        };
+        // An empty segment before the window makes the server tell its sequence number.
+        echo.round(|input, i, _| segment(input, i, i, 0, ACK, &[]));
+        echo
     }
-    for round in 0..rounds {
+
+    /// Every client asks once; nanoseconds a packet, those in and those out counted alike.
+    fn ask(&mut self) -> f64 {
+        self.round(|input, i, (seq, ack)| segment(input, i, seq, ack, ACK | PSH, &PAYLOAD))
+    }
+
+    fn round(&mut self, say: impl Fn(&mut Batch, u32, (u32, u32))) -> f64 {
+        let Self {
+            stack: s,
+            clock,
+            seqs,
+            order,
+            input,
+            output,
+        } = self;
         let (mut spent, mut packets) = (Duration::ZERO, 0);
         for chunk in order.chunks(BATCH as usize) {
             // As fast as the goal: ten million packets a second.
             let now = clock.tick(50);
             input.clear();
             for &i in chunk {
-                let (seq, ack) = seqs[i as usize];
-                // The first request of a client needs a valid ACK: its handshake's.
-                let flags = ACK | PSH;
-                segment(&mut input, i, seq, ack, flags, &PAYLOAD);
-            }
-            if round == 0 {
-                // Learn the server's sequence: an unacceptable ACK would be dropped, so ask by
-                // sending nothing new.
-                input.clear();
-                for &i in chunk {
-                    segment(&mut input, i, i, 0, ACK, &[]);
-                }
+                say(input, i, seqs[i as usize]);
             }
             let t = Wall::now();
-            deliver(&input, &mut s, now);
+            deliver(input, s, now);
             while let Some(e) = s.poll_event() {
                 if let kcm_stack::Event::Tcp(id, r) = e
                     && r.contains(kcm_stack::Ready::READABLE)
@@ -81,7 +103,7 @@ pub(crate) fn run(connections: u32) {
                     }
                 }
             }
-            output.fill(&mut s, now, usize::MAX);
+            output.fill(s, now, usize::MAX);
             s.handle_timeout(now);
             spent += t.elapsed();
             packets += input.len() + output.len();
@@ -91,13 +113,36 @@ pub(crate) fn run(connections: u32) {
                 }
             }
         }
-        if round > 0 {
-            per_packet.push(spent.as_secs_f64() * 1e9 / packets as f64);
-        }
+        spent.as_secs_f64() * 1e9 / packets as f64
     }
-    let ns = median(per_packet);
-    println!(
-        "echo 64 B, {connections:>8} connections: {ns:6.0} ns a packet, {:5.2} M packets/s (in + out)",
-        1e3 / ns
-    );
+}
+
+/// A thousand connections and a million take turns, a million packets each.
+pub(crate) fn run(quick: bool) -> Vec<Row> {
+    let (many, rounds) = if quick { (50_000, 1) } else { (1_000_000, 7) };
+    let (mut few_echo, mut many_echo) = (Echo::new(1_000), Echo::new(many));
+    let (mut few_ns, mut many_ns, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let few = median((0..many / 1_000).map(|_| few_echo.ask()).collect());
+        let many = many_echo.ask();
+        few_ns.push(few);
+        many_ns.push(many);
+        ratios.push(many / few);
+    }
+    let (few_ns, many_ns, ratio) = (median(few_ns), median(many_ns), median(ratios));
+    let rate = 1e3 / few_ns;
+    vec![
+        row(
+            "echo of 64 B at 1 k connections, packets in and out per second".into(),
+            "≥ 5 M",
+            format!("{rate:.1} M ({few_ns:.0} ns a packet)"),
+            rate >= 5.0,
+        ),
+        row(
+            format!("cost per packet at {many} connections against 1 k"),
+            "≤ 3 ×",
+            format!("{ratio:.1} × ({many_ns:.0} ns)"),
+            ratio <= 3.0,
+        ),
+    ]
 }
