@@ -24,6 +24,7 @@ use super::{
     IfName, NetDevice, OpenError, OpenOptions, RX_BATCH_FRAMES, RxChecksum, RxFrame, TransmitError,
     Wait, Written, XdpMode, admit,
 };
+use rustix::event::{Timespec, poll};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::xdp::{
@@ -56,6 +57,14 @@ const SO_BUSY_POLL_BUDGET: i32 = 70;
 
 /// Most frames one busy poll takes from the driver.
 const BUSY_POLL_BUDGET: i32 = 64;
+
+/// How long to wait for a queue whose socket was just closed: 200 times 10 ms, where a busy machine
+/// needs tens of milliseconds.
+const BIND_RETRIES_MAX: usize = 200;
+const BIND_RETRY_AFTER: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
 
 /// One queue of an interface, through an XDP socket.
 pub struct XdpDevice {
@@ -173,7 +182,8 @@ impl XdpDevice {
             XdpMode::ZeroCopy => SocketAddrXdpFlags::XDP_ZEROCOPY,
         };
         let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-        bind(fd, &SocketAddrXdp::new(flags, facts.index, queue)).map_err(failed("bind(AF_XDP)"))?;
+        bind_patiently(fd, &SocketAddrXdp::new(flags, facts.index, queue))
+            .map_err(failed("bind(AF_XDP)"))?;
         bpf(&Attr::map_update(
             &redirect.sockets,
             &queue,
@@ -306,6 +316,19 @@ fn redirect_program(sockets: &OwnedFd) -> [Insn; 6] {
         insn(CALL, 0, 0, 0, REDIRECT_MAP),
         insn(EXIT, 0, 0, 0, 0),
     ]
+}
+
+/// Binds the socket, waiting while the queue is taken: after its socket is closed, a worker of the
+/// kernel's still has to let go of the memory. Somebody else's socket does not come this far, its
+/// program is in the way.
+fn bind_patiently(socket: BorrowedFd<'_>, address: &SocketAddrXdp) -> Result<(), Errno> {
+    for _ in 0..BIND_RETRIES_MAX {
+        match bind(socket, address) {
+            Err(Errno::BUSY) => poll(&mut [], Some(&BIND_RETRY_AFTER)).map(drop)?,
+            result => return result,
+        }
+    }
+    bind(socket, address)
 }
 
 /// The rings of a socket, mapped.
