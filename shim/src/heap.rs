@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use dlmalloc::{Allocator, Dlmalloc};
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap, munmap};
 
-use crate::sync::{Guard, Mutex, RawMutex};
+use crate::sync::{Guard, Mutex, Rank, RawMutex};
 
 /// Memory from the kernel, by raw system calls.
 pub(crate) struct Pages;
@@ -102,7 +102,10 @@ impl Reserve {
 struct Heap(Mutex<Dlmalloc<Pages>>);
 
 #[cfg_attr(not(test), global_allocator)]
-static HEAP: Heap = Heap(Mutex::new(Dlmalloc::new_with_allocator(Pages)));
+static HEAP: Heap = Heap(Mutex::ranked(
+    Rank::Heap,
+    Dlmalloc::new_with_allocator(Pages),
+));
 
 /// The heap, held still.
 pub(crate) type Frozen = Option<Guard<'static, RawMutex, Dlmalloc<Pages>>>;

@@ -19,7 +19,7 @@ use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
 use crate::share::line::Line;
 use crate::share::owner;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::{own, publish, sys};
 
 /// How long the program has to come for what arrived before the thread does the work. Longer than
@@ -34,7 +34,7 @@ const BATCH: usize = 64;
 /// The running thread's epoll descriptor, or −1.
 static EPFD: AtomicI32 = AtomicI32::new(-1);
 /// Guards the start of the thread.
-static START: Mutex<()> = Mutex::new(());
+static START: Mutex<()> = Mutex::ranked(Rank::Leaf, ());
 /// When the thread wakes by itself; `u64::MAX` for never.
 static WAKES_AT: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Tag of the thread's own doorbell.

@@ -3,9 +3,9 @@
 
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
-static FILE: Mutex<Option<&'static File>> = Mutex::new(None);
+static FILE: Mutex<Option<&'static File>> = Mutex::ranked(Rank::Leaf, None);
 
 /// Takes a number out of the program's hands.
 pub(crate) fn protect(fd: i32) {

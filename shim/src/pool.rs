@@ -2,12 +2,12 @@
 
 use kcm_mux::Chunk;
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Chunks kept for the next read: enough for a burst over many connections, 4 MiB in all.
 const SPARE_MAX: usize = 64;
 
-static SPARE: Mutex<Vec<Chunk>> = Mutex::new(Vec::new());
+static SPARE: Mutex<Vec<Chunk>> = Mutex::ranked(Rank::Leaf, Vec::new());
 
 /// A chunk to read into.
 pub(crate) fn take() -> Chunk {

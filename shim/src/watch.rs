@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fd::File;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::wait::{self, BellId};
 
 /// One listener of a file.
@@ -37,7 +37,7 @@ impl Watch {
     pub(crate) const fn new() -> Self {
         Self {
             count: AtomicUsize::new(0),
-            list: Mutex::new(Vec::new()),
+            list: Mutex::ranked(Rank::Watch, Vec::new()),
         }
     }
 

@@ -9,11 +9,11 @@ use kcm_mux::Nanos;
 
 use super::{add, adopt};
 use crate::fd::File;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::{own, sys};
 
 /// Numbers that epoll_create returned. One may have been closed since.
-static CREATED: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+static CREATED: Mutex<Vec<i32>> = Mutex::ranked(Rank::Leaf, Vec::new());
 
 /// The program has made an epoll set.
 pub(crate) fn created(epfd: i32) {

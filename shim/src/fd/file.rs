@@ -12,7 +12,7 @@ use crate::housekeeper;
 use crate::kcm::MuxCell;
 use crate::share;
 use crate::share::remote::Remote;
-use crate::sync::{self, BiasedMutex, Mutex};
+use crate::sync::{self, BiasedMutex, Mutex, Rank};
 use crate::sys;
 use crate::tcp::Attached;
 use crate::watch::Watch;
@@ -91,7 +91,7 @@ pub(crate) enum Link {
     Remote,
 }
 
-static RECYCLED: Mutex<Vec<&'static File>> = Mutex::new(Vec::new());
+static RECYCLED: Mutex<Vec<&'static File>> = Mutex::ranked(Rank::Leaf, Vec::new());
 
 /// Bits of `File::blocking`: the descriptor is known to block, or not to; the rest counts changes.
 const BLOCKS: u32 = 1;
@@ -122,7 +122,7 @@ impl File {
                 link: AtomicU8::new(Link::Private as u8),
                 taken: Slot::empty(),
                 watch: Watch::new(),
-                body: Mutex::new(Body::None),
+                body: Mutex::ranked(Rank::Body, Body::None),
                 next_deferred: Slot::empty(),
             })),
         };

@@ -10,7 +10,7 @@ use super::connections::{Connections, Interest};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::share::line::Lines;
-use crate::sync::{Guard, Mutex, RawMutex};
+use crate::sync::{Guard, Mutex, Rank, RawMutex};
 use crate::wait::{self, BellId};
 use crate::{housekeeper, pool, publish, sys, tcp};
 
@@ -30,11 +30,11 @@ pub(crate) struct MuxCell {
 const LOOK_MIN: usize = 2;
 
 /// Every cell ever made, by index.
-static ALL: Mutex<Vec<&'static MuxCell>> = Mutex::new(Vec::new());
+static ALL: Mutex<Vec<&'static MuxCell>> = Mutex::ranked(Rank::Leaf, Vec::new());
 /// Cells without a mux.
-static RECYCLED: Mutex<Vec<&'static MuxCell>> = Mutex::new(Vec::new());
+static RECYCLED: Mutex<Vec<&'static MuxCell>> = Mutex::ranked(Rank::Leaf, Vec::new());
 /// Every mux there is, for /proc/net/kcm: newest last.
-static LIVE: Mutex<Vec<&'static MuxCell>> = Mutex::new(Vec::new());
+static LIVE: Mutex<Vec<&'static MuxCell>> = Mutex::ranked(Rank::Directory, Vec::new());
 
 impl MuxCell {
     /// A mux with one KCM socket, `file`, which gets index 0.
@@ -45,7 +45,7 @@ impl MuxCell {
             None => {
                 let mut all = ALL.lock()?;
                 let index = all.len() as u32;
-                let (engine, passes) = (Mutex::new(None), AtomicU32::new(0));
+                let (engine, passes) = (Mutex::ranked(Rank::Mux, None), AtomicU32::new(0));
                 let cell: &'static Self = Box::leak(Box::new(Self {
                     engine,
                     passes,

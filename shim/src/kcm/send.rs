@@ -19,6 +19,15 @@ use crate::wait;
 /// more than one more system call.
 const GATHER_BYTES_MAX: usize = 4096;
 
+/// A message that is longer is sent only if there is memory for what the connection does not take:
+/// a message that has been begun cannot be refused any more.
+const UNPROBED_MAX: usize = 256 << 10;
+
+/// Whether `length` bytes could be copied now. Costs no page: none is touched.
+fn has_memory(length: usize) -> bool {
+    Vec::<u8>::new().try_reserve_exact(length).is_ok()
+}
+
 /// MSG_BATCH, which libc does not name.
 pub(crate) const MSG_BATCH: i32 = 0x40000;
 
@@ -90,6 +99,9 @@ impl Sending {
         };
         let length = src.total();
         let gathers = flags & MSG_BATCH != 0 && length < GATHER_BYTES_MAX;
+        if length > UNPROBED_MAX && !has_memory(length) {
+            return Err(Errno::ENOMEM.into());
+        }
         if end && length > 0 && !gathers && engine.send_directly(id, &parts) {
             return Ok(length);
         }

@@ -14,12 +14,13 @@ use super::connection::{Connection, rcvbuf};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::{bpf, epoll, housekeeper, sys, tcp};
 
 /// Where each attached TCP socket is, by its cookie: the psock is found whatever number, dup or
 /// process-wide alias the program names it by. Lock order: before the mux.
-static ATTACHED: Mutex<BTreeMap<u64, (&'static MuxCell, PsockId)>> = Mutex::new(BTreeMap::new());
+static ATTACHED: Mutex<BTreeMap<u64, (&'static MuxCell, PsockId)>> =
+    Mutex::ranked(Rank::Directory, BTreeMap::new());
 
 /// socket(AF_KCM, `ty`, `protocol`).
 pub(crate) fn create(ty: i32, protocol: i32) -> Outcome<i32> {

@@ -23,7 +23,7 @@
 use core::sync::atomic::compiler_fence;
 
 use super::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use super::lock::{FirstTry, Lock, RawLock, RawMutex, Reentered};
+use super::lock::{FirstTry, Lock, Rank, RawLock, RawMutex, Reentered};
 use super::{ThreadToken, const_unless_loom, futex};
 
 /// A value behind a [`RawBiased`] lock.
@@ -82,7 +82,7 @@ impl RawBiased {
             Self {
                 bias: AtomicUsize::new(0),
                 held: AtomicUsize::new(0),
-                inner: RawMutex::new(),
+                inner: RawMutex::new(Rank::Batch),
                 last: AtomicUsize::new(0),
                 streak: AtomicU32::new(0),
                 streak_needed: AtomicU32::new(STREAK_FIRST),
@@ -150,7 +150,7 @@ impl RawBiased {
             if holder == 0 {
                 return Ok(());
             }
-            if ThreadToken::is_of_the_past(holder) {
+            if ThreadToken::is_of_the_past(holder) || !self.inner.may_wait() {
                 return Err(Reentered);
             }
             futex::wait(&self.held, holder);
@@ -249,6 +249,13 @@ unsafe impl RawLock for RawBiased {
                 self.inner.release();
             }
         }
+    }
+
+    unsafe fn reset(&self) {
+        self.bias.store(0, Ordering::Relaxed);
+        self.held.store(0, Ordering::Relaxed);
+        // SAFETY: the caller vouches for the same.
+        unsafe { self.inner.reset() }
     }
 }
 
@@ -407,6 +414,24 @@ mod tests {
             lock.raw().streak_needed.load(Ordering::Relaxed),
             2 * STREAK_FIRST
         );
+    }
+
+    #[test]
+    fn child_of_a_fork_can_free_a_biased_lock_whose_holder_is_gone() {
+        let lock = BiasedMutex::new(7);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                earn_bias(&lock);
+                core::mem::forget(lock.lock().unwrap());
+            });
+        });
+        assert!(lock.try_lock().is_none());
+        // SAFETY: the other thread has ended and forgot its guard.
+        #[allow(unsafe_code, reason = "stands in for a forked child")]
+        unsafe {
+            lock.force_unlock_in_child();
+        }
+        assert_eq!(*lock.lock().unwrap(), 7);
     }
 
     /// Two counters that only the lock keeps equal; every section checks that it is alone.

@@ -1,8 +1,8 @@
 //! A value behind a lock, and the plain futex lock.
 //!
 //! Differences from `std::sync::Mutex`: a lock knows its owner and answers [`Reentered`] where
-//! another would deadlock; there is no poisoning, since a panic ends the process; and in a forked
-//! child, a lock that a thread of its parent held answers the same.
+//! another would deadlock; there is no poisoning, since a panic ends the process; and a forked
+//! child can make a lock usable again that died with a thread of its parent.
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -12,7 +12,8 @@ use super::atomic::{AtomicUsize, Ordering};
 use super::{ThreadToken, const_unless_loom, futex};
 
 /// Waiting for this lock would never end. Either the calling thread holds it already: a signal
-/// handler interrupted its own thread inside the shim. Or a thread held it that did not come along
+/// handler interrupted its own thread inside the shim. Or it holds one that comes after this one in
+/// the [order](Rank), with the same cause: whoever has this one may wait for that. Or a thread held it that did not come along
 /// when this process was forked; what the lock guards may be half changed, in this process for good.
 /// The caller does without, or passes the call through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,12 @@ pub(crate) unsafe trait RawLock {
     /// # Safety
     /// The calling thread holds the lock in the way `held` says.
     unsafe fn unlock(&self, held: Self::Held);
+
+    /// Makes the lock free, whatever state it is in.
+    ///
+    /// # Safety
+    /// No other thread of this process uses the lock, and no guard of it will be dropped.
+    unsafe fn reset(&self);
 }
 
 /// A value that one thread at a time may use.
@@ -65,7 +72,14 @@ impl<T> Mutex<T> {
     const_unless_loom! {
         /// A free lock around `value`.
         pub(crate) fn new(value: T) -> Self {
-            Self::from_parts(RawMutex::new(), value)
+            Self::from_parts(RawMutex::new(Rank::Any), value)
+        }
+    }
+
+    const_unless_loom! {
+        /// A free lock around `value`, with a place in the order of locks.
+        pub(crate) fn ranked(rank: Rank, value: T) -> Self {
+            Self::from_parts(RawMutex::new(rank), value)
         }
     }
 }
@@ -106,6 +120,18 @@ impl<R: RawLock, T: ?Sized> Lock<R, T> {
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Guard<'_, R, T>> {
         self.raw.try_lock().map(|held| Guard { lock: self, held })
+    }
+
+    /// Frees the lock in the child of a fork, where the threads that might have held it are gone.
+    ///
+    /// The value is as the holder left it, perhaps in the middle of a change: the forking thread
+    /// therefore takes the lock before the fork wherever the value must be consistent in the child.
+    ///
+    /// # Safety
+    /// The process has one thread, and no [`Guard`] of this lock will be dropped in it.
+    pub(crate) unsafe fn force_unlock_in_child(&self) {
+        // SAFETY: the caller vouches for the same.
+        unsafe { self.raw.reset() }
     }
 }
 
@@ -166,6 +192,31 @@ impl<R: RawLock, T: ?Sized> Drop for Guard<'_, R, T> {
 /// yet known: a signal handler may arrive at any instant.
 pub(crate) struct RawMutex {
     word: AtomicUsize,
+    rank: Rank,
+}
+
+/// The order in which a thread takes locks. A thread waits for a lock only while it holds none that
+/// comes later. No code of ours breaks the order but that of a signal handler which has interrupted
+/// its thread under a lock: it gets [`Reentered`] where waiting might never end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Rank {
+    /// No place in the order: held alone, or for no longer than a few instructions.
+    Any = 0,
+    /// Lists that say where things are: attached sockets, live muxes.
+    Directory,
+    /// The batch of a KCM socket.
+    Batch,
+    /// A mux.
+    Mux,
+    /// Who watches a file.
+    Watch,
+    /// What belongs to the kind of a file; an epoll set.
+    Body,
+    /// Pools and lists under which only memory is allocated.
+    Leaf,
+    /// The heap.
+    Heap,
 }
 
 /// Somebody sleeps, or is about to: the owner must wake one when it unlocks.
@@ -178,8 +229,8 @@ const SPINS_MAX: u32 = if cfg!(loom) { 0 } else { 100 };
 impl RawMutex {
     const_unless_loom! {
         /// A free lock.
-        pub(crate) fn new() -> Self {
-            Self { word: AtomicUsize::new(0) }
+        pub(crate) fn new(rank: Rank) -> Self {
+            Self { word: AtomicUsize::new(0), rank }
         }
     }
 
@@ -187,15 +238,21 @@ impl RawMutex {
     #[inline]
     pub(super) fn acquire(&self) -> Result<FirstTry, Reentered> {
         let me = ThreadToken::current().word();
-        held::add(1); // before the fact, so that a signal handler never counts one too few
+        held::add(self.rank); // before the fact, so that a handler never counts one too few
         if self.claim(me) {
             return Ok(FirstTry(true));
         }
         let taken = self.acquire_contended(me);
         if taken.is_err() {
-            held::add(-1);
+            held::sub(self.rank);
         }
         taken
+    }
+
+    /// Whether the calling thread may wait for a lock of this rank.
+    #[inline]
+    pub(super) fn may_wait(&self) -> bool {
+        !held::any_above(self.rank)
     }
 
     #[inline]
@@ -213,7 +270,8 @@ impl RawMutex {
     #[cold]
     fn acquire_contended(&self, me: usize) -> Result<FirstTry, Reentered> {
         let holder = self.word.load(Ordering::Relaxed) & !CONTENDED;
-        if holder == me || (holder != 0 && ThreadToken::is_of_the_past(holder)) {
+        let never = holder == me || (holder != 0 && ThreadToken::is_of_the_past(holder));
+        if never || !self.may_wait() {
             return Err(Reentered);
         }
         for _ in 0..SPINS_MAX {
@@ -248,39 +306,63 @@ impl RawMutex {
         if self.word.swap(0, Ordering::Release) & CONTENDED != 0 {
             futex::wake_one(&self.word);
         }
-        held::add(-1);
+        held::sub(self.rank);
     }
 }
 
 /// Whether the calling thread holds a plain lock, whichever.
 #[cfg(not(loom))]
 pub(crate) fn holds_lock() -> bool {
-    held::count() != 0
+    held::any()
 }
 
 /// Plain locks that the calling thread holds, or is about to take or to have given back.
 #[cfg(not(loom))]
 mod held {
+    use super::Rank;
     use core::cell::Cell;
 
     thread_local! {
-        static COUNT: Cell<i32> = const { Cell::new(0) };
+        /// How many of each rank, a byte each.
+        static COUNTS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    const fn shift(rank: Rank) -> u32 {
+        rank as u32 * u8::BITS
     }
 
     #[inline]
-    pub(super) fn add(more: i32) {
-        COUNT.set(COUNT.get() + more);
+    pub(super) fn add(rank: Rank) {
+        COUNTS.set(COUNTS.get().wrapping_add(1 << shift(rank)));
     }
 
-    pub(super) fn count() -> i32 {
-        COUNT.get()
+    #[inline]
+    pub(super) fn sub(rank: Rank) {
+        COUNTS.set(COUNTS.get().wrapping_sub(1 << shift(rank)));
+    }
+
+    pub(super) fn any() -> bool {
+        COUNTS.get() != 0
+    }
+
+    /// `Any` is above nothing and beneath nothing.
+    pub(super) fn any_above(rank: Rank) -> bool {
+        rank != Rank::Any && rank != Rank::Heap && COUNTS.get() >> shift(rank) >> u8::BITS != 0
     }
 }
 
 /// Models have no signal handlers.
 #[cfg(loom)]
 mod held {
-    pub(super) fn add(_: i32) {}
+    use super::Rank;
+
+    pub(super) fn add(_: Rank) {}
+
+    pub(super) fn sub(_: Rank) {}
+
+    pub(super) fn any_above(_: Rank) -> bool {
+        false
+    }
 }
 
 /// Whether a lock was free when first looked at.
@@ -300,10 +382,10 @@ unsafe impl RawLock for RawMutex {
 
     #[inline]
     fn try_lock(&self) -> Option<()> {
-        held::add(1);
+        held::add(self.rank);
         let taken = self.claim(ThreadToken::current().word());
         if !taken {
-            held::add(-1);
+            held::sub(self.rank);
         }
         taken.then_some(())
     }
@@ -315,6 +397,10 @@ unsafe impl RawLock for RawMutex {
     #[inline]
     unsafe fn unlock(&self, (): ()) {
         self.release();
+    }
+
+    unsafe fn reset(&self) {
+        self.word.store(0, Ordering::Relaxed);
     }
 }
 
@@ -346,6 +432,21 @@ mod tests {
             drop(guard);
         });
         assert!(lock.try_lock().is_some());
+    }
+
+    #[test]
+    fn child_of_a_fork_can_free_a_lock_whose_holder_is_gone() {
+        let lock = Mutex::new(7);
+        thread::scope(|scope| {
+            scope.spawn(|| core::mem::forget(lock.lock().unwrap()));
+        });
+        assert!(lock.try_lock().is_none());
+        // SAFETY: the other thread has ended and forgot its guard.
+        #[allow(unsafe_code, reason = "stands in for a forked child")]
+        unsafe {
+            lock.force_unlock_in_child();
+        }
+        assert_eq!(*lock.lock().unwrap(), 7);
     }
 
     #[test]

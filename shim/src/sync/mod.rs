@@ -41,7 +41,7 @@ pub(crate) use biased::{BiasedMutex, RawBiased};
 pub(crate) use doorbell::Doorbell;
 #[cfg(not(loom))]
 pub(crate) use lock::holds_lock;
-pub(crate) use lock::{Guard, Mutex, RawMutex, Reentered};
+pub(crate) use lock::{Guard, Mutex, Rank, RawMutex, Reentered};
 #[cfg(not(loom))]
 pub(crate) use pool::{DoorbellPool, Lent};
 use token::ThreadToken;

@@ -1,0 +1,11 @@
+//! Signal handlers that come in while their thread is inside the library.
+
+use kcm_tests::program;
+
+/// Fails by a hang, which the program's own alarm ends, when a handler waits for a lock that its own
+/// thread keeps from being freed.
+#[test]
+fn handlers_call_what_they_interrupt() {
+    let program = program::build("signal_handlers", &[]);
+    program::run(&mut program::under_shim(program));
+}
