@@ -2,7 +2,7 @@
 
 use libc::{c_int, c_void, iovec, off_t, size_t, ssize_t};
 
-use super::on;
+use super::on_socket;
 use crate::errno::Outcome;
 use crate::fd::{File, Kind};
 use crate::ops;
@@ -77,7 +77,7 @@ hooks! {
     /// read(2).
     fn read(fd: c_int, buf: *mut c_void, len: size_t) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| read_into(f, fd, one(buf, len)), || unsafe { next::read(fd, buf, len) })
+        on_socket(fd, |f| read_into(f, fd, one(buf, len)), || unsafe { next::read(fd, buf, len) })
     }
 
     /// read(2) as compiled with _FORTIFY_SOURCE.
@@ -85,52 +85,52 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::__read_chk(fd, buf, len, size) };
         if len > size { return native() }
-        on(fd, |f| read_into(f, fd, one(buf, len)), native)
+        on_socket(fd, |f| read_into(f, fd, one(buf, len)), native)
     }
 
     /// readv(2).
     fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| read_into(f, fd, many(iov, count)), || unsafe { next::readv(fd, iov, count) })
+        on_socket(fd, |f| read_into(f, fd, many(iov, count)), || unsafe { next::readv(fd, iov, count) })
     }
 
     /// preadv2(2).
     fn preadv2(fd: c_int, iov: *const iovec, count: c_int, at: off_t, flags: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::preadv2(fd, iov, count, at, flags) };
-        on(fd, |f| read_at(f, fd, many(iov, count), at, flags), native)
+        on_socket(fd, |f| read_at(f, fd, many(iov, count), at, flags), native)
     }
 
     /// preadv2(2) with 64-bit offsets.
     fn preadv64v2(fd: c_int, iov: *const iovec, count: c_int, at: off_t, flags: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::preadv64v2(fd, iov, count, at, flags) };
-        on(fd, |f| read_at(f, fd, many(iov, count), at, flags), native)
+        on_socket(fd, |f| read_at(f, fd, many(iov, count), at, flags), native)
     }
 
     /// write(2).
     fn write(fd: c_int, buf: *const c_void, len: size_t) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| write_from(f, fd, one(buf, len)), || unsafe { next::write(fd, buf, len) })
+        on_socket(fd, |f| write_from(f, fd, one(buf, len)), || unsafe { next::write(fd, buf, len) })
     }
 
     /// writev(2).
     fn writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| write_from(f, fd, many(iov, count)), || unsafe { next::writev(fd, iov, count) })
+        on_socket(fd, |f| write_from(f, fd, many(iov, count)), || unsafe { next::writev(fd, iov, count) })
     }
 
     /// pwritev2(2).
     fn pwritev2(fd: c_int, iov: *const iovec, count: c_int, at: off_t, flags: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::pwritev2(fd, iov, count, at, flags) };
-        on(fd, |f| write_at(f, fd, many(iov, count), at, flags), native)
+        on_socket(fd, |f| write_at(f, fd, many(iov, count), at, flags), native)
     }
 
     /// pwritev2(2) with 64-bit offsets.
     fn pwritev64v2(fd: c_int, iov: *const iovec, count: c_int, at: off_t, flags: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::pwritev64v2(fd, iov, count, at, flags) };
-        on(fd, |f| write_at(f, fd, many(iov, count), at, flags), native)
+        on_socket(fd, |f| write_at(f, fd, many(iov, count), at, flags), native)
     }
 }

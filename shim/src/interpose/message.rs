@@ -4,7 +4,7 @@ use libc::{
     c_int, c_uint, c_void, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec,
 };
 
-use super::on;
+use super::on_socket;
 use super::poll::timespec_at;
 use crate::errno::{Errno, Outcome};
 use crate::fd::table;
@@ -41,7 +41,7 @@ hooks! {
     fn send(fd: c_int, buf: *const c_void, len: size_t, flags: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::send(fd, buf, len, flags) };
-        on(fd, |f| ops::send(f, fd, one(buf, len)?, flags).map(|n| n as ssize_t), native)
+        on_socket(fd, |f| ops::send(f, fd, one(buf, len)?, flags).map(|n| n as ssize_t), native)
     }
 
     /// sendto(2). KCM takes an address and ignores it.
@@ -50,7 +50,7 @@ hooks! {
     ) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::sendto(fd, buf, len, flags, addr, addrlen) };
-        on(fd, |f| message::sendto(f, fd, one(buf, len)?, flags, at(addr), addrlen), native)
+        on_socket(fd, |f| message::sendto(f, fd, one(buf, len)?, flags, at(addr), addrlen), native)
     }
 
     /// sendmsg(2).
@@ -62,7 +62,7 @@ hooks! {
             // SAFETY: forwards the caller's own arguments.
             unsafe { next::sendmsg(fd, msg, flags) }
         };
-        on(fd, |f| message::sendmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
+        on_socket(fd, |f| message::sendmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
     }
 
     /// sendmmsg(2).
@@ -74,7 +74,7 @@ hooks! {
             // SAFETY: forwards the caller's own arguments.
             unsafe { next::sendmmsg(fd, msgs, count, flags) }
         };
-        on(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
+        on_socket(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
     }
 
     /// sendmmsg(2) under the name glibc also exports.
@@ -86,14 +86,14 @@ hooks! {
             // SAFETY: forwards the caller's own arguments.
             unsafe { next::__sendmmsg(fd, msgs, count, flags) }
         };
-        on(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
+        on_socket(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
     }
 
     /// recv(2).
     fn recv(fd: c_int, buf: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::recv(fd, buf, len, flags) };
-        on(fd, |f| ops::recv(f, fd, one(buf, len)?, flags).map(|got| got.bytes as ssize_t), native)
+        on_socket(fd, |f| ops::recv(f, fd, one(buf, len)?, flags).map(|got| got.bytes as ssize_t), native)
     }
 
     /// recv(2) as compiled with _FORTIFY_SOURCE.
@@ -101,7 +101,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::__recv_chk(fd, buf, len, size, flags) };
         if len > size { return native() }
-        on(fd, |f| ops::recv(f, fd, one(buf, len)?, flags).map(|got| got.bytes as ssize_t), native)
+        on_socket(fd, |f| ops::recv(f, fd, one(buf, len)?, flags).map(|got| got.bytes as ssize_t), native)
     }
 
     /// recvfrom(2). KCM has no addresses: the length becomes 0.
@@ -110,7 +110,7 @@ hooks! {
     ) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::recvfrom(fd, buf, len, flags, addr, addrlen) };
-        on(fd, |f| message::recvfrom(f, fd, one(buf, len)?, flags, at(addr), at(addrlen)), native)
+        on_socket(fd, |f| message::recvfrom(f, fd, one(buf, len)?, flags, at(addr), at(addrlen)), native)
     }
 
     /// recvfrom(2) as compiled with _FORTIFY_SOURCE.
@@ -121,7 +121,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::__recvfrom_chk(fd, buf, len, size, flags, addr, addrlen) };
         if len > size { return native() }
-        on(fd, |f| message::recvfrom(f, fd, one(buf, len)?, flags, at(addr), at(addrlen)), native)
+        on_socket(fd, |f| message::recvfrom(f, fd, one(buf, len)?, flags, at(addr), at(addrlen)), native)
     }
 
     /// recvmsg(2).
@@ -135,7 +135,7 @@ hooks! {
             }
             got
         };
-        on(fd, |f| message::recvmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
+        on_socket(fd, |f| message::recvmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
     }
 
     /// recvmmsg(2).
@@ -148,6 +148,6 @@ hooks! {
             }
             got
         };
-        on(fd, |f| message::recvmmsg(f, fd, at(msgs), count, flags, timespec_at(timeout)?), native)
+        on_socket(fd, |f| message::recvmmsg(f, fd, at(msgs), count, flags, timespec_at(timeout)?), native)
     }
 }

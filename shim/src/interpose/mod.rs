@@ -24,7 +24,7 @@ pub(crate) mod transfer;
 mod twins;
 
 use crate::errno::{Exit, Outcome};
-use crate::fd::{File, lookup, table};
+use crate::fd::{File, Kind, lookup, table};
 use crate::real::Failure;
 
 /// Resolves the definitions behind ours.
@@ -55,6 +55,20 @@ fn on<T: Failure>(
     match lookup(fd) {
         None => native(),
         Some(file) => conclude(ours(file), native),
+    }
+}
+
+/// As [`on`], for a call that moves bytes: of files of ours, only sockets answer it themselves, and no
+/// other's arguments are looked at.
+#[inline(always)]
+fn on_socket<T: Failure>(
+    fd: i32,
+    ours: impl FnOnce(&'static File) -> Outcome<T>,
+    native: impl FnOnce() -> T,
+) -> T {
+    match lookup(fd) {
+        Some(file) if matches!(file.kind(), Kind::Kcm | Kind::Tcp) => conclude(ours(file), native),
+        _ => native(),
     }
 }
 
