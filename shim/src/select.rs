@@ -23,7 +23,7 @@ const COUNTS: [i16; 3] = [
 
 const WORD_BITS: usize = 64;
 /// Longest set we copy: as many descriptors as the table has.
-const COUNT_MAX: usize = crate::fd::table::FDS_MAX;
+const COUNT_MAX: usize = table::FDS_MAX;
 
 /// The program's three sets, one of which names a descriptor of ours.
 pub(crate) struct Sets {

@@ -113,7 +113,7 @@ pub enum User {
 /// program did not end well.
 ///
 /// # Panics
-/// When the guest does not start, or is not done after [`GUEST_DEADLINE`].
+/// When the guest does not start, or is not done in time.
 #[must_use]
 pub fn run_under_shim(program: &Path, set: &str, user: User) -> String {
     let uid = match user {

@@ -250,13 +250,6 @@ unsafe impl RawLock for RawBiased {
             }
         }
     }
-
-    unsafe fn reset(&self) {
-        self.bias.store(0, Ordering::Relaxed);
-        self.held.store(0, Ordering::Relaxed);
-        // SAFETY: the caller vouches for the same.
-        unsafe { self.inner.reset() }
-    }
 }
 
 /// Whether `membarrier(2)` is there and registered. Without it no bias is ever granted.
@@ -414,24 +407,6 @@ mod tests {
             lock.raw().streak_needed.load(Ordering::Relaxed),
             2 * STREAK_FIRST
         );
-    }
-
-    #[test]
-    fn child_of_a_fork_can_free_a_biased_lock_whose_holder_is_gone() {
-        let lock = BiasedMutex::new(7);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                earn_bias(&lock);
-                core::mem::forget(lock.lock().unwrap());
-            });
-        });
-        assert!(lock.try_lock().is_none());
-        // SAFETY: the other thread has ended and forgot its guard.
-        #[allow(unsafe_code, reason = "stands in for a forked child")]
-        unsafe {
-            lock.force_unlock_in_child();
-        }
-        assert_eq!(*lock.lock().unwrap(), 7);
     }
 
     /// Two counters that only the lock keeps equal; every section checks that it is alone.

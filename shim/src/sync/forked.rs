@@ -88,15 +88,3 @@ fn guard_taken_before_the_fork_unlocks_in_the_child() {
         held && plain.lock().is_ok() && biased.lock().is_ok()
     });
 }
-
-#[test]
-fn dead_holders_lock_can_be_freed_by_force() {
-    let lock = Mutex::new(7);
-    while_another_holds(&lock, 1, || {
-        child_finds(|| {
-            // SAFETY: this process has one thread, and the guard belongs to another process's.
-            unsafe { lock.force_unlock_in_child() };
-            lock.lock().map(|value| *value) == Ok(7)
-        });
-    });
-}

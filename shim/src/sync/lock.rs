@@ -1,8 +1,8 @@
 //! A value behind a lock, and the plain futex lock.
 //!
 //! Differences from `std::sync::Mutex`: a lock knows its owner and answers [`Reentered`] where
-//! another would deadlock; there is no poisoning, since a panic ends the process; and a forked
-//! child can make a lock usable again that died with a thread of its parent.
+//! another would deadlock; there is no poisoning, since a panic ends the process; and in a forked
+//! child, a lock that a thread of its parent held answers the same.
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -47,12 +47,6 @@ pub(crate) unsafe trait RawLock {
     /// # Safety
     /// The calling thread holds the lock in the way `held` says.
     unsafe fn unlock(&self, held: Self::Held);
-
-    /// Makes the lock free, whatever state it is in.
-    ///
-    /// # Safety
-    /// No other thread of this process uses the lock, and no guard of it will be dropped.
-    unsafe fn reset(&self);
 }
 
 /// A value that one thread at a time may use.
@@ -120,18 +114,6 @@ impl<R: RawLock, T: ?Sized> Lock<R, T> {
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Guard<'_, R, T>> {
         self.raw.try_lock().map(|held| Guard { lock: self, held })
-    }
-
-    /// Frees the lock in the child of a fork, where the threads that might have held it are gone.
-    ///
-    /// The value is as the holder left it, perhaps in the middle of a change: the forking thread
-    /// therefore takes the lock before the fork wherever the value must be consistent in the child.
-    ///
-    /// # Safety
-    /// The process has one thread, and no [`Guard`] of this lock will be dropped in it.
-    pub(crate) unsafe fn force_unlock_in_child(&self) {
-        // SAFETY: the caller vouches for the same.
-        unsafe { self.raw.reset() }
     }
 }
 
@@ -398,10 +380,6 @@ unsafe impl RawLock for RawMutex {
     unsafe fn unlock(&self, (): ()) {
         self.release();
     }
-
-    unsafe fn reset(&self) {
-        self.word.store(0, Ordering::Relaxed);
-    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -432,21 +410,6 @@ mod tests {
             drop(guard);
         });
         assert!(lock.try_lock().is_some());
-    }
-
-    #[test]
-    fn child_of_a_fork_can_free_a_lock_whose_holder_is_gone() {
-        let lock = Mutex::new(7);
-        thread::scope(|scope| {
-            scope.spawn(|| core::mem::forget(lock.lock().unwrap()));
-        });
-        assert!(lock.try_lock().is_none());
-        // SAFETY: the other thread has ended and forgot its guard.
-        #[allow(unsafe_code, reason = "stands in for a forked child")]
-        unsafe {
-            lock.force_unlock_in_child();
-        }
-        assert_eq!(*lock.lock().unwrap(), 7);
     }
 
     #[test]

@@ -20,7 +20,7 @@
 //! Every call is non-blocking. A caller that found nothing to receive, or no room to transmit, waits
 //! on [`NetDevice::wait_fd`] and calls again.
 //!
-//! `deny(unsafe_code)` holds for everything here but [`sys`], which owns system calls, mappings and
+//! `deny(unsafe_code)` holds for everything here but `sys`, which owns system calls, mappings and
 //! rings. What a ring says is never believed: each length and index is copied once, then checked.
 //!
 //! Opening a device is by name, see [`DeviceName`] and [`open`].

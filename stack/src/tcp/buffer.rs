@@ -305,4 +305,15 @@ mod tests {
         q.advance(&mut pool, BLOCK_BYTES);
         assert!(r.write(&mut pool, 0, b"x"));
     }
+
+    #[test]
+    fn the_last_eighth_is_for_data_in_order() {
+        let mut pool = BlockPool::new(16 * BLOCK_BYTES);
+        let mut q = SendQueue::default();
+        assert_eq!(q.push(&mut pool, &[1; 15 * BLOCK_BYTES]), 15 * BLOCK_BYTES);
+        assert!(pool.under_pressure());
+        let mut r = RecvQueue::default();
+        assert!(!r.write(&mut pool, 9, b"ahead"));
+        assert!(r.write(&mut pool, 0, b"next"));
+    }
 }

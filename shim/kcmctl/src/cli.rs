@@ -1,0 +1,190 @@
+//! The command line.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, ValueParser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap_complete::Shell;
+
+use crate::stat::Repeat;
+use crate::{Outcome, doctor, explain, export, mux, out, ps, run, stat, top};
+
+/// Longest pause between two looks: a day.
+const INTERVAL_MAX: f64 = 86_400.0;
+
+fn pid() -> Arg {
+    Arg::new("pid")
+        .value_name("PID")
+        .required(true)
+        .value_parser(value_parser!(u32))
+        .help("Process to look at")
+}
+
+fn interval(help: &'static str) -> [Arg; 2] {
+    let interval = Arg::new("interval")
+        .short('i')
+        .long("interval")
+        .value_name("SEC");
+    let count = Arg::new("count")
+        .short('n')
+        .long("count")
+        .value_name("COUNT");
+    [
+        interval.value_parser(ValueParser::new(seconds)).help(help),
+        count
+            .value_parser(value_parser!(u64).range(1..))
+            .help("Stop after this many times"),
+    ]
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.05..=INTERVAL_MAX).contains(&seconds) => {
+            Ok(Duration::from_secs_f64(seconds))
+        }
+        _ => Err(format!(
+            "not a number of seconds from 0.05 to {INTERVAL_MAX}"
+        )),
+    }
+}
+
+fn command() -> Command {
+    let json = Arg::new("json")
+        .long("json")
+        .action(ArgAction::SetTrue)
+        .global(true);
+    Command::new("kcmctl")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("See inside programs that run under kcmshim, and start them")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(json.help("Print JSON, one document a line"))
+        .subcommands([
+            Command::new("ps").about("List processes that use KCM under kcmshim"),
+            Command::new("mux")
+                .about("Show a process's KCM sockets and psocks with their counters")
+                .arg(pid()),
+            Command::new("stat")
+                .about("Show a process's counters since start, or with -i their rates")
+                .arg(pid())
+                .args(interval("Show rates, a line every SEC seconds")),
+            Command::new("top")
+                .about("Show all processes by their rates, refreshed")
+                .args(interval("Refresh every SEC seconds, 1 if not given")),
+            Command::new("explain")
+                .about("Say what was decided about each descriptor of a process, and why")
+                .arg(pid())
+                .arg(
+                    Arg::new("fd")
+                        .value_name("FD")
+                        .value_parser(value_parser!(i64).range(0..=i64::from(i32::MAX)))
+                        .help("Only this descriptor"),
+                ),
+            Command::new("export").about("Print all counters in the text format of Prometheus"),
+            Command::new("doctor")
+                .about("Say what this machine offers, or whether a program can run under kcmshim")
+                .arg(
+                    Arg::new("program")
+                        .value_name("PROGRAM")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Program to look into"),
+                ),
+            Command::new("run")
+                .about("Run a program under kcmshim")
+                .arg(
+                    Arg::new("log")
+                        .long("log")
+                        .value_name("LEVEL")
+                        .value_parser(PossibleValuesParser::new([
+                            "off", "error", "warn", "info", "debug",
+                        ]))
+                        .help("How much the library says on standard error"),
+                )
+                .arg(
+                    Arg::new("words")
+                        .value_name("PROGRAM")
+                        .required(true)
+                        .num_args(1..)
+                        .trailing_var_arg(true)
+                        .allow_hyphen_values(true)
+                        .value_parser(value_parser!(OsString))
+                        .help("Program and its arguments, best after --"),
+                ),
+            Command::new("completions")
+                .about("Print completions for a shell")
+                .arg(
+                    Arg::new("shell")
+                        .value_name("SHELL")
+                        .required(true)
+                        .value_parser(value_parser!(Shell)),
+                ),
+        ])
+}
+
+/// Does what the command line says.
+pub(crate) fn dispatch() -> Outcome<ExitCode> {
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(err) => {
+            // Help goes to standard output, which may be closed; the exit code says the rest.
+            let _ = err.print();
+            return Ok(ExitCode::from(u8::try_from(err.exit_code()).unwrap_or(2)));
+        }
+    };
+    let json = matches.get_flag("json");
+    let Some((name, given)) = matches.subcommand() else {
+        return Ok(ExitCode::from(2)); // clap requires one
+    };
+    let pid = || given.get_one::<u32>("pid").copied().unwrap_or(0);
+    match name {
+        "ps" => ps::ps(json),
+        "mux" => mux::mux(pid(), json),
+        "stat" => match repeat(given) {
+            Some(repeat) => stat::rates(pid(), &repeat, json),
+            None => stat::totals(pid(), json),
+        },
+        "top" => {
+            let second = Repeat {
+                interval: Duration::from_secs(1),
+                count: given.get_one("count").copied(),
+            };
+            top::top(&repeat(given).unwrap_or(second), json)
+        }
+        "explain" => explain::explain(pid(), given.get_one("fd").copied(), json),
+        "export" => export::export(json),
+        "doctor" => doctor::doctor(
+            given.get_one::<PathBuf>("program").map(PathBuf::as_path),
+            json,
+        ),
+        "run" => {
+            let words = given.get_many::<OsString>("words").into_iter().flatten();
+            let words: Vec<&OsStr> = words.map(OsString::as_os_str).collect();
+            run::run(
+                &words,
+                given.get_one::<String>("log").map(String::as_str),
+                json,
+            )
+        }
+        _ => completions(given),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn repeat(given: &ArgMatches) -> Option<Repeat> {
+    let interval = *given.get_one::<Duration>("interval")?;
+    Some(Repeat {
+        interval,
+        count: given.get_one("count").copied(),
+    })
+}
+
+fn completions(given: &ArgMatches) -> Outcome<()> {
+    let mut text = Vec::new();
+    if let Some(shell) = given.get_one::<Shell>("shell") {
+        clap_complete::generate(*shell, &mut command(), "kcmctl", &mut text);
+    }
+    out::print(&String::from_utf8_lossy(&text))
+}

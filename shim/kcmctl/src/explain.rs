@@ -1,0 +1,224 @@
+//! `kcmctl explain PID [FD]`: what was decided about each descriptor, and why.
+
+use serde_json::{Value, json};
+
+use crate::layout::Verdict;
+use crate::mux::errno;
+use crate::page::{self, Decision, Kind, Page};
+use crate::{Outcome, Problem, out, process};
+
+pub(crate) fn explain(pid: u32, fd: Option<i64>, as_json: bool) -> Outcome<()> {
+    let page = page::of(pid)?;
+    let fds: Vec<i64> = match fd {
+        Some(fd) => vec![fd],
+        None => known(&page),
+    };
+    let all: Vec<_> = fds.iter().map(|fd| Descriptor::of(&page, *fd)).collect();
+    if let (Some(fd), [only]) = (fd, all.as_slice())
+        && only.target.is_none()
+        && only.history.is_empty()
+    {
+        return Err(Problem(format!("process {pid} has no descriptor {fd}")));
+    }
+    let strays: Vec<_> = page
+        .decisions
+        .iter()
+        .filter(|d| fd.is_none() && is_stray(&page, d))
+        .collect();
+    if as_json {
+        return out::print_json(&json!({
+            "pid": pid,
+            "decided": page.decided,
+            "descriptors": all.iter().map(Descriptor::json).collect::<Vec<_>>(),
+            "without_descriptor": strays.iter().map(|d| decision_json(d)).collect::<Vec<_>>(),
+        }));
+    }
+    let mut lines = Vec::new();
+    for descriptor in &all {
+        lines.push(format!("fd {}: {}", descriptor.fd, descriptor.now));
+        lines.extend(descriptor.history.iter().map(|d| line(d)));
+    }
+    if !strays.is_empty() {
+        lines.push("no descriptor:".to_owned());
+        lines.extend(strays.iter().map(|d| line(d)));
+    }
+    let kept = page.decisions.len() as u64;
+    if page.decided > kept {
+        lines.push(format!(
+            "the oldest {} decisions are no longer kept",
+            page.decided - kept
+        ));
+    }
+    if fd.is_none() {
+        lines.push(
+            "every other descriptor is passed through: it is neither KCM nor attached".to_owned(),
+        );
+    }
+    let width = out::columns();
+    let text: Vec<_> = lines.iter().map(|line| out::cut(line, width)).collect();
+    out::print(&(text.join("\n") + "\n"))
+}
+
+/// A descriptor as it stands, and what was decided about it.
+struct Descriptor<'a> {
+    fd: i64,
+    /// What /proc says it is; `None` when it is closed.
+    target: Option<String>,
+    kind: &'static str,
+    now: String,
+    history: Vec<&'a Decision>,
+}
+
+impl<'a> Descriptor<'a> {
+    fn of(page: &'a Page, fd: i64) -> Self {
+        let target = process::target(page.pid, fd);
+        let inode = target.as_deref().and_then(process::socket_inode);
+        let about = |d: &&Decision| d.fd == fd || d.fd < 0 && owner(page, d) == Some(fd);
+        let history = page.decisions.iter().filter(about).collect();
+        let record = inode.and_then(|inode| page.records.iter().find(|r| r.inode == inode));
+        let (kind, now) = match (&target, record.map(|r| (r.kind, r))) {
+            (None, _) => ("closed", "closed".to_owned()),
+            (_, Some((Kind::Kcm, r))) => {
+                ("kcm", format!("KCM: socket {} of mux {}", r.number, r.mux))
+            }
+            (_, Some((Kind::Psock, r))) => (
+                "attached",
+                format!(
+                    "attached: psock {} of mux {}, over the kernel's TCP",
+                    r.number, r.mux
+                ),
+            ),
+            (Some(target), _) => (
+                "passed",
+                format!("passed through to the kernel: {target} is neither KCM nor attached"),
+            ),
+        };
+        Self {
+            fd,
+            target,
+            kind,
+            now,
+            history,
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "fd": self.fd,
+            "target": self.target,
+            "is": self.kind,
+            "why": self.now,
+            "decisions": self.history.iter().map(|d| decision_json(d)).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Descriptors that a decision names or that a record's socket stands behind, in order.
+fn known(page: &Page) -> Vec<i64> {
+    let mut fds: Vec<_> = page
+        .decisions
+        .iter()
+        .map(|d| d.fd)
+        .filter(|fd| *fd >= 0)
+        .collect();
+    let sockets = process::sockets(page.pid);
+    let lent = page
+        .records
+        .iter()
+        .filter(|r| r.kind != Kind::Mux && r.inode != 0);
+    fds.extend(lent.filter_map(|r| sockets.get(&r.inode)).flatten());
+    fds.sort_unstable();
+    fds.dedup();
+    fds
+}
+
+/// The descriptor of a decision that knows only its inode: the one an earlier decision gave it.
+fn owner(page: &Page, decision: &Decision) -> Option<i64> {
+    let named = page
+        .decisions
+        .iter()
+        .filter(|d| d.fd >= 0 && d.inode == decision.inode);
+    (decision.inode != 0)
+        .then(|| named.map(|d| d.fd).next())
+        .flatten()
+}
+
+fn is_stray(page: &Page, decision: &Decision) -> bool {
+    decision.fd < 0 && owner(page, decision).is_none()
+}
+
+/// What was decided, in words.
+fn words(d: &Decision) -> String {
+    match d.verdict {
+        Some(Verdict::Kcm) => {
+            let ty = if d.first == 5 {
+                "SOCK_SEQPACKET"
+            } else {
+                "SOCK_DGRAM"
+            };
+            format!("KCM: {} made a {ty} socket in user space", d.call)
+        }
+        Some(Verdict::Cloned) => format!(
+            "KCM: {} made socket {} of mux {}",
+            d.call, d.second, d.first
+        ),
+        Some(Verdict::Attached) => format!(
+            "attached: {} made it psock {} of mux {}",
+            d.call, d.second, d.first
+        ),
+        Some(Verdict::Unattached) => format!(
+            "unattached: {} took it from mux {}; it is plain TCP again",
+            d.call, d.first
+        ),
+        Some(Verdict::Refused) => format!("refused: {} answered {}", d.call, errno(d.answer)),
+        Some(Verdict::Unsupported) => format!(
+            "unsupported: {} answered {}, as the kernel's KCM does",
+            d.call,
+            errno(d.answer)
+        ),
+        Some(Verdict::Kernel) => format!(
+            "passed: {} went to the kernel, as KCMSHIM_KCM=kernel asks",
+            d.call
+        ),
+        None => format!("{}: decided by a newer library", d.call),
+    }
+}
+
+/// Time of day in UTC, in milliseconds.
+fn clock(nanoseconds: u64) -> String {
+    let of_day = nanoseconds / 1_000_000 % 86_400_000;
+    let (seconds, millis) = (of_day / 1000, of_day % 1000);
+    format!(
+        "{:02}:{:02}:{:02}.{millis:03}Z",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
+}
+
+fn line(d: &Decision) -> String {
+    let times = if d.times > 1 {
+        format!(" ({} times)", d.times)
+    } else {
+        String::new()
+    };
+    format!(
+        "    {}  thread {}  {}{times}",
+        clock(d.time),
+        d.thread,
+        words(d)
+    )
+}
+
+fn decision_json(d: &Decision) -> Value {
+    json!({
+        "time_ns": d.time,
+        "thread": d.thread,
+        "fd": d.fd,
+        "call": d.call,
+        "verdict": d.verdict.map(|verdict| format!("{verdict:?}").to_lowercase()),
+        "errno": d.answer,
+        "times": d.times,
+        "what": words(d),
+    })
+}

@@ -1,0 +1,66 @@
+//! kcmctl: see inside programs that run under kcmshim, and start them.
+//!
+//! Every shimmed process that uses KCM keeps a page of counters and decisions in its user's runtime
+//! directory (`layout`, which the library compiles too). Pages are read as files and are not
+//! trusted: one that is short, torn, newer or made up costs one line. Nothing is asked of the
+//! process itself.
+
+mod cli;
+mod doctor;
+mod elf;
+mod explain;
+mod export;
+#[path = "../../src/publish/layout.rs"]
+#[allow(dead_code, reason = "the writer's half is the library's")]
+mod layout;
+mod machine;
+mod mux;
+mod out;
+mod page;
+mod places;
+mod process;
+mod ps;
+mod rates;
+mod run;
+mod stat;
+mod terminal;
+mod top;
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// What went wrong, as one line for a person.
+#[derive(Debug)]
+struct Problem(String);
+
+impl Problem {
+    fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<std::io::Error> for Problem {
+    fn from(err: std::io::Error) -> Self {
+        Self(err.to_string())
+    }
+}
+
+type Outcome<T> = Result<T, Problem>;
+
+fn main() -> ExitCode {
+    match cli::dispatch() {
+        Ok(code) => code,
+        // The reader of a pipe has seen enough.
+        Err(Problem(what)) if what == out::PIPE_CLOSED => ExitCode::SUCCESS,
+        Err(problem) => {
+            out::complain(&problem.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
