@@ -26,7 +26,7 @@ static struct {
 	int tainted; /* an epoll set that holds what is not compared */
 } objects[OBJECTS];
 static int object_count = 1;
-static char *good, *own, *readonly, *edge; /* memory of each sort */
+static char *good, *own, *readonly; /* memory of each sort */
 static unsigned step;
 
 static uint32_t below(uint32_t bound)
@@ -90,14 +90,15 @@ static void moved(const char *call, int fd, long result)
 
 static void *memory(int fd)
 {
+	int shown = compared(fd) && kind_of(fd) != TCP;
 	switch (below(10)) {
 	case 0: return NULL;
 	case 1: return BAD_PTR;
 	case 2: return readonly;
-	case 3: return edge - below(64);
+	case 3: return (shown ? good : own) + REGION - below(64);
 	case 4: return (void *)-4096L;
 	case 5: return (void *)0x0000deadbeef0000L;
-	default: return compared(fd) && kind_of(fd) != TCP ? good : own;
+	default: return shown ? good : own;
 	}
 }
 
@@ -488,7 +489,6 @@ int main(int argc, char **argv)
 	good = region(PROT_READ | PROT_WRITE);
 	own = region(PROT_READ | PROT_WRITE);
 	readonly = region(PROT_READ);
-	edge = region(PROT_READ | PROT_WRITE) + REGION;
 	close_range(3, FDS, 0);
 	program_fd = with_kcm ? prog_const(8) : open("/dev/null", O_RDONLY);
 	CHECK(program_fd == FIRST);
