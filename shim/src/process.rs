@@ -29,42 +29,51 @@ pub(crate) fn is_foreign() -> bool {
 /// fork(2) by `real`. The child's KCM sockets become those of another owner.
 pub(crate) fn fork(real: impl FnOnce() -> i32) -> i32 {
     owner::tie_all();
-    let writer = publish::freeze();
-    let child = whole(real, writer);
+    let quiet = (publish::freeze(), freeze());
+    let child = real();
     if child == 0 {
+        enter_child(quiet);
         share::child::inherit();
     }
     child
 }
 
-/// fork(2) by `real`, where it is the child that goes on with our muxes, and this process ends.
-pub(crate) fn succeed(real: impl FnOnce() -> i32, keep: bool) -> i32 {
+/// fork(2) by `real`, where it is the child that goes on with our muxes, after it has done `first`,
+/// and this process ends: from now on its threads, the housekeeper among them, find every mux locked.
+pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
     let writer = publish::freeze(); // before the muxes: it waits for them
-    let child = whole(real, (MuxCell::freeze_all(), writer));
-    if child == 0 {
-        share::child::take_over(keep);
+    let muxes = MuxCell::freeze_all();
+    let quiet = freeze();
+    let child = real();
+    match child {
+        0 => {
+            enter_child((writer, muxes, quiet));
+            first();
+            share::child::take_over();
+        }
+        1.. => core::mem::forget(muxes),
+        _ => {}
     }
     child
 }
 
-/// fork(2) by `real`: what other threads were changing at that moment the child gets whole.
-fn whole(real: impl FnOnce() -> i32, more: impl Sized) -> i32 {
-    let quiet = (
-        more,
+/// Holds still what other threads may be changing, so that a child gets it whole.
+fn freeze() -> impl Sized {
+    (
         owner::freeze(),
         MuxCell::freeze(),
         File::freeze(),
         own::freeze(),
         heap::freeze(),
-    );
-    let child = real();
-    if child == 0 {
-        OWNER.store(me(), Ordering::Relaxed);
-        sync::enter_child();
-        drop(quiet);
-        wait::reset_in_child();
-        housekeeper::reset_in_child();
-        publish::reset_in_child();
-    }
-    child
+    )
+}
+
+/// First thing in a child; `quiet` is what was held still.
+fn enter_child(quiet: impl Sized) {
+    OWNER.store(me(), Ordering::Relaxed);
+    sync::enter_child();
+    drop(quiet);
+    wait::reset_in_child();
+    housekeeper::reset_in_child();
+    publish::reset_in_child();
 }

@@ -47,16 +47,17 @@ pub(crate) fn random() -> Option<u64> {
 }
 
 /// Words in a page.
-const WORDS: usize = 1024;
+pub(crate) const WORDS: usize = 1024;
 
-/// A page of zeros that children of a fork share with us. Never unmapped.
-pub(crate) fn shared_words() -> Option<&'static [AtomicU32; WORDS]> {
-    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+/// A page of a file, as words that all who map it share. Never unmapped.
+pub(crate) fn shared_words(file: BorrowedFd<'_>) -> Option<&'static [AtomicU32; WORDS]> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
     let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
     let size = size_of::<[AtomicU32; WORDS]>();
     // SAFETY: a fresh mapping overlaps nothing.
-    let page = unsafe { mmap_anonymous(core::ptr::null_mut(), size, prot, flags) }.ok()?;
-    // SAFETY: the mapping has this size, is aligned to a page, and zeros are valid atomics.
+    let page = unsafe { mmap(core::ptr::null_mut(), size, prot, flags, file, 0) }.ok()?;
+    // SAFETY: the mapping has this size, is aligned to a page, and any bits are valid atomics. The
+    // file is sealed against shrinking.
     Some(unsafe { &*page.cast() })
 }
 

@@ -46,7 +46,7 @@ hooks! {
     /// daemon(3), whose fork inside libc is not interposed.
     fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments. Only the child returns with success.
-        process::succeed(|| unsafe { next::daemon(nochdir, noclose) }, false)
+        process::succeed(|| unsafe { next::daemon(nochdir, noclose) }, || {})
     }
 
     /// _exit(2).

@@ -139,25 +139,38 @@ impl MuxCell {
     /// Holds every mux still, and what was taken from it, for the length of a fork whose child goes
     /// on with them.
     pub(crate) fn freeze_all() -> impl Sized {
+        let live = LIVE.lock().ok();
+        let cells: Vec<&'static Self> = live.iter().flat_map(|live| live.iter().copied()).collect();
         let mut files = Vec::new();
-        Self::for_each(|engine| {
+        for engine in cells.iter().filter_map(|cell| cell.lock().ok()) {
             files.extend(engine.mux.kcms().filter_map(|id| engine.kcm(id)));
-        });
+        }
         let taken: Vec<_> = files
             .iter()
             .filter_map(|file| file.rx.lock().ok())
             .collect();
-        let live = LIVE.lock().map_or(Vec::new(), |live| live.clone());
-        let engines: Vec<_> = live
+        let engines: Vec<_> = cells
             .iter()
             .filter_map(|cell| cell.engine.lock().ok())
             .collect();
-        (taken, engines)
+        (live, taken, engines)
+    }
+
+    /// Connections stop working through the program's descriptors.
+    pub(crate) fn keep_connections() {
+        Self::for_each(|engine| {
+            let psocks: Vec<_> = engine.mux.psocks().collect();
+            for psock in psocks {
+                if let Some(conn) = engine.conns.get_mut(psock) {
+                    let _ = conn.keep();
+                }
+            }
+        });
     }
 
     /// In a forked child that goes on with the muxes of its parent: whoever slept on them is not
-    /// here. With `keep`, the connections stop working through the program's descriptors.
-    pub(crate) fn revive(keep: bool) {
+    /// here.
+    pub(crate) fn revive() {
         let live = LIVE.lock().map_or(Vec::new(), |live| live.clone());
         for cell in live {
             let Ok(mut engine) = cell.lock() else {
@@ -166,9 +179,6 @@ impl MuxCell {
             (engine.leader, engine.followers) = (None, Vec::new());
             let psocks: Vec<_> = engine.mux.psocks().collect();
             for psock in psocks {
-                if keep && let Some(conn) = engine.conns.get_mut(psock) {
-                    let _ = conn.keep();
-                }
                 housekeeper::watch(cell, &engine, psock);
             }
             for (id, line) in engine.lines.iter() {

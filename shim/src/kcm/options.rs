@@ -121,6 +121,11 @@ fn set_kcm(file: &'static File, fd: i32, name: i32, value: UserPtr, length: u32)
     }
     engine.mux.set_rx_disabled(file.kcm_id(), on, &mut rx);
     engine.pump();
+    let adrift = !on && engine.lines.any_adrift();
+    drop((rx, engine));
+    if adrift {
+        owner::settle_adrift(file.mux()?);
+    }
     Ok(0)
 }
 

@@ -29,20 +29,31 @@ pub(crate) fn at_exit() {
 
 /// Forks the broker. In this process nothing of ours works any more.
 pub(crate) fn hand_over() {
-    if process::succeed(fork_apart, true) == 0 {
+    if process::succeed(fork_apart, leave_program) == 0 {
         run();
     }
 }
 
-fn run() {
+/// Closes what was the program's, before any other thread can make descriptors.
+fn leave_program() {
     IS_BROKER.store(true, Ordering::Relaxed);
+    MuxCell::keep_connections();
+    for fd in table::ours_in(0, u32::MAX) {
+        if lookup(fd).is_some_and(|file| file.kind() != Kind::Own)
+            && let Some(file) = table::remove(fd)
+        {
+            let _ = sys::close(fd);
+            file.release();
+        }
+    }
+    let own = |fd: &i32| lookup(*fd).is_some_and(|file| file.kind() == Kind::Own);
+    sys::close_all_but(table::ours_in(0, u32::MAX).filter(own));
+}
+
+fn run() {
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     let _ = rustix::thread::set_name(c"kcmshim-broker");
-    sys::close_all_but(
-        table::ours_in(0, u32::MAX)
-            .filter(|fd| lookup(*fd).is_some_and(|file| file.kind() == Kind::Own)),
-    );
     end_if_idle();
     signal::block_all();
     loop {

@@ -51,8 +51,8 @@ pub(crate) fn inherit() {
     }
 }
 
-/// Goes on with the muxes of the parent, which ends; with `keep`, without the program's descriptors.
-pub(crate) fn take_over(keep: bool) {
+/// Goes on with the muxes of the parent, which ends.
+pub(crate) fn take_over() {
     if !MuxCell::any() {
         return;
     }
@@ -60,13 +60,13 @@ pub(crate) fn take_over(keep: bool) {
         crate::log::warn("KCM sockets have no housekeeper in this process");
     }
     owner::watch_again();
-    MuxCell::revive(keep);
+    MuxCell::revive();
 }
 
 /// The file of an inherited socket.
 fn renew(old: &'static File, fd: i32) -> Option<&'static File> {
     let owner = name::owner_of(sys::borrow(fd)).unwrap_or_default();
-    let new = remote::adopt(sys::borrow(fd), Remote::new(owner)).ok()?;
+    let new = remote::adopt(sys::borrow(fd), Remote::new(owner, 0)).ok()?;
     new.set_socket_type(old.socket_type());
     for (to, from) in [
         (&new.rcvtimeo, &old.rcvtimeo),

@@ -8,7 +8,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, IoSlice};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
-use super::ledger;
+use super::ledger::{self, Counter};
 use crate::kcm::Engine;
 use crate::{housekeeper, log, own, sys};
 
@@ -23,11 +23,12 @@ pub(crate) struct Line {
     pub(crate) rx: RxBatch,
     /// Messages in the kernel's queue that nobody is known to have taken.
     queued: VecDeque<Box<[u8]>>,
-    /// Counts messages taken by processes of this family.
-    pub(super) taken: &'static AtomicU32,
+    /// Counts messages taken by those who know how.
+    taken: &'static AtomicU32,
     taken_seen: u32,
-    /// Every holder counts what it takes. False once the socket may be with a stranger.
-    pub(super) counted: bool,
+    pub(super) counter: Counter,
+    /// Copies given away that may be with a process which does not count what it takes.
+    pub(super) strangers: u32,
     /// The kernel's queue is full: the housekeeper waits for room.
     pub(crate) full: bool,
 }
@@ -35,6 +36,12 @@ pub(crate) struct Line {
 /// Messages known as queued beyond which the kernel is asked whether they really are: a process
 /// that was killed between taking and counting leaves one behind.
 const DOUBT_AT: usize = 256;
+
+/// Messages kept for a socket that a stranger may read from: more than the kernel queues by default.
+const QUEUED_MAX: usize = 1024;
+
+/// A counter and its value.
+type Lent = (Counter, &'static AtomicU32);
 
 /// What became of a message offered to the kernel's queue.
 enum Offered {
@@ -49,12 +56,12 @@ enum Offered {
 impl Drop for Line {
     fn drop(&mut self) {
         own::unprotect(sys::number(&self.end));
-        ledger::give_back(self.taken);
+        ledger::give_back(self.counter);
     }
 }
 
 impl Line {
-    pub(super) fn new(end: OwnedFd, cookie: u64, taken: &'static AtomicU32) -> Self {
+    pub(super) fn new(end: OwnedFd, cookie: u64, (counter, taken): Lent) -> Self {
         let end = sys::raise(end);
         own::protect(sys::number(&end));
         Self {
@@ -65,7 +72,8 @@ impl Line {
             queued: VecDeque::new(),
             taken,
             taken_seen: taken.load(Ordering::Relaxed),
-            counted: true,
+            counter,
+            strangers: 0,
             full: false,
         }
     }
@@ -85,7 +93,7 @@ impl Line {
         let count = now.wrapping_sub(self.taken_seen) as usize;
         self.taken_seen = now;
         self.queued.drain(..count.min(self.queued.len()));
-        let doubtful = !self.counted || self.queued.len() > DOUBT_AT;
+        let doubtful = self.strangers != 0 || self.queued.len() > DOUBT_AT;
         if doubtful && sys::unsent_bytes(self.fd()) == 0 {
             self.queued.clear();
         }
@@ -94,14 +102,11 @@ impl Line {
     /// Messages in the kernel's queue that died with it.
     pub(super) fn untaken(&mut self) -> VecDeque<Box<[u8]>> {
         self.settle();
+        if self.strangers != 0 && !self.queued.is_empty() {
+            log::warn("messages queued on a socket that its last holder closed may be lost");
+            self.queued.clear();
+        }
         core::mem::take(&mut self.queued)
-    }
-
-    /// Every holder so far counts what it takes, but the next may not.
-    pub(super) fn trust_no_count(&mut self) {
-        self.settle();
-        self.counted = false;
-        self.queued.clear();
     }
 
     fn offer<'a>(&mut self, len: usize, parts: impl Iterator<Item = &'a [u8]>) -> Offered {
@@ -113,8 +118,9 @@ impl Line {
             let control = &mut SendAncillaryBuffer::default();
             match rustix::net::sendmsg(&self.end, &slices, control, flags) {
                 Ok(_) => {
-                    if self.counted {
-                        self.queued.push_back(parts.concat().into_boxed_slice());
+                    self.queued.push_back(parts.concat().into_boxed_slice());
+                    if self.strangers != 0 && self.queued.len() > QUEUED_MAX {
+                        self.queued.pop_front();
                     }
                     return Offered::Queued;
                 }
@@ -164,6 +170,11 @@ pub(crate) struct Lines {
 impl Lines {
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Whether messages wait for a socket that receives.
+    pub(crate) fn any_adrift(&self) -> bool {
+        !self.adrift.is_empty()
     }
 
     pub(crate) fn get(&self, id: KcmId) -> Option<&Line> {

@@ -78,8 +78,8 @@ pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
             break end; // not a stranger who guessed the name
         }
     };
-    let taken = ledger::lend()?;
-    let line = Line::new(end, sockopt::socket_cookie(&fd)?, taken);
+    let lent = ledger::lend()?;
+    let line = Line::new(end, sockopt::socket_cookie(&fd)?, lent);
     let cell = file.mux()?;
     let mut engine = socket::checked(file, cell)?;
     if !file.retain() {
@@ -88,7 +88,7 @@ pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
     let id = file.kcm_id();
     housekeeper::add_line(cell.index(), id, &line);
     engine.lines.put(id, Box::new(line));
-    file.taken.swap(Some(taken));
+    file.taken.swap(Some(lent.1));
     file.set_link(Link::Tied);
     Ok(())
 }
@@ -171,7 +171,7 @@ pub(crate) fn look_for_end(file: &'static File) {
 }
 
 /// Finds a socket for messages whose own died with them in its queue.
-fn settle_adrift(cell: &'static MuxCell) {
+pub(crate) fn settle_adrift(cell: &'static MuxCell) {
     let Ok(mut engine) = cell.lock() else { return };
     if engine.lines.adrift.is_empty() {
         return;
@@ -236,26 +236,28 @@ pub(crate) fn on_listener() {
 
 /// The housekeeper saw a request, or the end, of a process.
 pub(crate) fn on_client(fd: i32) {
-    let Ok(mut control) = CONTROL.lock() else {
+    let Some(mut client) = take_client(fd) else {
         return;
     };
-    let Some(control) = control.as_mut() else {
-        return;
-    };
-    let mut clients = control.clients.iter_mut();
-    let Some(at) = clients.position(|c| sys::number(&c.fd) == fd) else {
-        return;
-    };
-    let mut client = control.clients.swap_remove(at);
-    if client.serve().is_ok() {
-        control.clients.push(client);
-    } else {
+    if client.serve().is_err() {
         own::unprotect(fd);
+    } else if let Ok(mut control) = CONTROL.lock()
+        && let Some(control) = control.as_mut()
+    {
+        control.clients.push(client);
     }
 }
 
-/// An answer: two words and perhaps a descriptor.
-type Reply = (u64, u64, Option<OwnedFd>);
+/// The client at this number, so that serving it holds no lock.
+fn take_client(fd: i32) -> Option<Client> {
+    let mut control = CONTROL.lock().ok()?;
+    let clients = &mut control.as_mut()?.clients;
+    let at = clients.iter().position(|c| sys::number(&c.fd) == fd)?;
+    Some(clients.swap_remove(at))
+}
+
+/// An answer: two words and perhaps descriptors.
+type Reply = (u64, u64, Vec<OwnedFd>);
 
 impl Client {
     /// One request. An error ends the connection.
@@ -268,7 +270,7 @@ impl Client {
         let bytes = bytes.get(..count).unwrap_or(&[]);
         let (request, data) = Request::parse(bytes).ok_or(Errno::EINVAL)?;
         let mut answer = Answer::default();
-        let mut passed = None;
+        let mut passed = Vec::new();
         match self.answer(request, data, fds) {
             Ok(reply) => (answer.value, answer.more, passed) = reply,
             Err(Exit::Failed(err)) => answer.errno = err.0,
@@ -283,7 +285,8 @@ impl Client {
         let mut fds = fds.into_iter();
         match request.op {
             Op::Hold => {
-                let held = hold(fds.next().ok_or(Errno::EINVAL)?, request.a != 0)?;
+                let copy = fds.next().ok_or(Errno::EINVAL)?;
+                let held = hold(copy, request.a as i64)?;
                 self.held.push(held.0);
                 return Ok(held);
             }
@@ -292,7 +295,7 @@ impl Client {
                     0 => Page::Sockets,
                     _ => Page::Statistics,
                 };
-                return Ok((0, 0, Some(proc_net::snapshot(page)?)));
+                return Ok((0, 0, vec![proc_net::snapshot(page)?]));
             }
             _ if !self.held.contains(&request.handle) => return Err(Errno::EPERM.into()),
             _ => {}
@@ -313,28 +316,30 @@ impl Client {
                 };
                 let sent = engine.mux.send(id, &[bytes], flags);
                 engine.write_all();
-                Ok((sent.map_err(|_| Errno::ENOMEM)? as u64, 0, None))
+                Ok((sent.map_err(|_| Errno::ENOMEM)? as u64, 0, Vec::new()))
             }
             Op::Abort => {
                 engine.drain(id);
                 engine.mux.abort_open(id);
-                Ok((0, 0, None))
+                Ok((0, 0, Vec::new()))
             }
             Op::Clone => {
                 drop(engine);
                 let (fd, held) = clone(file)?;
-                self.held.push(held);
-                Ok((held, 0, Some(fd)))
+                self.held.push(held.0);
+                let (handle, more, mut page) = held;
+                page.insert(0, fd);
+                Ok((handle, more, page))
             }
             Op::Unattach => {
                 drop(engine);
                 socket::unattach_cookie(file, request.a)?;
-                Ok((0, 0, None))
+                Ok((0, 0, Vec::new()))
             }
-            Op::Disabled => Ok((engine.mux.rx_disabled(id).into(), 0, None)),
+            Op::Disabled => Ok((engine.mux.rx_disabled(id).into(), 0, Vec::new())),
             Op::Option => {
                 set_option(&mut engine, id, request.a as i32, request.b as u32);
-                Ok((0, 0, None))
+                Ok((0, 0, Vec::new()))
             }
             Op::Hold | Op::Page => Err(Errno::EINVAL.into()),
         }
@@ -382,33 +387,41 @@ pub(crate) fn own_socket(fd: impl AsFd, owner: &[u8]) -> Option<&'static File> {
     }
 }
 
-/// The socket of which `copy` came along, from now on shared.
-fn hold(copy: OwnedFd, counts: bool) -> Outcome<Reply> {
+/// The socket of which `copy` came along, from now on shared. `strangers` more, or less, of its
+/// copies may be with processes that do not count what they take.
+fn hold(copy: OwnedFd, strangers: i64) -> Outcome<Reply> {
     let file = find(copy)?;
-    if !counts {
-        trust_no_count(file)?;
-    }
+    meet_strangers(file, strangers)?;
     share(file)?;
-    let seqpacket = file.socket_type() == SocketType::Seqpacket;
-    let handle = handle(file.mux()?, file.kcm_id());
-    Ok((handle, seqpacket.into(), None))
+    held(file)
 }
 
-/// The socket may be with a process that does not count what it takes.
-pub(crate) fn trust_no_count(file: &'static File) -> Outcome<()> {
+/// What a holder has to know: handle; type, and place of the counter in the page that comes along.
+fn held(file: &'static File) -> Outcome<Reply> {
+    let cell = file.mux()?;
+    let engine = socket::checked(file, cell)?;
+    let line = engine.lines.get(file.kcm_id()).ok_or(Errno::EBADF)?;
+    let (page, index) = ledger::pass(line.counter)?;
+    let seqpacket = u64::from(file.socket_type() == SocketType::Seqpacket);
+    let handle = handle(cell, file.kcm_id());
+    Ok((handle, index << 1 | seqpacket, vec![page]))
+}
+
+/// So many more, or less, copies of the socket may be with processes that do not count what they
+/// take.
+pub(crate) fn meet_strangers(file: &'static File, change: i64) -> Outcome<()> {
     let mut engine = socket::checked(file, file.mux()?)?;
     let line = engine.lines.get_mut(file.kcm_id()).ok_or(Errno::EBADF)?;
-    line.trust_no_count();
+    line.strangers = line.strangers.saturating_add_signed(change.signum() as i32);
     Ok(())
 }
 
 /// A KCM socket for another process, shared from the start, and its handle.
-fn clone(file: &'static File) -> Outcome<(OwnedFd, u64)> {
+fn clone(file: &'static File) -> Outcome<(OwnedFd, Reply)> {
     let (fd, new) = socket::clone_apart(file)?;
     let made = tie(new, &fd)
-        .and_then(|()| trust_no_count(new))
         .and_then(|()| share(new))
-        .and_then(|()| Ok(handle(new.mux()?, new.kcm_id())));
+        .and_then(|()| held(new));
     new.release();
     Ok((fd, made?))
 }

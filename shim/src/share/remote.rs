@@ -6,8 +6,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::IoSlice;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
-use super::name;
 use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
+use super::{ledger, name};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
@@ -26,15 +26,18 @@ pub(crate) struct Remote {
     handle: Option<u64>,
     /// The owner's control socket.
     owner: Vec<u8>,
+    /// −1 if the copy was given away to a process that might not have counted.
+    strangers: i64,
 }
 
 impl Remote {
     /// A socket connected to a line of `owner`.
-    pub(crate) fn new(owner: Vec<u8>) -> Self {
+    pub(crate) fn new(owner: Vec<u8>, strangers: i64) -> Self {
         Self {
             asked: false,
             handle: None,
             owner,
+            strangers,
         }
     }
 }
@@ -57,34 +60,48 @@ pub(crate) fn hold(file: &'static File, fd: i32) {
 
 #[cold]
 fn ask_to_share(file: &'static File, fd: i32) {
-    let Some(owner) = owner_of(file) else { return };
-    let request = Request {
+    let (owner, strangers) = match file.body.lock().as_deref_mut() {
+        Ok(Body::Remote(remote)) => (remote.owner.clone(), core::mem::take(&mut remote.strangers)),
+        _ => return,
+    };
+    let request = hold_request(strangers);
+    let held = call(&owner, request, &[], &[sys::borrow(fd)]);
+    // Another process may have become the owner meanwhile.
+    let held = held.or_else(|_| call(&owner, request, &[], &[sys::borrow(fd)]));
+    if let Ok((answer, passed)) = held {
+        count_on(file, answer, passed.into_iter().next());
+        if let Ok(Body::Remote(remote)) = file.body.lock().as_deref_mut() {
+            remote.handle = Some(answer.value);
+        }
+    }
+}
+
+fn hold_request(strangers: i64) -> Request {
+    Request {
         op: Op::Hold,
         handle: 0,
-        a: file.taken.get().is_some().into(),
+        a: strangers as u64,
         b: 0,
-    };
-    if let Ok((answer, _)) = call(&owner, request, &[], &[sys::borrow(fd)])
-        && let Ok(Body::Remote(remote)) = file.body.lock().as_deref_mut()
+    }
+}
+
+/// Takes in what the owner says of a socket: its type, and where to count what is taken.
+fn count_on(file: &'static File, answer: Answer, page: Option<OwnedFd>) {
+    file.set_socket_type(match answer.more & 1 {
+        0 => SocketType::Dgram,
+        _ => SocketType::Seqpacket,
+    });
+    if file.taken.get().is_none()
+        && let Some(page) = page
     {
-        remote.handle = Some(answer.value);
-        file.set_socket_type(match answer.more {
-            0 => SocketType::Dgram,
-            _ => SocketType::Seqpacket,
-        });
+        file.taken.swap(ledger::map(page.as_fd(), answer.more >> 1));
     }
 }
 
 /// The socket goes to a process that may not count what it takes.
 pub(crate) fn publish(file: &'static File, fd: i32) -> Outcome<()> {
     let owner = owner_of(file).ok_or(Errno::EBADF)?;
-    let request = Request {
-        op: Op::Hold,
-        handle: 0,
-        a: 0,
-        b: 0,
-    };
-    call(&owner, request, &[], &[sys::borrow(fd)]).map(drop)
+    call(&owner, hold_request(1), &[], &[sys::borrow(fd)]).map(drop)
 }
 
 fn owner_of(file: &File) -> Option<Vec<u8>> {
@@ -100,7 +117,7 @@ fn call(
     request: Request,
     data: &[u8],
     fds: &[BorrowedFd<'_>],
-) -> Outcome<(Answer, Option<OwnedFd>)> {
+) -> Outcome<(Answer, Vec<OwnedFd>)> {
     let mut owners = OWNERS.lock()?;
     let at = match owners.iter().position(|(name, _)| name == owner) {
         Some(at) => at,
@@ -123,7 +140,7 @@ fn call(
     let (_, passed) = got.map_err(|_| Errno::EPIPE)?;
     let answer = Answer::parse(&bytes).ok_or(Errno::EIO)?;
     match answer.errno {
-        0 => Ok((answer, passed.into_iter().next())),
+        0 => Ok((answer, passed)),
         errno => Err(Errno(errno).into()),
     }
 }
@@ -136,7 +153,23 @@ fn ask(
     words: [u64; 2],
     data: &[u8],
     fds: &[BorrowedFd<'_>],
-) -> Outcome<(Answer, Option<OwnedFd>)> {
+) -> Outcome<(Answer, Vec<OwnedFd>)> {
+    let mut answer = ask_once(file, fd, op, words, data, fds);
+    if matches!(answer, Err(Exit::Failed(Errno::EPIPE))) && op != Op::Send {
+        ask_again(file); // another process may have become the owner
+        answer = ask_once(file, fd, op, words, data, fds);
+    }
+    answer
+}
+
+fn ask_once(
+    file: &'static File,
+    fd: i32,
+    op: Op,
+    words: [u64; 2],
+    data: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Outcome<(Answer, Vec<OwnedFd>)> {
     hold(file, fd);
     let (owner, handle) = match &*file.body.lock()? {
         Body::Remote(remote) => (remote.owner.clone(), remote.handle),
@@ -236,16 +269,18 @@ pub(crate) fn clone(
     fd: i32,
     store: impl FnOnce(i32) -> Outcome<()>,
 ) -> Outcome<i32> {
-    let (answer, new) = ask(file, fd, Op::Clone, [0; 2], &[], &[])?;
-    let new = new.ok_or(Errno::EIO)?;
+    let (answer, passed) = ask(file, fd, Op::Clone, [0; 2], &[], &[])?;
+    let mut passed = passed.into_iter();
+    let new = passed.next().ok_or(Errno::EIO)?;
     let remote = Remote {
         asked: true,
         handle: Some(answer.value),
         owner: owner_of(file).unwrap_or_default(),
+        strangers: 0,
     };
     rustix::io::fcntl_setfd(&new, rustix::io::FdFlags::empty())?;
     let made = adopt(new.as_fd(), remote)?;
-    made.set_socket_type(file.socket_type());
+    count_on(made, answer, passed.next());
     let number = sys::hand_out(new);
     let stored = store(number);
     if stored.is_err() {
@@ -293,7 +328,8 @@ pub(crate) fn page(page: Page) -> Option<OwnedFd> {
         a: (page == Page::Statistics).into(),
         b: 0,
     };
-    call(&owner, request, &[], &[]).ok()?.1
+    let (_, passed) = call(&owner, request, &[], &[]).ok()?;
+    passed.into_iter().next()
 }
 
 /// In a forked child, which makes connections of its own. The parent's are closed with all others

@@ -32,7 +32,7 @@ pub(crate) fn publish(file: &'static File, fd: i32) -> Outcome<()> {
         return remote::publish(file, fd);
     }
     owner::tie(file, sys::borrow(fd))?;
-    owner::trust_no_count(file)?;
+    owner::meet_strangers(file, 1)?;
     owner::share(file)
 }
 
@@ -59,9 +59,12 @@ pub(crate) fn adopt(fd: i32, owner: Vec<u8>) -> Outcome<()> {
         return Err(Errno::EMFILE.into());
     }
     let file = match owner::own_socket(sys::borrow(fd), &owner) {
-        Some(file) if file.retain() => file,
+        Some(file) if file.retain() => {
+            owner::meet_strangers(file, -1)?;
+            file
+        }
         _ => {
-            let file = remote::adopt(sys::borrow(fd), Remote::new(owner))?;
+            let file = remote::adopt(sys::borrow(fd), Remote::new(owner, -1))?;
             remote::hold(file, fd);
             file
         }

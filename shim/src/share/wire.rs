@@ -21,8 +21,9 @@ pub(super) const HEAD_BYTES: usize = 32;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(super) enum Op {
-    /// Share the socket whose copy comes along. Answers its handle and type. `a`: 1 if the caller
-    /// counts what it takes.
+    /// Share the socket whose copy comes along. Answers its handle, and its type and the place of
+    /// its counter in the page that comes along. `a`: so many more of its copies may be with
+    /// processes that do not count what they take.
     Hold = 1,
     /// Send the data, or the contents of the file that comes along; `a`: 1 if it ends a message.
     Send,

@@ -1,0 +1,30 @@
+//! KCM sockets in more than one process. Each check is a function of `programs/proc_family.c`,
+//! which says what it proves.
+
+use kcm_tests::program;
+
+fn family(check: &str) {
+    let program = program::build("proc_family", &[]);
+    program::run(program::under_shim(program).arg(check));
+}
+
+macro_rules! checks {
+    ($($check:ident)*) => {
+        $(#[test]
+        fn $check() {
+            family(stringify!($check));
+        })*
+    };
+}
+
+checks! {
+    prefork_receives
+    prefork_sends
+    killed_children
+    messages_of_the_dead
+    daemon_serves
+    child_of_exited_serves
+    child_of_ended_serves
+    rights_to_another_process
+    helpers
+}
