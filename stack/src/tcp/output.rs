@@ -17,6 +17,7 @@ const ECT0: u8 = 2;
 impl Tcb<'_> {
     /// The next segment due now. The scoreboard, timers and sequence variables already count it as
     /// sent.
+    #[inline(always)]
     pub(crate) fn next_segment(&mut self) -> Option<Plan> {
         if self.c.flags.has(Flags::SEND_RST) {
             return Some(self.reset());
@@ -157,6 +158,7 @@ impl Tcb<'_> {
     }
 
     /// New data, as far as both windows, Nagle and silly-window avoidance allow; or the FIN.
+    #[inline(always)]
     fn new_data(&mut self) -> Option<Plan> {
         let unsent = self.unsent();
         let fin = self.fin_unsent();
@@ -270,6 +272,7 @@ impl Tcb<'_> {
         }
     }
 
+    #[inline(always)]
     fn send_new(&mut self, len: u32, fin: bool) -> Plan {
         let start = self.c.snd_nxt;
         let end = start + len + u32::from(fin);
@@ -397,6 +400,7 @@ impl Tcb<'_> {
     }
 
     /// A segment carrying `range`, which may include our FIN.
+    #[inline(always)]
     fn text(&mut self, range: Range) -> Plan {
         let offset = range.start.since(self.c.snd_una) as usize;
         let queued = self.b.tx.len();
@@ -444,6 +448,7 @@ impl Tcb<'_> {
 
     /// A segment without payload; every segment of a synchronized connection starts here, so this
     /// is where an ACK is accounted as sent.
+    #[inline(always)]
     fn empty(&mut self, seq: Seq) -> Plan {
         let window = self.select_window();
         let unacked = self.c.rcv_nxt != self.c.rcv_wup;
@@ -472,6 +477,7 @@ impl Tcb<'_> {
         }
     }
 
+    #[inline(always)]
     fn timestamps_option(&self) -> OptionBytes {
         let mut options = OptionBytes::new();
         if self.c.flags.has(Flags::TIMESTAMPS) {

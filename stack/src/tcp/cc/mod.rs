@@ -90,14 +90,15 @@ pub(crate) struct CcState {
 
 impl CcState {
     pub(crate) fn on_ack(&mut self, alg: CongestionControl, w: &mut Window, a: &AckSample) {
+        let slow_start = w.in_slow_start();
+        if slow_start && alg == CongestionControl::Cubic {
+            self.hystart.on_ack(w, a);
+        }
         if !a.cwnd_limited {
             return;
         }
         let mut bytes = a.bytes;
-        if w.in_slow_start() {
-            if alg == CongestionControl::Cubic {
-                self.hystart.on_ack(w, a);
-            }
+        if slow_start {
             // Byte counting (RFC 3465); pacing by ACK clock bounds the burst, HyStart++ the exit.
             let room = w.ssthresh - w.cwnd.min(w.ssthresh);
             let used = bytes.min(room);
