@@ -10,6 +10,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant as Wall};
 
@@ -54,6 +55,8 @@ pub(crate) fn run(quick: bool) -> Vec<Row> {
     } else {
         (5, Duration::from_secs(2), Duration::from_secs(6))
     };
+    // Goodput includes slow start; two flows need time to find their shares.
+    let (whole, settled) = ([Duration::ZERO, goodput_time], [fairness_time; 2]);
     let mut lab = Lab::new();
     let mut rows = Vec::new();
     for delay_ms in DELAYS_MS {
@@ -62,8 +65,8 @@ pub(crate) fn run(quick: bool) -> Vec<Row> {
             let (mut ours, mut kernels) = (Vec::new(), Vec::new());
             for round in 0..rounds {
                 let faults = faults(loss, delay_ms);
-                let engine = lab.measure(&faults, round, goodput_time, &[From::Engine])[0];
-                let kernel = lab.measure(&faults, round, goodput_time, &[From::Kernel])[0];
+                let engine = lab.measure(&faults, round, whole, &[From::Engine])[0];
+                let kernel = lab.measure(&faults, round, whole, &[From::Kernel])[0];
                 ratios.push(engine / kernel);
                 ours.push(engine);
                 kernels.push(kernel);
@@ -89,7 +92,7 @@ pub(crate) fn run(quick: bool) -> Vec<Row> {
     }
     let shares = (0..rounds).map(|round| {
         let both = [From::Engine, From::Kernel];
-        let got = lab.measure(&faults(0.0, 10), round, fairness_time, &both);
+        let got = lab.measure(&faults(0.0, 10), round, settled, &both);
         got[0] / (got[0] + got[1])
     });
     let share = median(shares.collect());
@@ -140,14 +143,22 @@ impl Lab {
         &mut self,
         faults: &LinkFaults,
         seed: u64,
-        time: Duration,
+        [warm_up, time]: [Duration; 2],
         from: &[From],
     ) -> Vec<f64> {
         let is_over = AtomicBool::new(false);
+        let is_open = Barrier::new(2);
         let Self { receiver, sender } = self;
         scope(|scope| {
-            scope.spawn(|| switch(faults, seed, &is_over));
-            receiver.say(&format!("{} {}", from.len(), time.as_millis()));
+            scope.spawn(|| switch(faults, seed, &is_open, &is_over));
+            // A first SYN that finds no switch costs a second.
+            is_open.wait();
+            receiver.say(&format!(
+                "{} {} {}",
+                from.len(),
+                warm_up.as_millis(),
+                time.as_millis()
+            ));
             if from.contains(&From::Kernel) {
                 sender.say("go");
             }
@@ -242,25 +253,27 @@ fn answer(line: &str) {
     let _ = out.flush();
 }
 
-/// Accepts so many flows, counts what each brings in a time that begins with the last of them.
+/// Accepts so many flows, reads from each at once, and counts what each brings in a time that begins
+/// with the last of them and a warm-up.
 fn receiver() {
     let lines = set_up();
     let listener = TcpListener::bind((RECEIVER, PORT)).expect("bind");
     for line in lines {
-        let (flows, ms) = line.split_once(' ').expect("flows and time");
-        let time = Duration::from_millis(ms.parse().expect("milliseconds"));
-        let flows: Vec<_> = (0..flows.parse().expect("flows"))
-            .map(|_| listener.accept().expect("accept"))
-            .collect();
-        let end = Wall::now() + time;
+        let mut numbers = line.split(' ').map(|n| n.parse().expect("a number"));
+        let mut next = || numbers.next().expect("flows, warm-up and time");
+        let flows = next();
+        let [warm_up, time] = [next(), next()].map(Duration::from_millis);
         let counted: Vec<String> = scope(|scope| {
-            let counting: Vec<_> = flows
-                .into_iter()
-                .map(|(stream, peer)| {
-                    let count = scope.spawn(move || count_until(stream, end));
+            let begin = Arc::new(OnceLock::new());
+            let counting: Vec<_> = (0..flows)
+                .map(|_| {
+                    let (stream, peer) = listener.accept().expect("accept");
+                    let begin = Arc::clone(&begin);
+                    let count = scope.spawn(move || count_for(stream, &begin, time));
                     (peer.ip(), count)
                 })
                 .collect();
+            let _ = begin.set(Wall::now() + warm_up);
             let text = counting
                 .into_iter()
                 .map(|(peer, count)| format!("{peer}={}", count.join().unwrap_or_default()));
@@ -270,18 +283,17 @@ fn receiver() {
     }
 }
 
-fn count_until(mut stream: TcpStream, end: Wall) -> u64 {
+fn count_for(mut stream: TcpStream, begin: &OnceLock<Wall>, time: Duration) -> u64 {
     let mut buffer = vec![0; 1 << 18];
     let mut bytes = 0;
+    let _ = stream.set_read_timeout(Some(Duration::from_millis(10)));
     loop {
-        let left = end.saturating_duration_since(Wall::now());
-        if left.is_zero() {
+        let n = stream.read(&mut buffer).unwrap_or(0);
+        match begin.get() {
             // Closing with bytes unread resets the flow: the sender is done, too.
-            return bytes;
-        }
-        let _ = stream.set_read_timeout(Some(left));
-        if let Ok(n) = stream.read(&mut buffer) {
-            bytes += n as u64;
+            Some(begin) if begin.elapsed() >= time => return bytes,
+            Some(begin) if *begin <= Wall::now() => bytes += n as u64,
+            _ => {}
         }
     }
 }
@@ -335,10 +347,11 @@ fn engine_sends(is_over: &AtomicBool) {
 }
 
 /// Joins the two senders and the receiver until all is over.
-fn switch(faults: &LinkFaults, seed: u64, is_over: &AtomicBool) {
+fn switch(faults: &LinkFaults, seed: u64, is_open: &Barrier, is_over: &AtomicBool) {
     let start = Wall::now();
     let mut senders = ["e1", "s1"].map(open_device);
     let mut receiver = Fault::new(open_device("r1"), seed, faults.clone(), faults.clone());
+    is_open.wait();
     // Where answers go: the sender's address, learned from what it sends.
     let mut known: [Option<[u8; 6]>; 2] = [None; 2];
     while !is_over.load(Relaxed) {
