@@ -391,6 +391,57 @@ static void helpers(void)
 	}
 }
 
+/* The program that is executed: echoes one message of its descriptor 50 (proc_reader.c). */
+static const char *reader;
+
+static void become_reader(void)
+{
+	char *const words[] = {(char *)reader, NULL};
+	CHECK(dup2(k, 50) == 50);
+	execv(reader, words);
+	_exit(9);
+}
+
+
+static void exec_reader(void)
+{
+	unsigned char bytes[64];
+	int status;
+	open_family(SOCK_DGRAM);
+	close(extra);
+	pid_t pid = start();
+	if (!pid)
+		become_reader();
+	close(k);
+	send_numbers(t.p, 7, 1);
+	CHECK(ready(t.p, POLLIN, 5000));
+	CHECK(read(t.p, bytes, sizeof bytes) == HEAD + BODY);
+	CHECK(waitpid(pid, &status, 0) == pid && !status);
+}
+
+/* As above, but it is the owner itself that becomes another program. */
+static void owner_becomes_reader(void)
+{
+	unsigned char bytes[64];
+	int status;
+	struct pair outside = pair();
+	pid_t pid = start();
+	if (!pid) {
+		k = kcm(SOCK_DGRAM);
+		CHECK(!attach(k, outside.a, prog_p4()));
+		close(outside.a);
+		close(outside.p);
+		become_reader();
+	}
+	close(outside.a);
+	send_numbers(outside.p, 7, 1);
+	CHECK(ready(outside.p, POLLIN, 5000));
+	CHECK(read(outside.p, bytes, sizeof bytes) == HEAD + BODY);
+	CHECK(waitpid(pid, &status, 0) == pid && !status);
+	CHECK(ready(outside.p, POLLIN, 5000));
+	CHECK(read(outside.p, bytes, sizeof bytes) == 0);
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -404,16 +455,19 @@ static const struct {
 	{"child_of_ended_serves", child_of_ended_serves},
 	{"rights_to_another_process", rights_to_another_process},
 	{"helpers", helpers},
+	{"exec_reader", exec_reader},
+	{"owner_becomes_reader", owner_becomes_reader},
 };
 
 int main(int argc, char **argv)
 {
 	alarm(CHECK_SECONDS);
+	reader = argc > 2 ? argv[2] : NULL;
 	for (size_t i = 0; argc > 1 && i < sizeof checks / sizeof *checks; i++)
 		if (!strcmp(argv[1], checks[i].name)) {
 			checks[i].run();
 			return 0;
 		}
-	fprintf(stderr, "usage: %s CHECK\n", argv[0]);
+	fprintf(stderr, "usage: %s CHECK [READER]\n", argv[0]);
 	return 2;
 }

@@ -8,6 +8,25 @@ fn family(check: &str) {
     program::run(program::under_shim(program).arg(check));
 }
 
+/// A check that executes a program which knows nothing of KCM, with a socket it inherits.
+fn family_and_reader(check: &str) {
+    let program = program::build("proc_family", &[]);
+    for linked in ["-static", "-pie"] {
+        let reader = program::build("proc_reader", &[linked]);
+        program::run(program::under_shim(&program).arg(check).arg(reader));
+    }
+}
+
+#[test]
+fn exec_reader() {
+    family_and_reader("exec_reader");
+}
+
+#[test]
+fn owner_becomes_reader() {
+    family_and_reader("owner_becomes_reader");
+}
+
 macro_rules! checks {
     ($($check:ident)*) => {
         $(#[test]

@@ -27,6 +27,14 @@ pub(crate) fn at_exit() {
     }
 }
 
+/// The process is about to become another program: its sockets with FD_CLOEXEC close, as they will,
+/// and whoever holds the others needs an owner.
+pub(crate) fn at_exec() {
+    if owner::has_lines() && owner::is_needed() {
+        hand_over();
+    }
+}
+
 /// Forks the broker. In this process nothing of ours works any more.
 pub(crate) fn hand_over() {
     if process::succeed(fork_apart, leave_program) == 0 {

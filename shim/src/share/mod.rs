@@ -14,11 +14,13 @@
 //! `line` is the owner's end, `owner` ties, shares and answers requests (`wire`), `remote` is the
 //! side of the other processes, `native` receives from a shared socket, `ledger` counts what was
 //! taken from it, `name` makes and recognises addresses. `child` is what a fork means, `broker` what the
-//! end of an owner means, `rights` looks
+//! end of an owner means, `exec` what a new program
+//! means, `rights` looks
 //! after sockets passed by SCM_RIGHTS.
 
 pub(crate) mod broker;
 pub(crate) mod child;
+pub(crate) mod exec;
 mod ledger;
 pub(crate) mod line;
 pub(crate) mod name;
