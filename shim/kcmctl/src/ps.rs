@@ -34,9 +34,14 @@ pub(crate) fn ps(as_json: bool) -> Outcome<()> {
     out::print(&table.text(out::columns()))
 }
 
-/// The command line, or at least the program's name.
+/// The command line without the program's directory, or at least the program's name.
 pub(crate) fn command(page: &Page) -> String {
-    process::command(page.pid).unwrap_or_else(|| page.program.clone())
+    let Some(line) = process::command(page.pid) else {
+        return page.program.clone();
+    };
+    let program = line.find(' ').unwrap_or(line.len());
+    let name = line[..program].rfind('/').map_or(0, |slash| slash + 1);
+    line[name..].to_owned()
 }
 
 fn one_json(page: &Page) -> Value {
