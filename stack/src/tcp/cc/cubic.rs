@@ -11,6 +11,9 @@ const C: f64 = 0.4;
 /// §4.3: additive increase that gives the Reno-friendly region Reno's average rate.
 const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
 
+/// Window growth per round trip before the first loss (Linux bounds its `cnt` by 20).
+const UNKNOWN_PATH_GROWTH: f64 = 1.05;
+
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cubic {
     epoch: Option<Instant>,
@@ -51,7 +54,12 @@ impl Cubic {
             ALPHA
         };
         self.w_est += alpha * acked / cwnd;
-        let target = target.max(self.w_est);
+        let mut target = target.max(self.w_est);
+        if w.w_max == 0 {
+            // As Linux: while no loss has shown what the path carries, the cubic function is too
+            // timid after an early exit from slow start.
+            target = target.max(cwnd * UNKNOWN_PATH_GROWTH);
+        }
         self.credit += (target - cwnd) / cwnd * acked;
         if self.credit >= 1.0 {
             let whole = self.credit.floor();

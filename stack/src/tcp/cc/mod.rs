@@ -214,6 +214,24 @@ mod tests {
     }
 
     #[test]
+    fn cubic_gains_a_twentieth_per_round_before_the_first_loss() {
+        let mut w = Window {
+            cwnd: 100_000,
+            ssthresh: 100_000,
+            w_max: 0,
+        };
+        let mut cc = CcState::default();
+        for _ in 0..100 {
+            cc.on_ack(
+                CongestionControl::Cubic,
+                &mut w,
+                &ack(1, 1_000, 1_000, 10_000),
+            );
+        }
+        assert!((104_000..=106_000).contains(&w.cwnd), "{}", w.cwnd);
+    }
+
+    #[test]
     fn a_flight_below_the_window_does_not_grow_it() {
         let mut w = Window::initial(1_000);
         let mut sample = ack(1, 1_000, 1_000, 10_000);
