@@ -219,7 +219,7 @@ fn a_reader_that_stops_stops_the_writer_and_wakes_it_again() {
 fn borrowed_slices_are_the_stream() {
     let mut net = perfect();
     let (c, s) = establish(&mut net, 80);
-    let data: Vec<u8> = (0..30_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..30_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     let now = net.now;
     net.stacks[0]
         .tcp_send(now, c, &[&data[..9], &data[9..]], false)
