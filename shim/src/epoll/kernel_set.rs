@@ -148,9 +148,8 @@ pub(super) fn call_in(set: &OwnedFd) -> Option<CallIn> {
 
 /// Whether another thread of the program may be there. The housekeeper counts too.
 fn has_threads() -> bool {
-    /// "." and "..", as links.
-    const NO_THREAD: u64 = 2;
-    rustix::fs::stat("/proc/self/task").is_ok_and(|dir| dir.st_nlink > NO_THREAD + 1)
+    // The directory's links: ".", "..", and one a thread.
+    rustix::fs::stat("/proc/self/task").is_ok_and(|dir| dir.st_nlink > 2 + 1)
 }
 
 impl CallIn {

@@ -83,7 +83,8 @@ fn ours(fds: *mut pollfd, count: nfds_t) -> Option<Vec<pollfd>> {
     let bytes = count.checked_mul(size_of::<pollfd>())?;
     if count == 0
         || table::is_unused()
-        || user_mem::check_write(UserPtr::new(fds.cast()), bytes).is_err() {
+        || user_mem::check_write(UserPtr::new(fds.cast()), bytes).is_err()
+    {
         return None;
     }
     // SAFETY: the range was just checked to be accessible, and poll(2) lends it to us.

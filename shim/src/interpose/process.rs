@@ -67,6 +67,12 @@ hooks! {
         process::fork(|| unsafe { next::fork() })
     }
 
+    /// fork(2) under the name glibc also exports.
+    fn __fork() -> pid_t {
+        // SAFETY: forwards the call.
+        process::fork(|| unsafe { next::__fork() })
+    }
+
     /// _Fork(3): fork without handlers.
     fn _Fork() -> pid_t {
         // SAFETY: forwards the call.

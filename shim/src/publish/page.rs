@@ -4,6 +4,8 @@
 //! then costs an error and not a SIGBUS. A lock on the open file (flock) shows that its writer still
 //! lives; the kernel drops it with the process and at exec.
 
+use std::sync::OnceLock;
+
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::{self, Errno};
@@ -16,29 +18,21 @@ use super::layout::{DECISIONS_AT, MAGIC, PAGE_WORDS, RECORDS_AT, VERSION, WORD, 
 use crate::sync::Mutex;
 use crate::{own, sys};
 
-/// Longest runtime directory that is taken; beyond it /tmp is.
-const RUNTIME_DIR_MAX: usize = 240;
-/// XDG_RUNTIME_DIR as it was at start: a program may overwrite its environment.
-static RUNTIME_DIR: Mutex<([u8; RUNTIME_DIR_MAX], usize)> = Mutex::new(([0; RUNTIME_DIR_MAX], 0));
+/// XDG_RUNTIME_DIR as the process got it.
+static RUNTIME_DIR: OnceLock<&'static [u8]> = OnceLock::new();
 
-/// Takes note of XDG_RUNTIME_DIR if this variable is it.
-pub(crate) fn note_runtime_dir(name: &[u8], value: &[u8]) {
-    if name == b"XDG_RUNTIME_DIR"
-        && value.first() == Some(&b'/')
-        && let Ok(mut kept) = RUNTIME_DIR.lock()
-        && let Some(room) = kept.0.get_mut(..value.len())
-    {
-        room.copy_from_slice(value);
-        kept.1 = value.len();
+/// Takes note of XDG_RUNTIME_DIR if this variable is it. Called by our constructor, where neither
+/// the heap nor thread-local storage is to be touched: a sanitizer's run-time may not be up yet.
+pub(crate) fn note_runtime_dir(name: &[u8], value: &'static [u8]) {
+    if name == b"XDG_RUNTIME_DIR" && value.first() == Some(&b'/') {
+        let _ = RUNTIME_DIR.set(value);
     }
 }
 
 /// Directories a page may lie in, best first.
 fn directories() -> Vec<Vec<u8>> {
     let mut all = Vec::new();
-    if let Ok(kept) = RUNTIME_DIR.lock()
-        && let Some(value) = kept.0.get(..kept.1).filter(|value| !value.is_empty())
-    {
+    if let Some(value) = RUNTIME_DIR.get() {
         all.push(join(value, "kcmshim"));
     }
     all.push(format!("/tmp/kcmshim-{}", geteuid().as_raw()).into());
