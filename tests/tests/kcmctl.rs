@@ -201,6 +201,7 @@ fn every_view_shows_what_the_program_did() {
     );
 
     let why = runtime.says(&["explain", &pid]);
+    assert!(why.contains("instructions"), "{why}");
     assert!(why.contains(&format!("fd {}: KCM", guest.kcm)), "{why}");
     assert!(
         why.contains(&format!("fd {}: attached", guest.tcp)),
@@ -324,9 +325,10 @@ fn doctor_and_run_say_what_cannot_work() {
     assert!(!refused.status.success() && !refused.stderr.is_empty());
     // The library is looked for beside the tool.
     let tool = runtime.0.join("bin/kcmctl");
-    fs::create_dir(runtime.0.join("bin"))
-        .and_then(|()| fs::copy(kcmctl(), &tool).map(drop))
-        .expect("there is room");
+    fs::create_dir(runtime.0.join("bin")).expect("there is room");
+    // By another process: a child that another test forks meanwhile would hold our file open for
+    // writing, and it could not be run.
+    program::run(Command::new("cp").args([kcmctl(), &tool]));
     let run = || {
         let mut command = Command::new(&tool);
         command.args(["run", "--", "/bin/sh", "-c", "echo $LD_PRELOAD"]);

@@ -76,6 +76,18 @@ impl<'a> Descriptor<'a> {
         let about = |d: &&Decision| d.fd == fd || d.fd < 0 && owner(page, d) == Some(fd);
         let history = page.decisions.iter().filter(about).collect();
         let record = inode.and_then(|inode| page.records.iter().find(|r| r.inode == inode));
+        let is_parser = |d: &&Decision| {
+            matches!(
+                d.verdict,
+                Some(Verdict::ParserGranted | Verdict::ParserVerified)
+            ) && d.fd == fd
+        };
+        let parser = page
+            .decisions
+            .iter()
+            .rev()
+            .find(|d| d.fd == fd)
+            .filter(is_parser);
         let (kind, now) = match (&target, record.map(|r| (r.kind, r))) {
             (None, _) => ("closed", "closed".to_owned()),
             (_, Some((Kind::Kcm, r))) => {
@@ -88,6 +100,9 @@ impl<'a> Descriptor<'a> {
                     r.number, r.mux
                 ),
             ),
+            (Some(target), _) if parser.is_some() && target.starts_with("anon_inode:") => {
+                ("parser", "a parser program".to_owned())
+            }
             (Some(target), _) => (
                 "passed",
                 format!("passed through to the kernel: {target} is neither KCM nor attached"),
@@ -179,6 +194,14 @@ fn words(d: &Decision) -> String {
         Some(Verdict::Kernel) => format!(
             "passed: {} went to the kernel, as KCMSHIM_KCM=kernel asks",
             d.call
+        ),
+        Some(Verdict::ParserGranted) => format!(
+            "parser: the kernel loaded its {} instructions; the library runs them",
+            d.first
+        ),
+        Some(Verdict::ParserVerified) => format!(
+            "parser: refused by the kernel for want of rights; the library verified its {} instructions",
+            d.first
         ),
         None => format!("{}: decided by a newer library", d.call),
     }

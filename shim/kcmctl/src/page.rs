@@ -132,6 +132,8 @@ fn verdict(number: u64) -> Option<Verdict> {
         Verdict::Refused,
         Verdict::Unsupported,
         Verdict::Kernel,
+        Verdict::ParserGranted,
+        Verdict::ParserVerified,
     ]
     .into_iter()
     .find(|verdict| *verdict as u64 == number)

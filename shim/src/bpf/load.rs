@@ -54,19 +54,21 @@ pub(super) fn load(attr: &Attr, native: impl FnOnce() -> i64) -> Outcome<i64> {
     };
     if granted >= 0 {
         let code = Program::trusted(&insns, &map::for_program).map(Arc::new);
-        return publish(super::granted(granted), loaded(code, true));
+        let made = publish(super::granted(granted), loaded(code, true));
+        return crate::publish::parser(made, true, count);
     }
     match Program::verify(&insns, &map::for_program) {
         Ok(program) => {
             log(attr, format_args!("processed by kcmshim: {count} insns\n"))?;
-            publish(-1, loaded(Ok(Arc::new(program)), false))
+            let made = publish(-1, loaded(Ok(Arc::new(program)), false));
+            crate::publish::parser(made, false, count)
         }
         Err(err) => {
             match err.pc() {
                 Some(pc) => log(attr, format_args!("{pc}: {err}\n"))?,
                 None => log(attr, format_args!("{err}\n"))?,
             }
-            Err(Errno(err.errno()).into())
+            crate::publish::parser(Err(Errno(err.errno()).into()), false, count)
         }
     }
 }

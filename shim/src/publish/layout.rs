@@ -124,6 +124,11 @@ pub(crate) enum Verdict {
     Unsupported,
     /// AF_KCM was left to the kernel, as `KCMSHIM_KCM=kernel` asks.
     Kernel,
+    /// A parser program of `FIRST` instructions was loaded by the kernel.
+    ParserGranted,
+    /// A parser program of `FIRST` instructions that the kernel refused for want of rights was
+    /// verified by the library.
+    ParserVerified,
 }
 
 /// A record of a mux, a KCM socket or a psock.

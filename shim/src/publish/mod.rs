@@ -22,7 +22,9 @@ use self::image::Image;
 use self::journal::JOURNAL;
 use self::page::Page;
 pub(crate) use self::page::note_runtime_dir;
-pub(crate) use self::sites::{attached, cloned, left_to_kernel, socket, unattached, unsupported};
+pub(crate) use self::sites::{
+    attached, cloned, left_to_kernel, parser, socket, unattached, unsupported,
+};
 use crate::sync::Mutex;
 use crate::{housekeeper, process, sys};
 

@@ -121,3 +121,21 @@ pub(crate) fn unsupported(file: &File, call: &'static str, answer: Errno) -> Err
     });
     answer
 }
+
+/// BPF_PROG_LOAD of `instructions`, by the kernel or here.
+pub(crate) fn parser(outcome: Outcome<i64>, granted: bool, instructions: u32) -> Outcome<i64> {
+    let fd = outcome.as_ref().map_or(-1, |fd| *fd as i32);
+    let verdict = if granted {
+        Verdict::ParserGranted
+    } else {
+        Verdict::ParserVerified
+    };
+    conclude(
+        &outcome,
+        "BPF_PROG_LOAD",
+        fd,
+        verdict,
+        [instructions.into(), 0],
+    );
+    outcome
+}
