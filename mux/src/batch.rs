@@ -83,7 +83,16 @@ impl Run {
 
     #[inline]
     pub(crate) fn front(&self) -> Option<Message<'_>> {
-        let desc = self.descs.get(self.next)?;
+        self.message(self.descs.get(self.next)?)
+    }
+
+    /// The messages left, in order.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = Message<'_>> {
+        self.left().iter().filter_map(|desc| self.message(desc))
+    }
+
+    #[inline]
+    fn message(&self, desc: &Desc) -> Option<Message<'_>> {
         let (start, len) = (desc.start as usize, desc.len as usize);
         match &self.chunk {
             Some(chunk) => Some(Message {

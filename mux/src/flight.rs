@@ -65,6 +65,7 @@ impl TxSide<'_> {
             failed: matches!(result, TxResult::Failed(_)),
             mid_message: false,
         };
+        self.events.tap_written(id, psock, &bufs, result.sent());
         match self
             .kcms
             .get_mut(id.0)
@@ -126,6 +127,9 @@ impl TxSide<'_> {
             failed: matches!(result, TxResult::Failed(_)),
             mid_message: !complete && sent > 0,
         };
+        if landing.written.msgs > 0 {
+            self.events.tap_sent(id, psock_id, len, parts);
+        }
         match self.kcms.get_mut(id.0) {
             Some(kcm) if matches!(kcm.tx.flight, Flight::Direct(psock, _) if psock == psock_id) => {
                 if let Flight::Direct(_, serial) = kcm.tx.flight {

@@ -24,6 +24,7 @@
 //!   [`Mux::finish_transmit`]. Or [`Mux::reserve_direct`] to write from the sender's own memory.
 //! * **After any call**: [`Mux::poll_event`] and [`Mux::begin_transmit`] until both are empty.
 //! * **Time**: [`Mux::next_deadline`], [`Mux::handle_deadline`].
+//! * **Tracing**: [`Mux::set_tap`], [`Mux::take_tapped`].
 //!
 //! Between `begin_*` and `finish_*` other calls may come, even those that remove the sockets
 //! involved. Calls that name a socket which does not exist do nothing.
@@ -53,8 +54,10 @@ pub mod proc;
 mod psock;
 mod rx_steer;
 mod slots;
+mod states;
 mod stats;
 mod strparser;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod transmit;
@@ -65,6 +68,8 @@ pub use batch::{Message, RxBatch};
 pub use chunk::{Chunk, ReadBuf, ReadOutcome, ReadResult, Slice};
 pub use error::SendError;
 pub use mux::{Event, KcmId, Mux, Nanos, PsockId, SocketType, Unattached};
+pub use states::{KcmState, PsockState};
 pub use stats::{KcmStats, MuxStats, PsockStats, Totals};
 pub use strparser::{Cb, MsgView, ParseMsg, Parser};
+pub use tap::{Direction, Passed};
 pub use transmit::{SendFlags, Transmit, TxResult};

@@ -58,6 +58,10 @@ pub const POOLED_DESC_VECS_MAX: usize = 4;
 /// 2048 messages are a chunk of 32-byte ones.
 pub const POOLED_DESCS_MAX: usize = 2048;
 
+/// Bytes kept for a tracer between two calls of [`Mux::take_tapped`](crate::Mux::take_tapped): a few
+/// read passes, with all their bytes.
+pub const TAP_BYTES_MAX: usize = 4 * CHUNK_BYTES;
+
 /// Transmit buffers kept for reuse: one being filled while another is written.
 pub const POOLED_TX_BUFS_MAX: usize = 2;
 

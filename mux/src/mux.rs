@@ -11,6 +11,7 @@ use crate::psock::Psock;
 use crate::rx_steer::RxSteer;
 use crate::slots::Slots;
 use crate::stats::{KcmStats, MuxStats, PsockStats};
+use crate::tap::{Passed, Tap};
 use crate::tx_steer::{TxSide, TxSteer};
 
 pub use self::psocks::Unattached;
@@ -56,16 +57,21 @@ pub enum Event {
     Unread(PsockId),
     /// As [`ReadOutcome::NeedRcvbuf`](crate::ReadOutcome::NeedRcvbuf), found while a paused parse went on.
     NeedRcvbuf(PsockId),
+    /// Messages passed while [`Mux::set_tap`] is in force: [`Mux::take_tapped`].
+    Tapped,
 }
 
-/// Events not yet polled.
+/// Events not yet polled, and what a tracer wants to see.
 #[derive(Debug, Default)]
-pub(crate) struct Events(VecDeque<Event>);
+pub(crate) struct Events {
+    queue: VecDeque<Event>,
+    pub(crate) tap: Tap,
+}
 
 impl Events {
     pub(crate) fn push(&mut self, event: Event) {
-        if self.0.back() != Some(&event) {
-            self.0.push_back(event);
+        if self.queue.back() != Some(&event) {
+            self.queue.push_back(event);
         }
     }
 }
@@ -247,7 +253,19 @@ impl Mux {
 impl Mux {
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.0.pop_front()
+        self.events.queue.pop_front()
+    }
+
+    /// From now on [`Event::Tapped`] announces messages that passed, with up to `head` bytes of
+    /// each; `None` ends that.
+    pub fn set_tap(&mut self, head: Option<usize>) {
+        self.events.tap.set(head);
+    }
+
+    /// Shows `each` what passed since the last call, in order. Returns how many messages more there
+    /// were than [`TAP_BYTES_MAX`](crate::limits::TAP_BYTES_MAX) has room for.
+    pub fn take_tapped(&mut self, each: impl FnMut(Passed<'_>)) -> u64 {
+        self.events.tap.take(each)
     }
 
     /// Counters of the mux itself.

@@ -5,7 +5,8 @@
 use core::fmt::{self, Write};
 
 use crate::mux::{KcmId, Mux, PsockId};
-use crate::psock::{Psock, TxOwner};
+use crate::psock::Psock;
+use crate::states::{KcmState, PsockState};
 use crate::stats::Totals;
 
 /// Queue numbers of an attached TCP socket, which only its owner knows.
@@ -91,23 +92,21 @@ fn write_kcm(out: &mut impl Write, mux: &Mux, id: KcmId) -> fmt::Result {
         out,
         [stats.rx_msgs, stats.rx_bytes, stats.tx_msgs, stats.tx_bytes],
     )?;
-    let queued = kcm.rx.len() + kcm.rx.in_batch;
+    let state = KcmState::from(kcm);
     write!(
         out,
-        "{queued:<8} {:<8} {:<8} {:<8} ",
-        kcm.rx.charge,
-        kcm.tx.msgs_queued(),
-        "-"
+        "{:<8} {:<8} {:<8} {:<8} ",
+        state.rx_msgs, state.rx_charge, state.tx_msgs, "-"
     )?;
-    if let Some(psock) = kcm.tx.psock {
+    if let Some(psock) = state.psock {
         write!(out, "Psck-{} ", psock.0)?;
     }
     write_words(
         out,
         [
-            (kcm.tx.waiting, "TxWait "),
-            (kcm.tx.wait_more, "WMore "),
-            (kcm.rx.waiting, "RxWait "),
+            (state.tx_waiting, "TxWait "),
+            (state.wait_more, "WMore "),
+            (state.rx_waiting, "RxWait "),
         ],
     )?;
     writeln!(out)
@@ -127,21 +126,21 @@ fn write_psock(out: &mut impl Write, id: PsockId, psock: &Psock, queues: TcpQueu
         smem,
     } = queues;
     write!(out, "{recv_q:<8} {rmem:<8} {send_q:<8} {smem:<8} ")?;
-    let rx_stopped = psock.strp.stopped();
+    let state = PsockState::from(psock);
     write_words(
         out,
-        [(psock.tx.stopped, "TxStop "), (rx_stopped, "RxStop ")],
+        [(state.tx_stopped, "TxStop "), (state.rx_stopped, "RxStop ")],
     )?;
-    if let TxOwner::Kcm(kcm) = psock.tx.owner {
+    if let Some(kcm) = state.reserved_by {
         write!(out, "Rsvd-{} ", kcm.0)?;
     }
     // Bytes the mux has read ahead would lie in the kernel's TCP queue.
-    let queued = recv_q > 0 || psock.strp.held() > psock.strp.consumed();
-    match (&psock.ready, psock.strp.need_bytes()) {
-        (Some(_), _) => out.write_str("RxPause RdyRx ")?,
-        (None, _) if !queued => {}
-        (None, 0) => out.write_str("RxWait ")?,
-        (None, bytes) => write!(out, "RxWait={bytes} ")?,
+    let queued = recv_q > 0 || state.rx_begun;
+    match (state.rx_ready, state.rx_needs) {
+        (true, _) => out.write_str("RxPause RdyRx ")?,
+        (false, _) if !queued => {}
+        (false, 0) => out.write_str("RxWait ")?,
+        (false, bytes) => write!(out, "RxWait={bytes} ")?,
     }
     writeln!(out)
 }

@@ -92,6 +92,8 @@ pub(crate) struct RxPass<'a> {
     pub(crate) steer: &'a mut RxSteer,
     pub(crate) pool: &'a mut Pool,
     pub(crate) events: &'a mut Events,
+    /// Whose bytes these are.
+    psock: PsockId,
     receiver: Option<KcmId>,
     /// Receive charge of the receiver, with the messages of `run`; its SO_RCVBUF is `limit`.
     charge: usize,
@@ -108,6 +110,7 @@ impl<'a> RxPass<'a> {
         steer: &'a mut RxSteer,
         pool: &'a mut Pool,
         events: &'a mut Events,
+        psock: PsockId,
     ) -> Self {
         let run = Run {
             descs: pool.take_descs(),
@@ -118,6 +121,7 @@ impl<'a> RxPass<'a> {
             steer,
             pool,
             events,
+            psock,
             receiver: None,
             charge: 0,
             limit: 0,
@@ -154,6 +158,7 @@ impl<'a> RxPass<'a> {
         if let Some(id) = self.receiver
             && let Some(kcm) = self.kcms.get_mut(id.0)
         {
+            self.events.tap_received(id, self.psock, &run);
             kcm.rx.enqueue(run, charge);
             self.events.push(Event::Readable(id));
         }
@@ -215,6 +220,7 @@ impl Sink for RxPass<'_> {
         if let Some(id) = self.receiver
             && let Some(kcm) = self.kcms.get_mut(id.0)
         {
+            self.events.tap_received(id, self.psock, &run);
             kcm.rx.enqueue(run, charge);
             self.events.push(Event::Readable(id));
         }

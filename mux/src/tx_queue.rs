@@ -54,6 +54,15 @@ impl TxBuf {
         self.pos > self.msg_start()
     }
 
+    /// The messages whose last byte is among the next `n`.
+    pub(crate) fn completed_by(&self, n: usize) -> impl Iterator<Item = &[u8]> {
+        let reached = self.pos + n.min(self.unwritten().len());
+        let mut start = self.msg_start();
+        let ends = self.ends.get(self.done..).unwrap_or_default().iter();
+        ends.take_while(move |end| **end <= reached)
+            .filter_map(move |end| self.bytes.get(core::mem::replace(&mut start, *end)..*end))
+    }
+
     fn is_done(&self) -> bool {
         self.done == self.ends.len()
     }

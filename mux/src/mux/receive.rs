@@ -209,6 +209,9 @@ impl Mux {
             if let Some(psock) = self.psocks.get_mut(psock_id.0)
                 && let Some(run) = psock.ready.take()
             {
+                if state.rx.has_room() {
+                    self.events.tap_received(kcm, psock_id, &run);
+                }
                 psock.ready = state.rx.fill(run, &mut self.pool);
                 if psock.ready.is_some() {
                     full = true;
@@ -241,6 +244,7 @@ impl Mux {
             &mut self.rx,
             &mut self.pool,
             &mut self.events,
+            id,
         );
         let parsed = psock
             .strp

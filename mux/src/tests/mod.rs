@@ -18,6 +18,7 @@ mod proc;
 mod receive;
 mod rx_model;
 mod strparser_model;
+mod tap;
 mod transmit;
 mod tx_model;
 

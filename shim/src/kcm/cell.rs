@@ -437,6 +437,7 @@ impl Engine {
                     }
                 }
                 Event::Unread(id) => self.give_back(id),
+                Event::Tapped => {}
                 Event::NeedRcvbuf(id) => {
                     if let Some(conn) = self.connection(id) {
                         let limit = rcvbuf(conn.fd());
