@@ -54,6 +54,10 @@ impl Config {
             (b"IO_URING", b"allow") => self.refuse_io_uring = false,
             (b"STATS", b"on") => self.publish = true,
             (b"STATS", b"off") => self.publish = false,
+            // `route` reads these when a socket first asks.
+            (b"CONFIG" | b"STACK", _) => {}
+            // The tests' own: which library they preload.
+            (b"LIB", _) => {}
             (b"LOG", level) => match Level::parse(level) {
                 Some(level) => self.log = level,
                 None => return false,

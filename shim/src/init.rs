@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use libc::{c_char, c_int};
 
 use crate::config::{self, Config};
-use crate::{interpose, process, publish, signal, sync};
+use crate::{interpose, process, publish, route, signal, sync};
 
 /// AF_KCM sockets are ours to make.
 static SERVES_KCM: AtomicBool = AtomicBool::new(false);
@@ -44,6 +44,7 @@ unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *cons
     // SAFETY: as before.
     for (name, value) in unsafe { Environment::new(envp) } {
         publish::note_runtime_dir(name, value);
+        route::note(name, value);
     }
     REFUSES_IO_URING.store(config.refuse_io_uring, Ordering::Relaxed);
     // 6. Open for business.

@@ -39,6 +39,8 @@ mod process;
 mod publish;
 mod ready;
 mod real;
+#[allow(dead_code, reason = "the sockets on the engine ask it")]
+mod route;
 mod select;
 mod share;
 mod signal;

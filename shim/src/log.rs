@@ -35,7 +35,7 @@ pub(crate) fn set_level(level: Level) {
 }
 
 /// Longest line, cut beyond.
-const LINE_MAX: usize = 256;
+const LINE_MAX: usize = 512;
 
 struct Line {
     bytes: [u8; LINE_MAX],
@@ -87,5 +87,14 @@ pub(crate) fn unknown_setting(name: &str, value: &str) {
     say(
         Level::Warn,
         format_args!("KCMSHIM_{name}={value} is not known and ignored"),
+    );
+}
+
+/// Settings of the stack that cannot be used.
+#[allow(dead_code, reason = "with `route`")]
+pub(crate) fn bad_settings(problem: &dyn fmt::Display) {
+    say(
+        Level::Error,
+        format_args!("{problem}; the kernel's stack serves this program"),
     );
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use crate::fd::File;
 use crate::kcm::MuxCell;
 use crate::share::{self, owner};
-use crate::{heap, housekeeper, own, publish, sync, wait};
+use crate::{heap, housekeeper, own, publish, route, sync, wait};
 
 /// The process our state belongs to.
 static OWNER: AtomicI32 = AtomicI32::new(0);
@@ -64,6 +64,7 @@ fn freeze() -> impl Sized {
         MuxCell::freeze(),
         File::freeze(),
         own::freeze(),
+        route::freeze(),
         heap::freeze(),
     )
 }
