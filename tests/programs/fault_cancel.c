@@ -166,11 +166,37 @@ static void jumps(void)
 
 struct waiter {
 	int fd, by, got;
+	_Atomic pid_t tid;
 };
+
+/* Until the waiter's thread is in a system call that waits: what comes next finds it asleep. */
+static void asleep(struct waiter *w)
+{
+	static const long waits[] = {
+		SYS_recvfrom, SYS_recvmsg, SYS_ppoll, SYS_epoll_pwait, SYS_epoll_pwait2,
+#ifdef SYS_poll
+		SYS_poll, SYS_epoll_wait,
+#endif
+	};
+	for (;;) {
+		char path[64], line[64] = "";
+		snprintf(path, sizeof path, "/proc/self/task/%d/syscall", w->tid);
+		int fd = w->tid ? open(path, O_RDONLY) : -1;
+		if (fd >= 0) {
+			CHECK(read(fd, line, sizeof line - 1) > 0);
+			close(fd);
+			for (size_t i = 0; i < sizeof waits / sizeof *waits; i++)
+				if (strtol(line, NULL, 10) == waits[i] && line[0] != 'r')
+					return;
+		}
+		usleep(1000);
+	}
+}
 
 static void *one_message(void *arg)
 {
 	struct waiter *w = arg;
+	w->tid = gettid();
 	char buf[64];
 	struct epoll_event e;
 	struct pollfd p = {.fd = w->fd, .events = POLLIN};
@@ -191,7 +217,7 @@ static void closed_while_blocked(void)
 		int set = make_set(k, EPOLLIN);
 		struct waiter w = {.fd = by == 2 ? set : k, .by = by, .got = -99};
 		pthread_t thread = spawn(one_message, &w);
-		usleep(30000);
+		asleep(&w);
 		close(w.fd);
 		usleep(10000);
 		CHECK(w.got == -99);
@@ -216,7 +242,8 @@ static void joined_while_waiting(void)
 		int set = make_set(ends[0], EPOLLIN), twin = dup(set);
 		struct waiter w[2] = {{.fd = set, .by = 2, .got = -99}, {.fd = twin, .by = 2, .got = -99}};
 		pthread_t a = spawn(one_message, &w[0]), b = spawn(one_message, &w[1]);
-		usleep(20000);
+		asleep(&w[0]);
+		asleep(&w[1]);
 		fresh();
 		struct epoll_event e = {.events = EPOLLIN};
 		CHECK(epoll_ctl(round & 1 ? twin : set, EPOLL_CTL_ADD, k, &e) == 0);
@@ -248,7 +275,7 @@ static void registered_before_attach(void)
 		pthread_t thread = 0;
 		if (waiting) {
 			thread = spawn(one_message, &w);
-			usleep(20000);
+			asleep(&w);
 		}
 		k = kcm(SOCK_DGRAM);
 		CHECK(attach(k, t.a, prog_const(-EPROTO)) == 0);

@@ -5,7 +5,10 @@
 #include "check.h"
 #include <stdatomic.h>
 
-enum { CONNECTIONS = 4, EACH = 10000, RECEIVERS = 4 };
+#ifndef EACH
+#define EACH 10000 /* messages a connection and round */
+#endif
+enum { CONNECTIONS = 4, RECEIVERS = 4 };
 
 static int k, program;
 static struct pair conns[CONNECTIONS];

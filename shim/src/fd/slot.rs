@@ -5,6 +5,8 @@
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use crate::sync::order;
+
 /// Holds `None` or a `&'static T`.
 pub(crate) struct Slot<T: 'static>(AtomicPtr<T>);
 
@@ -15,13 +17,18 @@ impl<T> Slot<T> {
 
     #[inline(always)]
     pub(crate) fn get(&self) -> Option<&'static T> {
+        let found = self.0.load(Ordering::Acquire);
+        order::take(self);
         // SAFETY: the pointer is null or was made from a `&'static T`.
-        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+        unsafe { found.as_ref() }
     }
 
     pub(crate) fn swap(&self, new: Option<&'static T>) -> Option<&'static T> {
+        order::give(self);
+        let old = self.0.swap(raw(new), Ordering::AcqRel);
+        order::take(self);
         // SAFETY: the pointer is null or was made from a `&'static T`.
-        unsafe { self.0.swap(raw(new), Ordering::AcqRel).as_ref() }
+        unsafe { old.as_ref() }
     }
 
     /// Empties the slot if it holds `expected`. True when it did.
@@ -31,6 +38,7 @@ impl<T> Slot<T> {
 
     /// Puts `new` in if the slot holds `expected`. True when it did.
     pub(crate) fn replace_if(&self, expected: Option<&'static T>, new: Option<&'static T>) -> bool {
+        order::give(self);
         self.0
             .compare_exchange(raw(expected), raw(new), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()

@@ -9,7 +9,7 @@ use core::fmt;
 use core::ops::{Deref, DerefMut};
 
 use super::atomic::{AtomicUsize, Ordering};
-use super::{ThreadToken, const_unless_loom, futex};
+use super::{ThreadToken, const_unless_loom, futex, order};
 
 /// Waiting for this lock would never end. Either the calling thread holds it already: a signal
 /// handler interrupted its own thread inside the shim. Or it holds one that comes after this one in
@@ -102,7 +102,7 @@ impl<R: RawLock, T: ?Sized> Lock<R, T> {
     /// [`Reentered`] when the calling thread holds it, or none that is there.
     #[inline]
     pub(crate) fn lock(&self) -> Result<Guard<'_, R, T>, Reentered> {
-        self.raw.lock().map(|held| Guard { lock: self, held })
+        self.raw.lock().map(|held| self.guard(held))
     }
 
     /// Whether the calling thread is inside: it has been interrupted by a signal handler there.
@@ -113,7 +113,13 @@ impl<R: RawLock, T: ?Sized> Lock<R, T> {
     /// Takes the lock if no thread, the calling one included, holds it.
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Guard<'_, R, T>> {
-        self.raw.try_lock().map(|held| Guard { lock: self, held })
+        self.raw.try_lock().map(|held| self.guard(held))
+    }
+
+    #[inline(always)]
+    fn guard(&self, held: R::Held) -> Guard<'_, R, T> {
+        order::take(&raw const self.raw);
+        Guard { lock: self, held }
     }
 }
 
@@ -163,6 +169,7 @@ impl<R: RawLock, T: ?Sized> DerefMut for Guard<'_, R, T> {
 impl<R: RawLock, T: ?Sized> Drop for Guard<'_, R, T> {
     #[inline]
     fn drop(&mut self) {
+        order::give(&raw const self.lock.raw);
         // SAFETY: the guard was made from this very `held`, by this thread, and is dropped once.
         unsafe { self.lock.raw.unlock(self.held) }
     }

@@ -27,6 +27,7 @@ mod doorbell;
 mod forked;
 mod futex;
 mod lock;
+pub(crate) mod order;
 #[cfg(not(loom))]
 mod pool;
 mod token;
