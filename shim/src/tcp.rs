@@ -82,13 +82,51 @@ pub(crate) fn is_torn(file: &File) -> bool {
     matches!(file.body.lock().as_deref(), Ok(Body::Tcp(tcp)) if tcp.torn)
 }
 
-/// The psock is gone: `left` is what its parser had not consumed, `behind` what it had not seen.
-pub(crate) fn detached(file: &'static File, left: Unattached, behind: VecDeque<u8>) {
+/// What a psock leaves to the descriptor it was attached by.
+#[derive(Default)]
+pub(crate) struct Left {
+    /// Bytes of the stream that were taken from the socket and that nobody consumed.
+    pub(crate) unread: VecDeque<u8>,
+    /// Posted error, 0 for none.
+    pub(crate) error: i32,
+    /// The peer is in the middle of a message.
+    pub(crate) torn: bool,
+}
+
+impl Left {
+    /// What the parser had not consumed, and behind it what the parser had not seen.
+    pub(crate) fn new(unattached: Unattached, behind: VecDeque<u8>) -> Self {
+        let slices = unattached
+            .unread
+            .iter()
+            .flat_map(|slice| slice.iter().copied());
+        Self {
+            unread: slices.chain(behind).collect(),
+            error: unattached.error,
+            torn: unattached.torn,
+        }
+    }
+
+    /// Takes what an earlier attach left at the number `fd`, but for the error, which stays pending.
+    pub(crate) fn take(fd: i32) -> Outcome<Self> {
+        match lookup(fd).filter(|file| file.kind() == Kind::Tcp) {
+            Some(file) => Ok(Self {
+                unread: take_unread(file)?,
+                error: 0,
+                torn: is_torn(file),
+            }),
+            None => Ok(Self::default()),
+        }
+    }
+}
+
+/// The psock is gone.
+pub(crate) fn detached(file: &'static File, left: Left) {
     file.cell.swap(None);
-    keep_unread(file, &left.unread, behind);
     if let Ok(mut body) = file.body.lock()
         && let Body::Tcp(tcp) = &mut *body
     {
+        tcp.unread.extend(left.unread);
         tcp.error = left.error;
         tcp.torn |= left.torn;
     }

@@ -442,6 +442,59 @@ static void owner_becomes_reader(void)
 	CHECK(read(outside.p, bytes, sizeof bytes) == 0);
 }
 
+/* A process that does not have the mux in memory attaches a connection of its own, and takes it back. */
+static void child_attaches(void)
+{
+	unsigned char bytes[64];
+	int status;
+	open_family(SOCK_SEQPACKET);
+	recv_disable(extra, 1);
+	pid_t pid = start();
+	if (!pid) {
+		struct pair own = pair();
+		int listener = socket(AF_INET, SOCK_STREAM, 0), program = prog_p4();
+		CHECK(!listen(listener, 1));
+		FAILS(attach(k, -1, program), ENOENT);
+		FAILS(attach(k, own.a, -1), EBADF);
+		FAILS(attach(k, own.a, own.p), EINVAL);
+		FAILS(attach(k, listener, program), EOPNOTSUPP);
+		FAILS(unattach(k, own.a), ENOENT);
+		CHECK(!attach(k, own.a, program));
+		FAILS(attach(k, own.a, program), EALREADY);
+		close(program);
+		send_numbers(own.p, 0, 3);
+		for (int n = 0; n < 3; n++)
+			CHECK(recv(k, bytes, sizeof bytes, 0) == HEAD + BODY);
+		/* Bytes behind the head of a message that is not complete stay readable. */
+		for (int again = 0; again < 2; again++) {
+			numbered(bytes, 3);
+			CHECK(write(own.p, bytes, HEAD) == HEAD);
+			usleep(50000);
+			CHECK(write(own.p, bytes, 7) == 7);
+			usleep(50000);
+			CHECK(!unattach(k, own.a));
+			if (again)
+				break;
+			CHECK(ready(own.a, POLLIN, 5000));
+			CHECK(recv(own.a, bytes, sizeof bytes, 0) == 7);
+			CHECK(!attach(k, own.a, prog_p4()));
+		}
+		/* A second parser finds what the first one left. */
+		CHECK(!attach(k, own.a, prog_p4()));
+		CHECK(write(own.p, bytes + 7, 5) == 5);
+		CHECK(recv(k, bytes, sizeof bytes, 0) == HEAD + BODY);
+		count_message(bytes, HEAD + BODY);
+		/* The connection stays with the mux when its process is gone. */
+		send_numbers(own.p, 4, 1);
+		_exit(0);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid && !status);
+	CHECK(ready(k, POLLIN, 5000));
+	CHECK(recv(k, bytes, sizeof bytes, 0) == HEAD + BODY);
+	count_message(bytes, HEAD + BODY);
+	CHECK(shared->seen[3] == 1 && shared->seen[4] == 1);
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -455,6 +508,7 @@ static const struct {
 	{"child_of_ended_serves", child_of_ended_serves},
 	{"rights_to_another_process", rights_to_another_process},
 	{"helpers", helpers},
+	{"child_attaches", child_attaches},
 	{"exec_reader", exec_reader},
 	{"owner_becomes_reader", owner_becomes_reader},
 };

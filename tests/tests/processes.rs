@@ -46,4 +46,5 @@ checks! {
     child_of_ended_serves
     rights_to_another_process
     helpers
+    child_attaches
 }

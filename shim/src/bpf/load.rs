@@ -1,9 +1,10 @@
 //! BPF_PROG_LOAD of parser programs.
 
+use core::cell::RefCell;
 use core::fmt::Write;
 use std::sync::Arc;
 
-use kcm_mux::bpf::{PROG_INSNS_MAX, Program, VerifyError};
+use kcm_mux::bpf::{Map, PROG_INSNS_MAX, Program, VerifyError};
 
 use super::attr::{Attr, Name};
 use super::{BpfObject, PROG_TYPE_SOCKET_FILTER, forbidden, map, publish};
@@ -19,6 +20,9 @@ const LOG_BYTES_MIN: u32 = 128;
 pub(crate) struct Loaded {
     /// The program for our VM, or why it cannot run it. Only the kernel admits such a program.
     pub(super) code: Result<Arc<Program>, VerifyError>,
+    /// The program as it was given, and the maps that it names by descriptor.
+    pub(super) insns: Box<[u8]>,
+    pub(super) maps: Vec<(i32, Arc<Map>)>,
     pub(super) name: Name,
     /// The descriptor is the kernel's.
     pub(super) granted: bool,
@@ -45,22 +49,37 @@ pub(super) fn load(attr: &Attr, native: impl FnOnce() -> i64) -> Outcome<i64> {
         check_log(attr)?;
     }
     let name = attr.name(48);
+    let maps = RefCell::new(Vec::new());
+    let map_by_fd = |fd| {
+        let map = map::for_program(fd)?;
+        maps.borrow_mut().push((fd, Arc::clone(&map)));
+        Some(map)
+    };
+    let code = match granted {
+        0.. => Program::trusted(&insns, &map_by_fd),
+        _ => Program::verify(&insns, &map_by_fd),
+    };
+    let code = code.map(Arc::new);
     let loaded = |code, granted| {
+        let mut maps = maps.take();
+        maps.dedup_by_key(|(fd, _)| *fd);
+        let insns = insns.into();
         BpfObject::Program(Arc::new(Loaded {
             code,
+            insns,
+            maps,
             name,
             granted,
         }))
     };
     if granted >= 0 {
-        let code = Program::trusted(&insns, &map::for_program).map(Arc::new);
         let made = publish(super::granted(granted), loaded(code, true));
         return crate::publish::parser(made, true, count);
     }
-    match Program::verify(&insns, &map::for_program) {
+    match code {
         Ok(program) => {
             log(attr, format_args!("processed by kcmshim: {count} insns\n"))?;
-            let made = publish(-1, loaded(Ok(Arc::new(program)), false));
+            let made = publish(-1, loaded(Ok(program), false));
             crate::publish::parser(made, false, count)
         }
         Err(err) => {

@@ -10,6 +10,7 @@ mod attr;
 mod kernel;
 mod load;
 mod map;
+mod parcel;
 mod query;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use self::attr::Attr;
 use self::kernel::KernelProgram;
+pub(crate) use self::parcel::{Parcel, parcel, unpack};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};

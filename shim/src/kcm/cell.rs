@@ -457,10 +457,16 @@ impl Engine {
     /// A parser has stopped: what it did not consume is the TCP descriptor's to read.
     fn give_back(&mut self, id: PsockId) {
         let unread = self.mux.take_unread(id);
-        if let Some(conn) = self.conns.get_mut(id)
-            && let Some(file) = conn.file
-        {
-            tcp::keep_unread(file, &unread, core::mem::take(&mut conn.unread));
+        let Some(conn) = self.conns.get_mut(id) else {
+            return;
+        };
+        match conn.file {
+            Some(file) => tcp::keep_unread(file, &unread, core::mem::take(&mut conn.unread)),
+            // The process that has the descriptor gets them when it unattaches.
+            None => {
+                let before = unread.iter().flat_map(|slice| slice.iter().copied());
+                conn.unread = before.chain(core::mem::take(&mut conn.unread)).collect();
+            }
         }
     }
 

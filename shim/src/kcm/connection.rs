@@ -49,9 +49,20 @@ impl Drop for Connection {
 impl Connection {
     /// The connection behind the program's number `fd`.
     pub(crate) fn new(fd: i32, file: &'static File, cookie: u64) -> Self {
+        Self::over(ConnFd::Lent(fd), Some(file), cookie)
+    }
+
+    /// A connection whose descriptor came from another process.
+    pub(crate) fn apart(fd: OwnedFd, cookie: u64) -> Self {
+        let fd = sys::raise(fd);
+        own::protect(sys::number(&fd));
+        Self::over(ConnFd::Kept(fd), None, cookie)
+    }
+
+    fn over(fd: ConnFd, file: Option<&'static File>, cookie: u64) -> Self {
         Self {
-            fd: ConnFd::Lent(fd),
-            file: Some(file),
+            fd,
+            file,
             cookie,
             readable: false,
             hup: false,

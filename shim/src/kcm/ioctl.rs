@@ -18,9 +18,8 @@ pub(crate) fn ioctl(file: &'static File, fd: i32, request: u32, arg: UserPtr) ->
     let remote = file.link() == Link::Remote;
     match request {
         SIOCKCMATTACH if remote => {
-            user_mem::copy_in::<[i32; 2]>(arg)?;
-            crate::log::warn("SIOCKCMATTACH: only the process that made the mux attaches to it");
-            Err(Errno::EOPNOTSUPP.into())
+            let [tcp_fd, bpf_fd] = user_mem::copy_in::<[i32; 2]>(arg)?;
+            remote::attach(file, fd, tcp_fd, bpf_fd)
         }
         SIOCKCMUNATTACH if remote => remote::unattach(file, fd, user_mem::copy_in::<i32>(arg)?),
         SIOCKCMCLONE if remote => remote::clone(file, fd, |new| Ok(user_mem::copy_out(arg, &new)?)),

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use kcm_mux::{PsockId, SocketType};
-use rustix::fd::OwnedFd;
+use kcm_mux::{Parser, PsockId, SocketType};
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
@@ -15,6 +15,7 @@ use crate::errno::{Errno, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::sync::{Mutex, Rank};
+use crate::tcp::Left;
 use crate::{bpf, epoll, housekeeper, sys, tcp};
 
 /// Where each attached TCP socket is, by its cookie: the psock is found whatever number, dup or
@@ -167,16 +168,61 @@ pub(crate) fn last_close(file: &'static File) {
 
 /// SIOCKCMATTACH.
 pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i32> {
-    let fd = sys::borrow(tcp_fd);
-    if tcp_fd < 0 || sockopt::socket_type(fd).is_err() {
+    let fd = socket_behind(tcp_fd)?;
+    let program = bpf::program(bpf_fd)?;
+    if lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Kcm) {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
+    let new = !lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Tcp);
+    let tcp = add(file, fd, program, |cookie| {
+        let tcp = tcp::adopt(tcp_fd)?;
+        let mut conn = Connection::new(tcp_fd, tcp, cookie);
+        conn.unread = tcp::take_unread(tcp)?;
+        Ok((conn, tcp::is_torn(tcp)))
+    })?;
+    if let Some(tcp) = tcp.filter(|_| new) {
+        epoll::kernel_set::move_registrations(tcp_fd, tcp);
+    }
+    Ok(0)
+}
+
+/// SIOCKCMATTACH by another process, of whose TCP socket `tcp` is a copy. `left` is what an earlier
+/// attach left for that process.
+pub(crate) fn attach_apart(
+    file: &'static File,
+    tcp: OwnedFd,
+    program: Parser,
+    left: Left,
+) -> Outcome<()> {
+    let fd = sys::borrow(sys::number(&tcp));
+    add(file, fd, program, |cookie| {
+        let mut conn = Connection::apart(tcp, cookie);
+        conn.unread = left.unread;
+        Ok((conn, left.torn))
+    })?;
+    Ok(())
+}
+
+/// The socket that an attach names.
+pub(crate) fn socket_behind(fd: i32) -> Outcome<BorrowedFd<'static>> {
+    if fd < 0 || sockopt::socket_type(sys::borrow(fd)).is_err() {
         return Err(Errno::ENOENT.into());
     }
-    let program = bpf::program(bpf_fd)?;
-    let kcm = lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Kcm);
-    let state = if kcm || !tcp::is_tcp(fd) {
-        tcp::CLOSE
-    } else {
-        tcp::state(fd)
+    Ok(sys::borrow(fd))
+}
+
+/// Adds the TCP socket `fd` to the mux of `file`. Once nothing speaks against it, `connect` makes the
+/// connection from the cookie, and says whether an earlier attach left the peer in the middle of a
+/// message. Returns the file of the connection.
+fn add(
+    file: &'static File,
+    fd: BorrowedFd<'_>,
+    program: Parser,
+    connect: impl FnOnce(u64) -> Outcome<(Connection, bool)>,
+) -> Outcome<Option<&'static File>> {
+    let state = match tcp::is_tcp(fd) {
+        true => tcp::state(fd),
+        false => tcp::CLOSE,
     };
     if matches!(state, tcp::CLOSE | tcp::LISTEN) {
         return Err(Errno::EOPNOTSUPP.into());
@@ -188,28 +234,24 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     if attached.contains_key(&cookie) {
         return Err(Errno::EALREADY.into());
     }
-    let new = !lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Tcp);
-    let tcp = tcp::adopt(tcp_fd)?;
+    let (mut conn, torn) = connect(cookie)?;
     let (limit, timeout) = (rcvbuf(fd), tcp::rcvtimeo(fd));
-    let psock = match tcp::is_torn(tcp) {
+    let psock = match torn {
         false => engine.mux.attach(program, limit, timeout),
         true => engine.mux.attach_torn(program, limit, timeout),
     };
-    let mut conn = Connection::new(tcp_fd, tcp, cookie);
     conn.half_closed = tcp::peer_has_closed(state);
-    conn.unread = tcp::take_unread(tcp)?;
+    let tcp = conn.file;
     engine.conns.add(psock, conn);
     attached.insert(cookie, (cell, psock));
-    tcp.bind(cell, psock.0);
+    if let Some(tcp) = tcp {
+        tcp.bind(cell, psock.0);
+    }
     drop(attached);
     housekeeper::watch(cell, &engine, psock);
     watch_in_sets(cell, &engine, psock);
     engine.pump_known();
-    drop(engine);
-    if new {
-        epoll::kernel_set::move_registrations(tcp_fd, tcp);
-    }
-    Ok(0)
+    Ok(tcp)
 }
 
 /// Epoll sets that hold a socket of the mux watch the new connection too.
@@ -230,11 +272,13 @@ pub(super) fn unattach(file: &'static File, tcp_fd: i32) -> Outcome<i32> {
         0.. => sockopt::socket_cookie(sys::borrow(tcp_fd)).map_err(|_| Errno::ENOENT)?,
         _ => return Err(Errno::ENOENT.into()),
     };
-    unattach_cookie(file, cookie)
+    unattach_cookie(file, cookie)?;
+    Ok(0)
 }
 
-/// SIOCKCMUNATTACH of the TCP socket with this cookie.
-pub(crate) fn unattach_cookie(file: &'static File, cookie: u64) -> Outcome<i32> {
+/// SIOCKCMUNATTACH of the TCP socket with this cookie. Returns what is left for a process that has it,
+/// if we do not.
+pub(crate) fn unattach_cookie(file: &'static File, cookie: u64) -> Outcome<Option<Left>> {
     let cell = file.mux()?;
     let mut attached = ATTACHED.lock()?;
     let mut engine = checked(file, cell)?;
@@ -242,24 +286,26 @@ pub(crate) fn unattach_cookie(file: &'static File, cookie: u64) -> Outcome<i32> 
         .get(&cookie)
         .filter(|(at, _)| core::ptr::eq(*at, cell));
     let (_, psock) = *here.ok_or(Errno::ENOENT)?;
-    detach(&mut engine, psock, &mut attached);
-    Ok(0)
+    Ok(detach(&mut engine, psock, &mut attached))
 }
 
 /// Takes a psock out of its mux. What the parser had not consumed stays readable on the TCP
-/// descriptor, and a posted error stays pending there.
+/// descriptor, and a posted error stays pending there. Returned if the descriptor is not ours.
 fn detach(
     engine: &mut EngineGuard,
     psock: PsockId,
     attached: &mut BTreeMap<u64, (&'static MuxCell, PsockId)>,
-) {
-    let left = engine.mux.unattach(psock);
-    let Some(mut conn) = engine.conns.remove(psock) else {
-        return;
-    };
+) -> Option<Left> {
+    let unattached = engine.mux.unattach(psock);
+    let mut conn = engine.conns.remove(psock)?;
     attached.remove(&conn.cookie);
     housekeeper::unwatch(&conn);
-    if let Some(tcp) = conn.file {
-        tcp::detached(tcp, left, core::mem::take(&mut conn.unread));
+    let left = Left::new(unattached, core::mem::take(&mut conn.unread));
+    match conn.file {
+        Some(tcp) => {
+            tcp::detached(tcp, left);
+            None
+        }
+        None => Some(left),
     }
 }

@@ -11,8 +11,8 @@
 //! owner's end, which hands it to the mux. What does not fit into messages (clone, options, parts
 //! of a message) is asked of the owner over a control connection.
 //!
-//! `line` is the owner's end, `owner` ties, shares and answers requests (`wire`), `remote` is the
-//! side of the other processes, `native` receives from a shared socket, `ledger` counts what was
+//! `line` is the owner's end, `owner` ties, shares and answers requests (`wire`, `parcel`), `remote` is
+//! the side of the other processes, `native` receives from a shared socket, `ledger` counts what was
 //! taken from it, `name` makes and recognises addresses. `child` is what a fork means, `broker` what the
 //! end of an owner means, `exec` what a new program
 //! means, `rights` looks
@@ -26,6 +26,7 @@ pub(crate) mod line;
 pub(crate) mod name;
 pub(crate) mod native;
 pub(crate) mod owner;
+mod parcel;
 pub(crate) mod remote;
 pub(crate) mod rights;
 mod wire;

@@ -6,19 +6,18 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use super::line::Line;
 use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
-use super::{broker, ledger, name};
+use super::{broker, ledger, name, parcel};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
 use crate::kcm::{EngineGuard, MuxCell, socket};
 use crate::proc_net::{self, Page};
 use crate::sync::Mutex;
-use crate::{epoll, housekeeper, own, sys};
+use crate::tcp::Left;
+use crate::{bpf, epoll, housekeeper, own, sys};
 
 /// Connections from other processes at most; each is one descriptor.
 const CLIENTS_MAX: usize = 4096;
-/// Bytes of a file that stands for a long message at most.
-const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// The control socket of this process, made when its first socket is tied.
 struct Control {
@@ -308,7 +307,7 @@ impl Client {
                 if !engine.mux.may_start(id) {
                     return Err(Errno::EAGAIN.into());
                 }
-                let long = fds.next().map(|file| contents(&file)).transpose()?;
+                let long = fds.next().map(|file| parcel::open(&file)).transpose()?;
                 let bytes = long.as_deref().unwrap_or(data);
                 let flags = MuxFlags {
                     end: request.a != 0,
@@ -331,10 +330,18 @@ impl Client {
                 page.insert(0, fd);
                 Ok((handle, more, page))
             }
+            Op::Attach => {
+                drop(engine);
+                attach(file, request, data, fds)
+            }
             Op::Unattach => {
                 drop(engine);
-                socket::unattach_cookie(file, request.a)?;
-                Ok((0, 0, Vec::new()))
+                let left = socket::unattach_cookie(file, request.a)?.unwrap_or_default();
+                let mut passed = Vec::new();
+                if !left.unread.is_empty() {
+                    passed.push(parcel::post(&left.unread.into_iter().collect::<Vec<u8>>())?);
+                }
+                Ok((left.error as u64, left.torn.into(), passed))
             }
             Op::Disabled => Ok((engine.mux.rx_disabled(id).into(), 0, Vec::new())),
             Op::Option => {
@@ -426,21 +433,27 @@ fn clone(file: &'static File) -> Outcome<(OwnedFd, Reply)> {
     Ok((fd, made?))
 }
 
-/// A long message, from the file that carries it.
-fn contents(file: &OwnedFd) -> Outcome<Vec<u8>> {
-    let length = rustix::fs::fstat(file)?.st_size as u64;
-    if length > FILE_BYTES_MAX {
-        return Err(Errno::EMSGSIZE.into());
-    }
-    let mut bytes = vec![0; length as usize];
-    let mut at = 0;
-    while let Some(room) = bytes.get_mut(at..).filter(|room| !room.is_empty()) {
-        match rustix::io::pread(file, room, at as u64)? {
-            0 => return Err(Errno::EINVAL.into()),
-            n => at += n,
-        }
-    }
-    Ok(bytes)
+/// Attaches a TCP socket of another process.
+fn attach(
+    file: &'static File,
+    request: Request,
+    data: &[u8],
+    mut fds: impl Iterator<Item = OwnedFd>,
+) -> Outcome<Reply> {
+    let tcp = fds.next().ok_or(Errno::EINVAL)?;
+    let program = fds.next().ok_or(Errno::EINVAL)?;
+    let program = match request.a {
+        0 => bpf::program(sys::number(&program))?,
+        _ => bpf::unpack(&parcel::open(&program)?)?,
+    };
+    let unread = fds.next().map(|file| parcel::open(&file)).transpose()?;
+    let left = Left {
+        unread: unread.unwrap_or_else(|| data.to_vec()).into(),
+        error: 0,
+        torn: request.b != 0,
+    };
+    socket::attach_apart(file, tcp, program, left)?;
+    Ok((0, 0, Vec::new()))
 }
 
 /// In a forked child that goes on as owner.

@@ -2,20 +2,22 @@
 
 use kcm_mux::SocketType;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::IoSlice;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
 use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
-use super::{ledger, name};
+use super::{ledger, name, parcel};
+use crate::bpf::Parcel;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::recv::deadline;
+use crate::kcm::socket;
 use crate::proc_net::Page;
 use crate::sync::Mutex;
-use crate::{own, sys};
+use crate::tcp::Left;
+use crate::{bpf, own, sys, tcp};
 
 /// What this process knows of a socket it holds by another's leave.
 #[derive(Default)]
@@ -228,12 +230,7 @@ fn send_by_owner(file: &'static File, fd: i32, parts: &[&[u8]], end: bool) -> Ou
     if bytes.len() <= DATA_MAX {
         return ask(file, fd, Op::Send, words, &bytes, &[]).map(drop);
     }
-    let long = memfd_create("kcm message", MemfdFlags::CLOEXEC)?;
-    let mut rest = bytes.as_slice();
-    while !rest.is_empty() {
-        let n = rustix::io::write(&long, rest)?;
-        rest = rest.get(n..).unwrap_or(&[]);
-    }
+    let long = parcel::post(&bytes)?;
     ask(file, fd, Op::Send, words, &[], &[long.as_fd()]).map(drop)
 }
 
@@ -299,10 +296,45 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, remote: Remote) -> Outcome<&'static File
     Ok(file)
 }
 
+/// SIOCKCMATTACH.
+pub(crate) fn attach(file: &'static File, fd: i32, tcp_fd: i32, bpf_fd: i32) -> Outcome<i32> {
+    let tcp = socket::socket_behind(tcp_fd)?;
+    let program = bpf::parcel(bpf_fd)?;
+    let (packed, posted) = match &program {
+        Parcel::Packed(bytes) => (1, Some(parcel::post(bytes)?)),
+        Parcel::Descriptor => (0, None),
+    };
+    let program = posted.as_ref().map_or(sys::borrow(bpf_fd), AsFd::as_fd);
+    let mut left = Left::take(tcp_fd)?;
+    let unread = left.unread.make_contiguous();
+    let long = (unread.len() > DATA_MAX).then(|| parcel::post(unread));
+    let long = long.transpose()?;
+    let data = if long.is_some() { &[] } else { &*unread };
+    let fds: Vec<_> = [tcp, program]
+        .into_iter()
+        .chain(long.as_ref().map(AsFd::as_fd))
+        .collect();
+    let words = [packed, left.torn.into()];
+    let asked = ask(file, fd, Op::Attach, words, data, &fds);
+    if asked.is_err() && !left.unread.is_empty() {
+        tcp::detached(tcp::adopt(tcp_fd)?, left);
+    }
+    asked.map(|_| 0)
+}
+
 /// SIOCKCMUNATTACH.
 pub(crate) fn unattach(file: &'static File, fd: i32, tcp_fd: i32) -> Outcome<i32> {
     let cookie = sockopt::socket_cookie(sys::borrow(tcp_fd)).map_err(|_| Errno::ENOENT)?;
-    ask(file, fd, Op::Unattach, [cookie, 0], &[], &[])?;
+    let (answer, passed) = ask(file, fd, Op::Unattach, [cookie, 0], &[], &[])?;
+    let unread = passed.first().map(parcel::open).transpose()?;
+    let left = Left {
+        unread: unread.unwrap_or_default().into(),
+        error: answer.value as i32,
+        torn: answer.more != 0,
+    };
+    if !left.unread.is_empty() || left.error != 0 || left.torn {
+        tcp::detached(tcp::adopt(tcp_fd)?, left);
+    }
     Ok(0)
 }
 

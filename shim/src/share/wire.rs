@@ -12,7 +12,7 @@ use rustix::net::{
 use crate::errno::{Errno, Outcome};
 
 /// Descriptors one message may carry.
-const FDS_MAX: usize = 2;
+const FDS_MAX: usize = 3;
 /// Bytes of a message after its head; longer data travels in a file.
 pub(super) const DATA_MAX: usize = 32 << 10;
 pub(super) const HEAD_BYTES: usize = 32;
@@ -31,7 +31,12 @@ pub(super) enum Op {
     Abort,
     /// Another KCM socket of the mux; it comes with the answer.
     Clone,
-    /// Unattach the TCP socket with cookie `a`.
+    /// Attach the TCP socket that comes along, and with it the parser program: its descriptor, or if `a`
+    /// is 1 a file that it is packed in. The data, or the contents of a third descriptor, are bytes of
+    /// the stream taken before; `b`: 1 if the peer is in the middle of a message.
+    Attach,
+    /// Unattach the TCP socket with cookie `a`. Answers the error posted on it and whether the peer is in
+    /// the middle of a message; with a file, if bytes of the stream were taken that nobody consumed.
     Unattach,
     /// KCM_RECV_DISABLE as set.
     Disabled,
@@ -43,11 +48,12 @@ pub(super) enum Op {
 
 impl Op {
     fn parse(code: u64) -> Option<Self> {
-        const ALL: [Op; 8] = [
+        const ALL: [Op; 9] = [
             Op::Hold,
             Op::Send,
             Op::Abort,
             Op::Clone,
+            Op::Attach,
             Op::Unattach,
             Op::Disabled,
             Op::Option,
