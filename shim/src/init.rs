@@ -3,11 +3,12 @@
 #![allow(unsafe_code)]
 
 use core::ffi::CStr;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use libc::{c_char, c_int};
 
 use crate::config::{self, Config};
+use crate::share::inherit;
 use crate::{interpose, process, publish, route, signal, sync};
 
 /// AF_KCM sockets are ours to make.
@@ -37,6 +38,9 @@ unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *cons
     process::init();
     // 4. What a cancelled thread leaves behind is tidied up.
     signal::init();
+    find_name();
+    // SAFETY: an ordinary C function; there is room for the handlers of a few libraries.
+    unsafe { at_quick_exit(finish) };
     // 5. What the person who starts the program wants.
     // SAFETY: the loader passes the environment, NULL-terminated, to constructors.
     let config = Config::read(unsafe { Environment::new(envp) });
@@ -49,7 +53,40 @@ unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *cons
     REFUSES_IO_URING.store(config.refuse_io_uring, Ordering::Relaxed);
     // 6. Open for business.
     SERVES_KCM.store(config.serve_kcm, Ordering::Relaxed);
+    // 7. What the program inherits.
+    if config.serve_kcm {
+        inherit::adopt_all();
+    }
     saved.set();
+}
+
+/// File name of this library, without its directory; `None` before it is known.
+pub(crate) fn library_name() -> Option<&'static [u8]> {
+    let path = NAME.load(Ordering::Relaxed);
+    if path.is_null() {
+        return None;
+    }
+    // SAFETY: the loader's own string, which lives as long as this library.
+    let path = unsafe { CStr::from_ptr(path) }.to_bytes();
+    path.rsplit(|b| *b == b'/').next()
+}
+
+/// The path by which the loader found this library.
+static NAME: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+
+fn find_name() {
+    // SAFETY: an all-zero Dl_info is a valid value.
+    let mut info: libc::Dl_info = unsafe { core::mem::zeroed() };
+    let here = core::ptr::from_ref(&NAME).cast();
+    // SAFETY: the address is one of ours, and `info` outlives the call.
+    if unsafe { libc::dladdr(here, &mut info) } != 0 {
+        NAME.store(info.dli_fname.cast_mut(), Ordering::Relaxed);
+    }
+}
+
+unsafe extern "C" {
+    /// quick_exit(3) calls `handler` after those that were registered later.
+    fn at_quick_exit(handler: unsafe extern "C" fn()) -> c_int;
 }
 
 /// Runs after every other library's destructor.

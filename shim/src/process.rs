@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use crate::fd::File;
+use crate::fd::{File, table};
 use crate::kcm::MuxCell;
 use crate::share::{self, owner};
 use crate::{heap, housekeeper, own, publish, route, sync, wait};
@@ -28,14 +28,32 @@ pub(crate) fn is_foreign() -> bool {
 
 /// fork(2) by `real`. The child's KCM sockets become those of another owner.
 pub(crate) fn fork(real: impl FnOnce() -> i32) -> i32 {
-    owner::tie_all();
-    let quiet = (publish::freeze(), freeze());
+    let held = before_fork();
     let child = real();
     if child == 0 {
-        enter_child(quiet);
-        share::child::inherit();
+        after_fork(held);
     }
     child
+}
+
+/// Prepares for a child with memory of its own. What is returned is dropped by the parent when there is
+/// one, and given to [`after_fork`] by the child.
+pub(crate) fn before_fork() -> impl Sized {
+    before_borrowed();
+    (publish::freeze(), freeze())
+}
+
+/// The child of a fork, before anything else of ours.
+pub(crate) fn after_fork(held: impl Sized) {
+    enter_child(held);
+    share::child::inherit();
+}
+
+/// Prepares for a child that runs in our memory until it executes a program.
+pub(crate) fn before_borrowed() {
+    if table::is_used() && !is_foreign() {
+        owner::tie_all();
+    }
 }
 
 /// fork(2) by `real`, where it is the child that goes on with our muxes, after it has done `first`,

@@ -5,10 +5,115 @@
 //! A `va_list` is passed as a pointer by both: on x86-64 it is an array, on aarch64 a structure above
 //! 16 bytes. So [`VaList`] is what C functions that take one, such as vdprintf(3), are declared with.
 
+#![allow(unsafe_code)]
+
 use core::ffi::c_void;
 
 /// A `va_list` as an argument.
 pub(crate) type VaList = *mut c_void;
+
+/// The next argument of a list, a pointer; as `va_arg(list, void *)`.
+///
+/// # Safety
+/// `list` is a `va_list` whose next argument is there, and a pointer.
+#[cfg(target_arch = "x86_64")]
+pub(crate) unsafe fn next_pointer(list: VaList) -> *mut c_void {
+    #[repr(C)]
+    struct List {
+        gp_offset: u32,
+        fp_offset: u32,
+        overflow_arg_area: *mut *mut c_void,
+        reg_save_area: *mut c_void,
+    }
+    /// Bytes of the six integer registers.
+    const GP_BYTES: u32 = 48;
+    // SAFETY: a va_list has this layout (System V ABI §3.5.7), and the caller vouches for its argument.
+    unsafe {
+        let list = &mut *list.cast::<List>();
+        if list.gp_offset < GP_BYTES {
+            let at = list.reg_save_area.byte_add(list.gp_offset as usize);
+            list.gp_offset += 8;
+            return at.cast::<*mut c_void>().read();
+        }
+        let at = list.overflow_arg_area;
+        list.overflow_arg_area = at.add(1);
+        at.read()
+    }
+}
+
+/// The next argument of a list, a pointer; as `va_arg(list, void *)`.
+///
+/// # Safety
+/// `list` is a `va_list` whose next argument is there, and a pointer.
+#[cfg(target_arch = "aarch64")]
+pub(crate) unsafe fn next_pointer(list: VaList) -> *mut c_void {
+    #[repr(C)]
+    struct List {
+        stack: *mut *mut c_void,
+        gr_top: *mut c_void,
+        vr_top: *mut c_void,
+        gr_offs: i32,
+        vr_offs: i32,
+    }
+    // SAFETY: a va_list has this layout (AAPCS64 appendix B), and the caller vouches for its argument.
+    unsafe {
+        let list = &mut *list.cast::<List>();
+        if list.gr_offs < 0 {
+            let at = list.gr_top.byte_offset(list.gr_offs as isize);
+            list.gr_offs += 8;
+            return at.cast::<*mut c_void>().read();
+        }
+        let at = list.stack;
+        list.stack = at.add(1);
+        at.read()
+    }
+}
+
+/// Defines `extern "C" fn NAME() -> int`, which calls `PREPARE() -> address` and goes on at that address
+/// as if its caller had called it: the function there may return twice, as vfork(2) does.
+macro_rules! forwarded {
+    ($(#[$meta:meta])* fn $name:ident() => $prepare:path) => {
+        $(#[$meta])*
+        ///
+        /// # Safety
+        /// The duties of the C function of this name.
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        #[unsafe(naked)]
+        #[allow(unreachable_pub, reason = "the symbol is what is reached")]
+        pub unsafe extern "C" fn $name() {
+            #[cfg(target_arch = "x86_64")]
+            core::arch::naked_asm!(
+                ".cfi_startproc",
+                "sub rsp, 8",
+                ".cfi_adjust_cfa_offset 8",
+                "call {prepare}",
+                "add rsp, 8",
+                ".cfi_adjust_cfa_offset -8",
+                "jmp rax",
+                ".cfi_endproc",
+                prepare = sym $prepare,
+            );
+            #[cfg(target_arch = "aarch64")]
+            core::arch::naked_asm!(
+                ".cfi_startproc",
+                "stp x29, x30, [sp, #-16]!",
+                ".cfi_def_cfa_offset 16",
+                ".cfi_offset w29, -16",
+                ".cfi_offset w30, -8",
+                "bl {prepare}",
+                "mov x16, x0",
+                "ldp x29, x30, [sp], #16",
+                ".cfi_def_cfa_offset 0",
+                ".cfi_restore w29",
+                ".cfi_restore w30",
+                "br x16",
+                ".cfi_endproc",
+                prepare = sym $prepare,
+            );
+        }
+    };
+}
+pub(crate) use forwarded;
 
 /// Defines `extern "C" fn NAME(…named…, ...)`, which calls `TARGET(…named…, VaList)`. `named` counts
 /// the named arguments, all of them pointers or integers; the list goes into the register after

@@ -48,3 +48,22 @@ checks! {
     helpers
     child_attaches
 }
+
+/// A program inherits a socket by every way that libc has to start one.
+fn started(program: &str, arguments: &[&str], environment: &str) {
+    let parent = program::build("proc_exec", &["-lutil"]);
+    let heir = program::build(program, arguments);
+    let mut command = program::under_shim(parent);
+    program::run(command.arg(heir).arg(environment));
+}
+
+#[test]
+fn programs_that_load_the_library_find_all_of_kcm() {
+    started("proc_heir", &[], "shimmed");
+}
+
+#[test]
+fn programs_that_do_not_load_it_read_and_write() {
+    started("proc_reader", &["-static"], "shimmed");
+    started("proc_reader", &[], "bare");
+}

@@ -9,6 +9,7 @@
 )]
 
 pub(crate) mod epoll;
+pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod files;
 pub(crate) mod io;
@@ -30,6 +31,7 @@ use crate::real::Failure;
 /// Resolves the definitions behind ours.
 pub(crate) fn resolve() {
     epoll::next::resolve();
+    exec::next::resolve();
     fd::next::resolve();
     files::next::resolve();
     io::next::resolve();
@@ -38,6 +40,7 @@ pub(crate) fn resolve() {
     numbers::next::resolve();
     poll::next::resolve();
     process::next::resolve();
+    process::resolve();
     raw::next::resolve();
     socket::next::resolve();
     stdio::next::resolve();

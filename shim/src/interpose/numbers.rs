@@ -18,6 +18,15 @@ pub(super) fn fresh_pair(done: c_int, pair: *const c_int) -> c_int {
     done
 }
 
+/// As [`fresh_pair`], for one number and a call that returns what is not negative when it succeeds.
+pub(super) fn fresh_at(done: c_int, number: *const c_int) -> c_int {
+    if done >= 0 {
+        // SAFETY: the call has succeeded, hence stored a number there.
+        table::fresh(unsafe { number.read_unaligned() });
+    }
+    done
+}
+
 hooks! {
     /// creat(2).
     fn creat(path: *const c_char, mode: mode_t) -> c_int {

@@ -2,14 +2,16 @@
 //! concerns no file of ours stays the raw call it is, but for what it may change: numbers handed out
 //! and memory taken away are noted.
 
-use libc::{c_int, c_long, c_uint, c_void, fd_set, timespec};
+use libc::{c_char, c_int, c_long, c_uint, c_void, fd_set, timespec};
 
 use super::{
-    conclude, epoll, fd, files, fresh, io, memory, message, numbers, poll, socket, transfer,
+    conclude, epoll, exec, fd, files, fresh, io, memory, message, numbers, poll, process, socket,
+    transfer,
 };
 use crate::errno::{Errno, Outcome};
 use crate::fd::lookup;
 use crate::real::hooks;
+use crate::share::broker;
 use crate::user_mem::{self, UserPtr};
 use crate::{bpf, init};
 
@@ -28,6 +30,13 @@ hooks! {
             libc::SYS_io_uring_setup if init::refuses_io_uring() => {
                 Errno::ENOSYS.set();
                 -1
+            }
+            libc::SYS_clone | libc::SYS_clone3 => process::forked(number, args, native),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_fork | libc::SYS_vfork => process::forked(number, args, native),
+            libc::SYS_exit_group => {
+                broker::at_exit();
+                native()
             }
             _ if hands_out(number) => fresh(native() as c_int).into(),
             _ if takes_memory(number) => memory::changed(native()),
@@ -97,7 +106,7 @@ fn takes_memory(number: c_long) -> bool {
 /// # Safety
 /// The duties of the system call.
 unsafe fn made(number: c_long, args: [c_long; 6]) -> Option<c_long> {
-    let [a, b, c, d, ..] = args;
+    let [a, b, c, d, e, _] = args;
     let n = a as c_int;
     // SAFETY: in each arm the arguments are those of the function, by syscall(2)'s table.
     Some(c_long::from(unsafe {
@@ -112,6 +121,13 @@ unsafe fn made(number: c_long, args: [c_long; 6]) -> Option<c_long> {
             libc::SYS_dup3 => fd::dup3(n, b as c_int, c as c_int),
             libc::SYS_close => fd::close(n),
             libc::SYS_close_range => fd::close_range(a as c_uint, b as c_uint, c as c_int),
+            libc::SYS_execve => {
+                exec::execve(ptr(a), ptr::<*const c_char>(b), ptr::<*const c_char>(c))
+            }
+            libc::SYS_execveat => {
+                let (argv, envp) = (ptr::<*const c_char>(c), ptr::<*const c_char>(d));
+                exec::execveat(n, ptr(b), argv, envp, e as c_int)
+            }
             libc::SYS_fcntl if copies(b) => fd::fcntl(n, b as c_int, c as u64),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_open => files::open(ptr(a), b as c_int, c as c_uint),

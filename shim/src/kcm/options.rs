@@ -1,7 +1,7 @@
 //! Socket options of a KCM socket (kcm-semantics §2, §4). The AF_UNIX socket beneath keeps and
 //! answers what any socket would; what differs is answered here.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use kcm_mux::SocketType;
 use rustix::net::sockopt;
@@ -25,10 +25,15 @@ pub(crate) fn get(
 ) -> Outcome<i32> {
     let answer = match (level, name) {
         (SOL_KCM, _) => return get_kcm(file, fd, name, value, length),
-        (libc::SOL_SOCKET, libc::SO_TYPE) => match file.socket_type() {
-            SocketType::Dgram => libc::SOCK_DGRAM,
-            SocketType::Seqpacket => libc::SOCK_SEQPACKET,
-        },
+        (libc::SOL_SOCKET, libc::SO_TYPE) => {
+            if file.link() == Link::Remote {
+                remote::hold(file, fd);
+            }
+            match file.socket_type() {
+                SocketType::Dgram => libc::SOCK_DGRAM,
+                SocketType::Seqpacket => libc::SOCK_SEQPACKET,
+            }
+        }
         (libc::SOL_SOCKET, libc::SO_DOMAIN) => AF_KCM,
         (libc::SOL_SOCKET, libc::SO_PROTOCOL) => 0,
         (libc::SOL_SOCKET, libc::SO_PEEK_OFF) => return Err(Errno::EOPNOTSUPP.into()),
@@ -129,18 +134,27 @@ fn set_kcm(file: &'static File, fd: i32, name: i32, value: UserPtr, length: u32)
     Ok(0)
 }
 
+/// The timeouts of the socket beneath, as another program has set them.
+pub(crate) fn follow_timeouts(file: &File, fd: i32) {
+    for (at, which) in [
+        (&file.rcvtimeo, sockopt::Timeout::Recv),
+        (&file.sndtimeo, sockopt::Timeout::Send),
+    ] {
+        let set = sockopt::socket_timeout(sys::borrow(fd), which);
+        let set = set.ok().flatten();
+        let ns = set.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX));
+        at.store(ns, Ordering::Relaxed);
+    }
+}
+
 /// The socket beneath has accepted a value: the mux follows what it now reports.
 fn follow(file: &'static File, fd: i32, name: i32) -> Outcome<()> {
     let beneath = sys::borrow(fd);
     let id = file.kcm_id();
-    let timeout = |which| {
-        let set = sockopt::socket_timeout(beneath, which).ok().flatten();
-        set.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX))
-    };
-    let keep = |at: &AtomicU64, which| at.store(timeout(which), Ordering::Relaxed);
     match name {
-        libc::SO_RCVTIMEO | SO_RCVTIMEO_NEW => keep(&file.rcvtimeo, sockopt::Timeout::Recv),
-        libc::SO_SNDTIMEO | SO_SNDTIMEO_NEW => keep(&file.sndtimeo, sockopt::Timeout::Send),
+        libc::SO_RCVTIMEO | SO_RCVTIMEO_NEW | libc::SO_SNDTIMEO | SO_SNDTIMEO_NEW => {
+            follow_timeouts(file, fd);
+        }
         libc::SO_RCVBUF
         | libc::SO_RCVBUFFORCE
         | libc::SO_SNDBUF

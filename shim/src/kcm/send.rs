@@ -66,7 +66,10 @@ fn start_here(file: &'static File) -> Outcome<EngineGuard> {
 impl Sending {
     pub(crate) fn start(file: &'static File, fd: i32) -> Outcome<Self> {
         let engine = match file.cell.get() {
-            None if file.link() == Link::Remote => None,
+            None if file.link() == Link::Remote => {
+                remote::hold(file, fd); // tells the type, by which a send is judged
+                None
+            }
             _ => Some(start_here(file)?),
         };
         Ok(Self {

@@ -13,20 +13,22 @@
 //!
 //! `line` is the owner's end, `owner` ties, shares and answers requests (`wire`, `parcel`), `remote` is
 //! the side of the other processes, `native` receives from a shared socket, `ledger` counts what was
-//! taken from it, `name` makes and recognises addresses. `child` is what a fork means, `broker` what the
-//! end of an owner means, `exec` what a new program
-//! means, `rights` looks
-//! after sockets passed by SCM_RIGHTS.
+//! taken from it, `name` makes and recognises addresses. `child` is what a fork means,
+//! `broker` what the end of an owner means, `exec` what a new program means, of which `program` tells
+//! whether it will load this library, and `inherit` what it finds when it does. `rights` looks after
+//! sockets passed by SCM_RIGHTS.
 
 pub(crate) mod broker;
 pub(crate) mod child;
 pub(crate) mod exec;
+pub(crate) mod inherit;
 mod ledger;
 pub(crate) mod line;
 pub(crate) mod name;
 pub(crate) mod native;
 pub(crate) mod owner;
 mod parcel;
+pub(crate) mod program;
 pub(crate) mod remote;
 pub(crate) mod rights;
 mod wire;

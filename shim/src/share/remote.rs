@@ -106,6 +106,22 @@ pub(crate) fn publish(file: &'static File, fd: i32) -> Outcome<()> {
     call(&owner, hold_request(1), &[], &[sys::borrow(fd)]).map(drop)
 }
 
+/// As [`publish`], in a process that runs in the memory of another: over a connection of its own, and
+/// without a lock. The owner may be what waits for us, and is given up after a while.
+pub(super) fn publish_apart(owner: &[u8], fd: BorrowedFd<'_>) -> Outcome<()> {
+    const PATIENCE_NS: u64 = 1_000_000_000;
+    let line = name::socket()?;
+    name::connect(&line, owner)?;
+    let request = hold_request(1).to_bytes();
+    wire::send(&line, &request, &[], &[fd], SendFlags::empty())?;
+    let mut answer = [rustix::event::PollFd::new(
+        &line,
+        rustix::event::PollFlags::IN,
+    )];
+    rustix::event::poll(&mut answer, Some(&sys::timespec(PATIENCE_NS)))?;
+    Ok(())
+}
+
 fn owner_of(file: &File) -> Option<Vec<u8>> {
     match &*file.body.lock().ok()? {
         Body::Remote(remote) => Some(remote.owner.clone()),
