@@ -3,8 +3,10 @@
 
 use core::str;
 
+use kcm_mux::Nanos;
+
 use crate::log::{self, Level};
-use crate::publish;
+use crate::{net, publish};
 
 /// What the environment asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +17,9 @@ pub(crate) struct Config {
     pub(crate) refuse_io_uring: bool,
     /// `KCMSHIM_STATS=on|off`: whether `kcmctl` sees a process that uses KCM.
     pub(crate) publish: bool,
+    /// `KCMSHIM_STACK_BUSY_POLL=MICROSECONDS`: how long a thread that waits on stack sockets looks at the
+    /// device itself before it sleeps.
+    pub(crate) busy_poll_us: u32,
     /// `KCMSHIM_LOG=off|error|warn|info|debug`.
     pub(crate) log: Level,
 }
@@ -24,6 +29,7 @@ impl Config {
         serve_kcm: true,
         refuse_io_uring: true,
         publish: true,
+        busy_poll_us: 0,
         log: Level::Warn,
     };
 
@@ -56,6 +62,10 @@ impl Config {
             (b"STATS", b"off") => self.publish = false,
             // `route` reads these when a socket first asks.
             (b"CONFIG" | b"STACK", _) => {}
+            (b"STACK_BUSY_POLL", us) => match str::from_utf8(us).map(str::parse) {
+                Ok(Ok(us)) => self.busy_poll_us = us,
+                _ => return false,
+            },
             // The tests' own: which library they preload.
             (b"LIB", _) => {}
             (b"LOG", level) => match Level::parse(level) {
@@ -72,6 +82,7 @@ impl Config {
 pub(crate) fn apply(config: &Config) {
     log::set_level(config.log);
     publish::enable(config.publish);
+    net::sleep::set_busy_poll(Nanos::from(config.busy_poll_us) * 1000);
 }
 
 #[cfg(test)]
@@ -93,12 +104,14 @@ mod tests {
             ("KCMSHIM_KCM", "kernel"),
             ("KCMSHIM_IO_URING", "allow"),
             ("KCMSHIM_STATS", "off"),
+            ("KCMSHIM_STACK_BUSY_POLL", "50"),
             ("KCMSHIM_LOG", "off"),
         ]);
         let expected = Config {
             serve_kcm: false,
             refuse_io_uring: false,
             publish: false,
+            busy_poll_us: 50,
             log: Level::Off,
         };
         assert_eq!(config, expected);

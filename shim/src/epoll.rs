@@ -22,6 +22,8 @@ use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
 use crate::kcm::MuxCell;
+use crate::net::CELL;
+use crate::net::engine::Turn;
 use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{self, BellId, Held, Pin};
@@ -303,6 +305,9 @@ fn watch_beneath(
     if ready::beneath(target) == Beneath::Queue {
         return watch_queue(set, fd, key);
     }
+    if target.kind() == Kind::Stack {
+        return Ok(()); // the engine tells by the watch list
+    }
     if target.kind() == Kind::Kcm {
         let cell = target.mux()?;
         let engine = cell.lock()?;
@@ -545,6 +550,7 @@ pub(crate) fn wait(
 ) -> Outcome<Vec<epoll_event>> {
     let mut awake = None; // lets go of the set at the end
     loop {
+        CELL.look();
         drain_aux(file);
         let native_first = with(file, |set| {
             set.native_first = !set.native_first;
@@ -583,6 +589,7 @@ pub(crate) struct SetStay {
     set: Pin,
     bell: Lent,
     id: BellId,
+    _turn: Option<Turn>,
 }
 
 impl Drop for SetStay {
@@ -605,7 +612,17 @@ fn sleep(
     let (bell, id) = wait::lend()?;
     bell.arm();
     let raw_bell = bell.bell().raw_fd();
-    let stay = SetStay { set, bell, id };
+    let duty = CELL.sleep(id);
+    let (turn, device, due) = match duty {
+        Some(duty) => (Some(duty.turn), duty.entry, duty.until),
+        None => (None, None, None),
+    };
+    let stay = SetStay {
+        set,
+        bell,
+        id,
+        _turn: turn,
+    };
     drop(before);
     let (fds, calling, pending) = with(file, |set| {
         set.sleepers.push(id);
@@ -626,7 +643,8 @@ fn sleep(
     }
     let fds = [fds.0, Some(fds.1), raw_bell].into_iter().flatten();
     let mut fds: Vec<_> = fds.map(wait::readable).collect();
-    let wake_at = [until, calling].into_iter().flatten().min();
+    fds.extend(device);
+    let wake_at = [until, calling, due].into_iter().flatten().min();
     let (slept, held) = wait::holding(Held::Set(stay), || {
         native_ppoll_masked(&mut fds, wake_at, mask)
     });

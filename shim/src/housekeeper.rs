@@ -7,6 +7,7 @@
 //! the thread does the work. While the program keeps coming, the connection stays disarmed and is
 //! looked at again at growing intervals, so that a busy program is left alone.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use rustix::fd::OwnedFd;
 use crate::errno::Outcome;
 use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
+use crate::net::CELL;
 use crate::share::line::Line;
 use crate::share::owner;
 use crate::sync::{Mutex, Rank};
@@ -40,10 +42,17 @@ static WAKES_AT: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Tag of the thread's own doorbell.
 const BELL: u64 = u64::MAX;
 
+thread_local! {
+    /// This is the thread: it looks at [`WAKES_AT`] before it sleeps.
+    static IS_KEEPER: Cell<bool> = const { Cell::new(false) };
+}
+
 static BELL_FD: AtomicI32 = AtomicI32::new(-1);
 
 /// Tag of the control socket (see `share`).
 const LISTENER: u64 = u64::MAX - 1;
+/// Tag of the stack's device.
+const DEVICE: u64 = u64::MAX - 2;
 /// In the tag of a line: cell and KCM socket follow.
 const LINE: u64 = 1 << 63;
 /// In the tag of a process that holds sockets of ours: its descriptor follows.
@@ -149,6 +158,52 @@ pub(crate) fn moved(engine: &mut EngineGuard, psock: PsockId, from: i32) -> rust
     Ok(())
 }
 
+/// The stack's device is open: while no thread of the program is in the shim, this one answers for
+/// it.
+pub(crate) fn watch_device() {
+    let Ok(engine) = CELL.lock() else { return };
+    let Some(entry) = engine.device_entry() else {
+        return;
+    };
+    let data = epoll::EventData::new_u64(DEVICE);
+    let _ = epoll::add(
+        epfd(),
+        sys::borrow(entry.fd),
+        data,
+        device_flags(entry.events),
+    );
+}
+
+fn device_flags(events: i16) -> epoll::EventFlags {
+    epoll::EventFlags::from_bits_retain(events as u32) | epoll::EventFlags::ONESHOT
+}
+
+/// Does the stack's work and waits for more.
+fn serve_device() {
+    let Ok(mut engine) = CELL.lock() else { return };
+    engine.serve();
+    if let Some(entry) = engine.device_entry() {
+        let data = epoll::EventData::new_u64(DEVICE);
+        let _ = epoll::modify(
+            epfd(),
+            sys::borrow(entry.fd),
+            data,
+            device_flags(entry.events),
+        );
+    }
+}
+
+/// The stack has something to do at `at`, which the program's threads do if they come by then.
+pub(crate) fn wake_by(at: Nanos) {
+    let at = at.saturating_add(GRACE);
+    if at < WAKES_AT.load(Ordering::Relaxed) {
+        WAKES_AT.fetch_min(at, Ordering::Relaxed);
+        if !IS_KEEPER.get() {
+            ring();
+        }
+    }
+}
+
 /// Called whenever a mux is left: arms what has to be noticed while nobody is there.
 pub(crate) fn settle(cell: &'static MuxCell, engine: &mut Engine) {
     while let Some(psock) = engine.conns.take_untold() {
@@ -222,6 +277,17 @@ struct Fired {
     interval: Nanos,
 }
 
+impl Fired {
+    /// Just now, with so many passes made.
+    fn new(passes: u32, now: Nanos) -> Self {
+        Self {
+            passes,
+            due: now + GRACE,
+            interval: RECHECK_MIN,
+        }
+    }
+}
+
 /// State of the thread.
 struct Keeper {
     set: OwnedFd,
@@ -239,6 +305,7 @@ impl Keeper {
     }
 
     fn run(mut self) {
+        IS_KEEPER.set(true);
         loop {
             self.wait();
             File::take_down_deferred();
@@ -274,6 +341,10 @@ impl Keeper {
                 continue;
             }
             let data = event.data.u64();
+            if data == DEVICE {
+                self.fired.insert(data, Fired::new(CELL.passes(), now));
+                continue;
+            }
             if data & (LINE | CLIENT) != 0 {
                 self.other(data, event.flags);
                 continue;
@@ -286,14 +357,7 @@ impl Keeper {
                 continue;
             }
             let passes = cell.passes();
-            self.fired.insert(
-                data,
-                Fired {
-                    passes,
-                    due: now + GRACE,
-                    interval: RECHECK_MIN,
-                },
-            );
+            self.fired.insert(data, Fired::new(passes, now));
         }
     }
 
@@ -323,10 +387,14 @@ impl Keeper {
             let Some(fired) = self.fired.get_mut(&data) else {
                 continue;
             };
-            let Some(cell) = MuxCell::by_index((data >> 32) as u32) else {
-                continue;
+            let cell = match data {
+                DEVICE => None,
+                _ => match MuxCell::by_index((data >> 32) as u32) {
+                    Some(cell) => Some(cell),
+                    None => continue,
+                },
             };
-            let passes = cell.passes();
+            let passes = cell.map_or(CELL.passes(), MuxCell::passes);
             if passes != fired.passes {
                 fired.passes = passes;
                 fired.due = now + fired.interval;
@@ -334,7 +402,10 @@ impl Keeper {
                 continue;
             }
             self.fired.remove(&data);
-            self.serve(cell, PsockId(data as u32));
+            match cell {
+                Some(cell) => self.serve(cell, PsockId(data as u32)),
+                None => serve_device(),
+            }
         }
     }
 
@@ -360,5 +431,10 @@ impl Keeper {
                 WAKES_AT.fetch_min(at, Ordering::Relaxed);
             }
         });
+        if CELL.is_open()
+            && let Ok(mut engine) = CELL.lock()
+        {
+            engine.expire(now);
+        }
     }
 }

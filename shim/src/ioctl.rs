@@ -3,7 +3,7 @@
 use crate::errno::{Exit, Outcome};
 use crate::fd::{File, Kind};
 use crate::user_mem::{self, UserPtr};
-use crate::{kcm, tcp};
+use crate::{kcm, net, tcp};
 
 /// One request. `native` asks what lies beneath.
 pub(crate) fn ioctl(
@@ -29,6 +29,7 @@ pub(crate) fn ioctl(
             }
             Ok(done)
         }
+        Kind::Stack => net::ioctl::ioctl(file, request, arg),
         _ => Err(Exit::Native),
     }
 }

@@ -30,6 +30,7 @@ mod ioctl;
 mod kcm;
 mod log;
 mod message;
+mod net;
 mod ops;
 mod own;
 mod poll;

@@ -82,6 +82,11 @@ pub(crate) fn warn(what: &str) {
     say(Level::Warn, format_args!("{what}"));
 }
 
+/// The stack cannot start; `why` says what would help.
+pub(crate) fn stack_failed(why: &str) {
+    say(Level::Warn, format_args!("the stack is not used: {why}"));
+}
+
 /// A variable or value that means nothing to us.
 pub(crate) fn unknown_setting(name: &str, value: &str) {
     say(

@@ -9,7 +9,7 @@ use crate::fd::{File, Kind};
 use crate::kcm::recv::Received;
 use crate::kcm::send::MSG_BATCH;
 use crate::user_mem::{self, InPlace, Iovecs, Pod, UserPtr};
-use crate::{kcm, ops};
+use crate::{kcm, net, ops};
 
 /// Entries one sendmmsg or recvmmsg may have: UIO_MAXIOV, as the kernel caps it.
 const COUNT_MAX: u32 = 1024;
@@ -33,8 +33,10 @@ pub(crate) fn sendto(
     addr: UserPtr,
     length: u32,
 ) -> Outcome<isize> {
-    if file.kind() != Kind::Kcm {
-        return Err(Exit::Native);
+    match file.kind() {
+        Kind::Kcm => {}
+        Kind::Stack => return net::message::sendto(file, fd, src, flags, addr, length),
+        _ => return Err(Exit::Native),
     }
     if !addr.is_null() {
         check_address(addr, length)?;
@@ -43,10 +45,15 @@ pub(crate) fn sendto(
 }
 
 pub(crate) fn sendmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) -> Outcome<usize> {
-    if file.kind() != Kind::Kcm {
-        return Err(Exit::Native);
-    }
-    let header = user_mem::copy_in::<msghdr>(msg)?;
+    let header = match file.kind() {
+        Kind::Kcm => user_mem::copy_in::<msghdr>(msg)?,
+        Kind::Stack => {
+            let header = user_mem::copy_in::<msghdr>(msg)?;
+            let src = checked_source(&header)?;
+            return net::message::sendmsg(file, fd, &header, src, flags);
+        }
+        _ => return Err(Exit::Native),
+    };
     kcm::send::Sending::start(file, fd)?.send(&checked_source(&header)?, flags)
 }
 
@@ -79,11 +86,14 @@ pub(crate) fn sendmmsg(
     count: u32,
     flags: i32,
 ) -> Outcome<i32> {
-    if file.kind() != Kind::Kcm {
+    if !matches!(file.kind(), Kind::Kcm | Kind::Stack) {
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
     let msgs = InPlace::<mmsghdr>::new(msgs, count);
+    if file.kind() == Kind::Stack {
+        return send_each(file, fd, &msgs, count, flags);
+    }
     let mut sending = kcm::send::Sending::start(file, fd)?;
     for index in 0..count {
         let batch = if index + 1 < count { MSG_BATCH } else { 0 };
@@ -105,6 +115,29 @@ pub(crate) fn sendmmsg(
     Ok(count as i32)
 }
 
+/// sendmmsg(2) on a stack socket: one after the other.
+fn send_each(
+    file: &'static File,
+    fd: i32,
+    msgs: &InPlace<mmsghdr>,
+    count: usize,
+    flags: i32,
+) -> Outcome<i32> {
+    for index in 0..count {
+        let send = || {
+            let header = msgs.read(index)?.msg_hdr;
+            let sent = net::message::sendmsg(file, fd, &header, checked_source(&header)?, flags)?;
+            Ok(msgs.write(index, offset_of!(mmsghdr, msg_len), sent as u32)?)
+        };
+        match send() {
+            Ok(()) => {}
+            Err(_) if index > 0 => return Ok(index as i32),
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(count as i32)
+}
+
 pub(crate) fn recvfrom(
     file: &'static File,
     fd: i32,
@@ -113,6 +146,9 @@ pub(crate) fn recvfrom(
     addr: UserPtr,
     length: UserPtr,
 ) -> Outcome<isize> {
+    if file.kind() == Kind::Stack {
+        return net::message::recvfrom(file, fd, dst, flags, addr, length);
+    }
     let got = ops::recv(file, fd, dst, flags)?;
     if !addr.is_null() && !length.is_null() {
         if user_mem::copy_in::<i32>(length)? < 0 {
@@ -127,6 +163,9 @@ pub(crate) fn recvfrom(
 pub(crate) fn recvmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) -> Outcome<usize> {
     let msgs = InPlace::<msghdr>::new(msg, 1);
     let header = msgs.read(0)?;
+    if file.kind() == Kind::Stack {
+        return recv_stack(file, fd, &msgs, 0, &header, flags);
+    }
     let got = ops::recv(file, fd, destination(&header)?, flags)?;
     finish(file, &msgs, 0, &header, got, flags)?;
     Ok(got.bytes)
@@ -163,6 +202,63 @@ fn finish<T: Pod>(
     Ok(msgs.write(index, offset_of!(msghdr, msg_controllen), 0usize)?)
 }
 
+/// One receive on a stack socket into the header at `index`.
+fn recv_stack<T: Pod>(
+    file: &'static File,
+    fd: i32,
+    msgs: &InPlace<T>,
+    index: usize,
+    header: &msghdr,
+    flags: i32,
+) -> Outcome<usize> {
+    let from = net::message::recv(file, fd, destination(header)?, flags)?;
+    let mut length = 0;
+    if let Some(sender) = from.sender.filter(|_| !header.msg_name.is_null()) {
+        let (bytes, full) = net::address::encode(sender);
+        let room = full.min(header.msg_namelen as usize);
+        let name = bytes.get(..room).unwrap_or_default();
+        user_mem::write_bytes(UserPtr::new(header.msg_name), name)?;
+        length = full as u32;
+    }
+    let mut stored = from.got;
+    stored.flags |= flags & libc::MSG_CMSG_CLOEXEC;
+    finish(file, msgs, index, header, stored, flags)?;
+    if length != 0 {
+        msgs.write(index, offset_of!(msghdr, msg_namelen), length)?;
+    }
+    Ok(from.got.bytes)
+}
+
+/// recvmmsg(2) on a stack socket.
+fn recv_each(
+    file: &'static File,
+    fd: i32,
+    msgs: &InPlace<mmsghdr>,
+    count: usize,
+    mut flags: i32,
+    until: Option<u64>,
+) -> Outcome<i32> {
+    for index in 0..count {
+        let receive = || {
+            let header = msgs.read(index)?.msg_hdr;
+            let bytes = recv_stack(file, fd, msgs, index, &header, flags)?;
+            Ok(msgs.write(index, offset_of!(mmsghdr, msg_len), bytes as u32)?)
+        };
+        match receive() {
+            Ok(()) => {}
+            Err(_) if index > 0 => return Ok(index as i32),
+            Err(err) => return Err(err),
+        }
+        if flags & libc::MSG_WAITFORONE != 0 {
+            flags |= libc::MSG_DONTWAIT;
+        }
+        if until.is_some_and(|at| at <= crate::sys::now()) {
+            return Ok(index as i32 + 1);
+        }
+    }
+    Ok(count as i32)
+}
+
 /// recvmmsg(2).
 pub(crate) fn recvmmsg(
     file: &'static File,
@@ -172,11 +268,14 @@ pub(crate) fn recvmmsg(
     flags: i32,
     until: Option<u64>,
 ) -> Outcome<i32> {
-    if file.kind() != Kind::Kcm {
+    if !matches!(file.kind(), Kind::Kcm | Kind::Stack) {
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
     let msgs = InPlace::<mmsghdr>::new(msgs, count);
+    if file.kind() == Kind::Stack {
+        return recv_each(file, fd, &msgs, count, flags, until);
+    }
     let received = kcm::recv::recv_many(file, fd, count, flags, until, |index, take| {
         let header = msgs.read(index)?.msg_hdr;
         let got = take(destination(&header)?)?;

@@ -10,6 +10,8 @@ use crate::errno::Outcome;
 use crate::fd::{File, Kind, lookup};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
 use crate::kcm::MuxCell;
+use crate::net::CELL;
+use crate::net::engine::Turn;
 use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{BellId, Held, Pin, readable};
@@ -26,7 +28,7 @@ pub(crate) fn any_ours(fds: &[pollfd]) -> bool {
 
 /// The file of `fd`, if its readiness is not the kernel's alone.
 pub(crate) fn ours(fd: i32) -> Option<&'static File> {
-    lookup(fd).filter(|f| matches!(f.kind(), Kind::Kcm | Kind::Tcp | Kind::Epoll))
+    lookup(fd).filter(|f| matches!(f.kind(), Kind::Kcm | Kind::Tcp | Kind::Epoll | Kind::Stack))
 }
 
 /// Fills in `revents` of every entry and returns how many have any, as ppoll(2).
@@ -44,6 +46,7 @@ pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> O
     }
     let mut awake = None; // lets go of the files at the end
     loop {
+        CELL.look();
         if look(fds, &ours) {
             merge_native(fds, &ours, Some(0), mask)?;
             return Ok(count(fds));
@@ -134,7 +137,15 @@ fn sleep(
     mask: SigMask,
     before: Option<Watching>,
 ) -> Outcome<Option<Watching>> {
-    let watching = Watching::start(ours)?;
+    let mut watching = Watching::start(ours)?;
+    let duty = CELL.sleep(watching.id);
+    let (device, due) = match duty {
+        Some(duty) => {
+            watching.turn = Some(duty.turn);
+            (duty.entry, duty.until)
+        }
+        None => (None, None),
+    };
     drop(before);
     if look(fds, ours) {
         return Ok(Some(watching)); // it came between the last look and now
@@ -143,7 +154,8 @@ fn sleep(
     let program = native.len();
     native.extend(watching.bell.bell().raw_fd().map(readable));
     let mut sources: Vec<Source> = Vec::new();
-    let mut wake_at = until;
+    native.extend(device);
+    let mut wake_at = [until, due].into_iter().flatten().min();
     for (_, file) in ours {
         match (file.kind(), file.cell.get()) {
             (Kind::Epoll, _) => native.extend(epoll::sources(file).into_iter().map(readable)),
@@ -197,6 +209,7 @@ pub(crate) struct Watching {
     bell: Lent,
     id: BellId,
     files: Vec<Pin>,
+    turn: Option<Turn>,
 }
 
 impl Watching {
@@ -208,7 +221,12 @@ impl Watching {
         for pin in &files {
             pin.file().watch.add(Watcher::Thread(id));
         }
-        Ok(Self { bell, id, files })
+        Ok(Self {
+            bell,
+            id,
+            files,
+            turn: None,
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::fd::{File, table};
 use crate::kcm::MuxCell;
+use crate::net::CELL;
 use crate::share::{self, owner};
 use crate::{heap, housekeeper, own, publish, route, sync, wait};
 
@@ -80,6 +81,7 @@ fn freeze() -> impl Sized {
     (
         owner::freeze(),
         MuxCell::freeze(),
+        CELL.freeze(),
         File::freeze(),
         own::freeze(),
         route::freeze(),
@@ -92,6 +94,7 @@ fn enter_child(quiet: impl Sized) {
     OWNER.store(me(), Ordering::Relaxed);
     sync::enter_child();
     drop(quiet);
+    CELL.reset_in_child();
     wait::reset_in_child();
     housekeeper::reset_in_child();
     publish::reset_in_child();

@@ -5,7 +5,7 @@ use crate::errno::Outcome;
 use crate::fd::file::Link;
 use crate::fd::{File, Kind};
 use crate::share::native;
-use crate::{epoll, tcp};
+use crate::{epoll, net, tcp};
 
 /// What waits for a file need besides the file's own bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +24,7 @@ const IN: u32 = (libc::POLLIN | libc::POLLRDNORM) as u32;
 /// What the descriptor beneath `file` has to say.
 pub(crate) fn beneath(file: &File) -> Beneath {
     match (file.kind(), file.link()) {
-        (Kind::Kcm, Link::Private | Link::Tied) => Beneath::Mute,
+        (Kind::Kcm, Link::Private | Link::Tied) | (Kind::Stack, _) => Beneath::Mute,
         (Kind::Kcm, Link::Shared | Link::Remote) => Beneath::Queue,
         _ => Beneath::Speaks,
     }
@@ -36,6 +36,7 @@ pub(crate) fn bits(file: &'static File, fd: i32) -> u32 {
         Kind::Kcm if beneath(file) == Beneath::Queue => native::bits(file, fd),
         Kind::Kcm => kcm(file).unwrap_or(0),
         Kind::Tcp => tcp::extra_bits(file),
+        Kind::Stack => net::bits(file),
         Kind::Epoll if epoll::any_ready(file) => IN,
         Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => 0,
     }

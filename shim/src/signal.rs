@@ -56,6 +56,12 @@ pub(crate) fn mind_thread_exit() {
     }
 }
 
+/// Raises a signal on this thread, as the kernel does for a call it makes.
+pub(crate) fn raise(signal: c_int) {
+    // SAFETY: an ordinary C function.
+    unsafe { libc::raise(signal) };
+}
+
 /// From now on no signal is delivered to this thread.
 pub(crate) fn block_all() {
     // SAFETY: an all-zero sigset_t is a valid value.

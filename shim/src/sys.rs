@@ -118,6 +118,15 @@ pub(crate) fn take(fd: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Puts what `fd` names behind the program's number `to`, instead of what is there.
+pub(crate) fn move_onto(fd: OwnedFd, to: i32, cloexec: bool) -> io::Result<()> {
+    let mut flags = io::DupFlags::empty();
+    flags.set(io::DupFlags::CLOEXEC, cloexec);
+    // SAFETY: the number is the program's; the wrapper is not dropped.
+    let mut number = core::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(to) });
+    io::dup3(&fd, &mut number, flags)
+}
+
 /// Closes a number that the program owned, as the real close(2).
 pub(crate) fn close(fd: i32) -> io::Result<()> {
     if io::fcntl_getfd(borrow(fd)).is_err() {
@@ -209,6 +218,11 @@ fn option<const N: usize>(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<[
     };
     saved.set();
     (done == 0).then_some(value)
+}
+
+/// getsockopt(2) of an int; `None` when it fails.
+pub(crate) fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<i32> {
+    option::<4>(fd, level, name).map(i32::from_ne_bytes)
 }
 
 /// State of a TCP connection: the first byte of `struct tcp_info`.

@@ -20,7 +20,7 @@ use crate::kcm::{Engine, MuxCell};
 use crate::poll::Watching;
 use crate::sync::{DoorbellPool, Lent};
 use crate::watch::Watcher;
-use crate::{own, signal, sys};
+use crate::{net, own, signal, sys};
 
 static BELLS: DoorbellPool = DoorbellPool::new();
 
@@ -43,6 +43,11 @@ pub(crate) fn lend() -> Outcome<(Lent, BellId)> {
         own::protect(fd);
     }
     Ok((lent, id))
+}
+
+/// The name of a bell that was lent.
+pub(crate) fn bell_id(lent: &Lent) -> BellId {
+    BellId(lent.index())
 }
 
 /// In a forked child, whose one thread sleeps on no bell: the parent's are given up.
@@ -104,6 +109,8 @@ impl Drop for Pin {
 pub(crate) enum Held {
     /// Asleep in recv or send.
     Message(Stay),
+    /// Asleep on a stack socket.
+    Net(net::sleep::Stay),
     /// Asleep in poll or select.
     Files(Watching),
     /// Asleep in epoll_wait.

@@ -515,6 +515,29 @@ impl Stack {
         self.tcp.recv(id, out, true, now)
     }
 
+    /// As `tcp_recv`, or `tcp_peek`, of at most `room` bytes, which are lent in place: `take` gets them
+    /// as contiguous pieces, perhaps with more behind, and how many it is to take. When it fails they
+    /// stay queued, and its error is the inner one.
+    ///
+    /// # Errors
+    /// As `tcp_recv`.
+    pub fn tcp_recv_with<E>(
+        &mut self,
+        now: Instant,
+        id: TcpId,
+        room: usize,
+        peek: bool,
+        take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>, usize) -> Result<(), E>,
+    ) -> Result<Result<usize, E>, RecvError> {
+        self.tcp.recv_with(id, room, peek, now, take)
+    }
+
+    /// Whether no more bytes can be queued before some are read: the buffer is full, or an urgent mark
+    /// ends what one read returns.
+    pub fn tcp_at_limit(&self, id: TcpId) -> bool {
+        self.tcp.at_limit(id)
+    }
+
     /// The readable bytes in place, as contiguous pieces; nothing for a stale handle. Take them
     /// with [`tcp_consume`](Self::tcp_consume).
     pub fn tcp_peek_slices(&self, id: TcpId) -> impl Iterator<Item = &[u8]> {

@@ -31,6 +31,8 @@ pub(crate) enum Kind {
     Epoll,
     /// A parser program, or a map of one.
     Bpf,
+    /// A TCP or UDP socket of the stack.
+    Stack,
     /// A descriptor the shim itself uses; to the program it is not open.
     Own,
 }
@@ -45,7 +47,7 @@ pub(crate) struct File {
     pub(crate) ino: AtomicU64,
     /// The mux of a KCM socket, or the one that a TCP socket is attached to.
     pub(crate) cell: Slot<MuxCell>,
-    /// Index of the KCM socket or psock in that mux.
+    /// Index of the KCM socket or psock in that mux, or of the stack socket in its engine.
     id: AtomicU32,
     /// A KCM socket of type SOCK_SEQPACKET.
     seqpacket: AtomicBool,
@@ -145,7 +147,8 @@ impl File {
             2 => Kind::Tcp,
             3 => Kind::Epoll,
             4 => Kind::Bpf,
-            5 => Kind::Own,
+            5 => Kind::Stack,
+            6 => Kind::Own,
             _ => Kind::Free,
         }
     }
@@ -185,6 +188,16 @@ impl File {
 
     pub(crate) fn psock_id(&self) -> PsockId {
         PsockId(self.id.load(Ordering::Relaxed))
+    }
+
+    /// Index of a stack socket in its engine.
+    #[inline]
+    pub(crate) fn net_index(&self) -> u32 {
+        self.id.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_net_index(&self, index: u32) {
+        self.id.store(index, Ordering::Relaxed);
     }
 
     pub(crate) fn bind(&'static self, cell: &'static MuxCell, id: u32) {
@@ -277,6 +290,7 @@ impl File {
             Kind::Kcm => crate::kcm::socket::last_close(self),
             Kind::Tcp => crate::tcp::last_close(self),
             Kind::Epoll => crate::epoll::last_close(self),
+            Kind::Stack => crate::net::socket::last_close(self),
             Kind::Bpf | Kind::Own | Kind::Free => {}
         }
         self.kind.store(Kind::Free as u8, Ordering::Release);

@@ -4,14 +4,15 @@ use libc::{
     c_int, c_uint, c_void, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec,
 };
 
-use super::on_socket;
 use super::poll::timespec_at;
+use super::{conclude, on_socket};
 use crate::errno::{Errno, Outcome};
 use crate::fd::table;
 use crate::real::hooks;
 use crate::share::rights;
 use crate::user_mem::{Iovecs, UserPtr};
 use crate::{message, ops};
+use crate::{net, route};
 
 fn one<'a>(buf: *const c_void, len: size_t) -> Outcome<Iovecs<'a>> {
     Iovecs::one_for_msg(UserPtr::new(buf.cast_mut()), len)
@@ -50,7 +51,12 @@ hooks! {
     ) -> ssize_t {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::sendto(fd, buf, len, flags, addr, addrlen) };
-        on_socket(fd, |f| message::sendto(f, fd, one(buf, len)?, flags, at(addr), addrlen), native)
+        on_socket(fd, |f| message::sendto(f, fd, one(buf, len)?, flags, at(addr), addrlen), || {
+            if addr.is_null() || !route::is_set() {
+                return native();
+            }
+            conclude(net::send_to(fd, one(buf, len), flags, at(addr), addrlen), native)
+        })
     }
 
     /// sendmsg(2).

@@ -70,7 +70,9 @@ fn on_socket<T: Failure>(
     native: impl FnOnce() -> T,
 ) -> T {
     match lookup(fd) {
-        Some(file) if matches!(file.kind(), Kind::Kcm | Kind::Tcp) => conclude(ours(file), native),
+        Some(file) if matches!(file.kind(), Kind::Kcm | Kind::Tcp | Kind::Stack) => {
+            conclude(ours(file), native)
+        }
         _ => native(),
     }
 }

@@ -8,6 +8,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind};
 use crate::kcm::{self, AF_KCM};
 use crate::message::check_address;
+use crate::net;
 use crate::publish;
 use crate::real::hooks;
 use crate::tcp;
@@ -35,6 +36,16 @@ fn refuse_with(file: &'static File, err: Errno) -> Outcome<c_int> {
     match file.kind() {
         Kind::Kcm => Err(err.into()),
         _ => Err(Exit::Native),
+    }
+}
+
+/// A call on a number that is not ours, which may make it one of the stack's.
+#[inline]
+fn routed(stack: impl FnOnce() -> Outcome<c_int>, native: impl FnOnce() -> c_int) -> c_int {
+    if crate::route::is_set() {
+        conclude(stack(), native)
+    } else {
+        native()
     }
 }
 
@@ -72,51 +83,81 @@ hooks! {
     /// bind(2).
     fn bind(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse("bind", f, || check_address(at(addr), len)), || unsafe { next::bind(fd, addr, len) })
+        let native = || unsafe { next::bind(fd, addr, len) };
+        on(fd, |f| match f.kind() {
+            Kind::Stack => net::socket::bind(f, at(addr), len),
+            _ => refuse("bind", f, || check_address(at(addr), len)),
+        }, || routed(|| net::bind(fd, at(addr), len), native))
     }
 
     /// connect(2).
     fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::connect(fd, addr, len) };
-        on(fd, |f| refuse("connect", f, || check_address(at(addr), len)), native)
+        on(fd, |f| match f.kind() {
+            Kind::Stack => net::socket::connect(f, fd, at(addr), len),
+            _ => refuse("connect", f, || check_address(at(addr), len)),
+        }, || routed(|| net::connect(fd, at(addr), len), native))
     }
 
     /// listen(2).
     fn listen(fd: c_int, backlog: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse("listen", f, || Ok(())), || unsafe { next::listen(fd, backlog) })
+        let native = || unsafe { next::listen(fd, backlog) };
+        on(fd, |f| match f.kind() {
+            Kind::Stack => net::socket::listen(f, backlog),
+            _ => refuse("listen", f, || Ok(())),
+        }, || routed(|| net::listen(fd, backlog), native))
     }
 
     /// accept(2).
     fn accept(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse("accept", f, || Ok(())), || fresh(unsafe { next::accept(fd, addr, len) }))
+        let native = || fresh(unsafe { next::accept(fd, addr, len) });
+        on(fd, |f| match f.kind() {
+            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), 0),
+            _ => refuse("accept", f, || Ok(())),
+        }, native)
     }
 
     /// accept4(2).
     fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::accept4(fd, addr, len, flags) });
-        on(fd, |f| refuse("accept4", f, || known_accept_flags(flags)), native)
+        on(fd, |f| match f.kind() {
+            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), flags),
+            _ => refuse("accept4", f, || known_accept_flags(flags)),
+        }, native)
     }
 
     /// getsockname(2).
     fn getsockname(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse("getsockname", f, || Ok(())), || unsafe { next::getsockname(fd, addr, len) })
+        let native = || unsafe { next::getsockname(fd, addr, len) };
+        on(fd, |f| match f.kind() {
+            Kind::Stack => net::socket::local_name(f, at(addr), at(len)),
+            _ => refuse("getsockname", f, || Ok(())),
+        }, native)
     }
 
     /// getpeername(2).
     fn getpeername(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        on(fd, |f| refuse("getpeername", f, || Ok(())), || unsafe { next::getpeername(fd, addr, len) })
+        let native = || unsafe { next::getpeername(fd, addr, len) };
+        on(fd, |f| match f.kind() {
+            Kind::Stack => net::socket::peer_name(f, at(addr), at(len)),
+            _ => refuse("getpeername", f, || Ok(())),
+        }, native)
     }
 
     /// sockatmark(3).
     fn sockatmark(fd: c_int) -> c_int {
         // SAFETY: forwards the caller's own argument.
-        on(fd, |f| refuse_with(f, Errno::ENOTTY), || unsafe { next::sockatmark(fd) })
+        let native = || unsafe { next::sockatmark(fd) };
+        on(fd, |f| match f.kind() {
+            Kind::Stack => net::ioctl::at_mark(f),
+            _ => refuse_with(f, Errno::ENOTTY),
+        }, native)
     }
 
     /// shutdown(2). On an attached TCP socket it is a state change that KCM reports.
@@ -124,8 +165,10 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::shutdown(fd, how) };
         on(fd, |f| {
-            if f.kind() == Kind::Kcm {
-                return Err(Errno::EOPNOTSUPP.into());
+            match f.kind() {
+                Kind::Kcm => return Err(Errno::EOPNOTSUPP.into()),
+                Kind::Stack => return net::socket::shutdown(f, how),
+                _ => {}
             }
             let done = native();
             if done == 0 {
@@ -142,6 +185,7 @@ hooks! {
         on(fd, |f| match f.kind() {
             Kind::Kcm => kcm::options::get(f, fd, level, name, at(value), at(len)),
             Kind::Tcp => tcp::getsockopt(f, level, name, at(value), at(len)),
+            Kind::Stack => net::options::get(f, level, name, at(value), at(len)),
             _ => Err(Exit::Native),
         }, native)
     }
@@ -152,6 +196,7 @@ hooks! {
         let native = || unsafe { next::setsockopt(fd, level, name, value, len) };
         on(fd, |f| match f.kind() {
             Kind::Kcm => kcm::options::set(f, fd, level, name, at(value), len, native),
+            Kind::Stack => net::options::set(f, fd, level, name, at(value), len, native),
             Kind::Tcp => {
                 let done = native();
                 if done == 0 {

@@ -17,7 +17,7 @@ use rustix::fs::readlink;
 #[allow(unused_imports, reason = "as before")]
 pub(crate) use self::plan::{Decision, Interface, OnFailure, Plan, Prefix, Role, Verdict};
 use self::plan::{Problem, Settings};
-pub(crate) use self::source::note;
+pub(crate) use self::source::{is_set, note};
 use crate::log;
 use crate::sync::{Mutex, Rank};
 
@@ -32,7 +32,7 @@ static LEARNED: Mutex<Vec<Vec<Prefix>>> = Mutex::ranked(Rank::Leaf, Vec::new());
 /// interrupts their reading.
 #[inline]
 pub(crate) fn plan() -> Option<&'static Plan> {
-    if !source::is_set() {
+    if !is_set() {
         return None;
     }
     match PLAN.get() {

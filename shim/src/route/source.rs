@@ -27,7 +27,7 @@ pub(crate) const STACK_VARIABLE: &str = "KCMSHIM_STACK";
 
 /// Whether settings are given at all.
 #[inline]
-pub(super) fn is_set() -> bool {
+pub(crate) fn is_set() -> bool {
     SET.load(Ordering::Relaxed)
 }
 

@@ -41,6 +41,8 @@ pub(crate) fn inherit() {
             }
             // The kernel's socket, and nothing of ours: the bytes are the parent's to parse.
             Kind::Tcp if file.cell.get().is_some() => drop(table::remove(fd)),
+            // Its engine stays with the parent.
+            Kind::Stack => drop(table::remove(fd)),
             Kind::Epoll => sets.push(file),
             Kind::Tcp | Kind::Bpf | Kind::Free => {}
         }

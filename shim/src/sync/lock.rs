@@ -198,6 +198,8 @@ pub(crate) enum Rank {
     Batch,
     /// A mux.
     Mux,
+    /// The TCP/IP engine.
+    Net,
     /// Who watches a file.
     Watch,
     /// What belongs to the kind of a file; an epoll set.
@@ -313,7 +315,7 @@ mod held {
 
     thread_local! {
         /// How many of each rank, a byte each.
-        static COUNTS: Cell<u64> = const { Cell::new(0) };
+        static COUNTS: Cell<u128> = const { Cell::new(0) };
     }
 
     const fn shift(rank: Rank) -> u32 {

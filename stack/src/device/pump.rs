@@ -100,10 +100,22 @@ pub fn pump(
         }
     })?;
     stack.handle_timeout(now);
-    let mut pumped = Pumped {
-        received,
-        ..Pumped::default()
-    };
+    let sent = flush(stack, device, now, budget)?;
+    Ok(Pumped { received, ..sent })
+}
+
+/// The second half of [`pump`]: up to `budget` frames from the engine to the device, and a kick.
+///
+/// # Errors
+///
+/// As for [`pump`].
+pub fn flush(
+    stack: &mut Stack,
+    device: &mut dyn NetDevice,
+    now: Instant,
+    budget: usize,
+) -> Result<Pumped, DeviceError> {
+    let mut pumped = Pumped::default();
     let room = stack.frame_bytes_max();
     while pumped.transmitted < budget && stack.has_output() {
         match device.transmit_with(room, &mut |buffer| {

@@ -388,23 +388,65 @@ impl Engine {
         peek: bool,
         now: Instant,
     ) -> Result<usize, RecvError> {
+        let room = out.len();
+        let copied = self.recv_with(id, room, peek, now, |pieces, n| {
+            let mut rest = &mut out[..n];
+            for piece in pieces {
+                let (to, left) = rest.split_at_mut(piece.len().min(rest.len()));
+                to.copy_from_slice(&piece[..to.len()]);
+                rest = left;
+            }
+            Ok::<_, core::convert::Infallible>(())
+        });
+        copied.map(|Ok(n)| n)
+    }
+
+    /// Lends up to `room` received bytes to `take`, which leaves them queued if it fails.
+    pub(crate) fn recv_with<E>(
+        &mut self,
+        id: TcpId,
+        room: usize,
+        peek: bool,
+        now: Instant,
+        take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>, usize) -> Result<(), E>,
+    ) -> Result<Result<usize, E>, RecvError> {
         let i = self.index(id).ok_or(RecvError::BadHandle)?;
         if self.readable(i)? == 0 {
-            return Ok(0);
+            return Ok(Ok(0));
         }
         let mut t = self.tcb(i, now);
         let (skip, limit) = t.before_urgent();
-        let n = t.b.rx.copy_to(skip, out).min(limit);
+        let n = (t.b.rx.len() - skip).min(limit).min(room);
+        let mut passed = skip;
+        let mut pieces = t.b.rx.slices().filter_map(|piece| {
+            let from = passed.min(piece.len());
+            passed -= from;
+            Some(&piece[from..]).filter(|rest| !rest.is_empty())
+        });
+        let taken = take(&mut pieces, n);
+        drop(pieces);
+        if let Err(why) = taken {
+            return Ok(Err(why));
+        }
         if peek {
-            return Ok(n);
+            return Ok(Ok(n));
         }
         t.consume(skip + n);
         self.settle(i, now);
-        if n == 0 && !out.is_empty() {
+        if n == 0 && room > 0 {
             // Only a passed urgent byte was queued: now it is gone, what does the stream say?
-            return self.readable(i).map(|_| 0);
+            return self.readable(i).map(|_| Ok(0));
         }
-        Ok(n)
+        Ok(Ok(n))
+    }
+
+    /// Whether what is queued is all that one read can get, however long it waits.
+    pub(crate) fn at_limit(&self, id: TcpId) -> bool {
+        let Some(c) = self.conn(id) else { return false };
+        let Some(b) = self.busy_of(c) else {
+            return false;
+        };
+        b.urgent.rcv_at.is_some() || b.rx.len() as u32 >= c.rcvbuf
     }
 
     /// The readable bytes in place.

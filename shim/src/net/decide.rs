@@ -1,0 +1,188 @@
+//! The moment at which a kernel socket becomes one of the stack: the first call that names an address
+//! the plan gives to it. Each function here is asked about a number that is not ours, and leaves
+//! what the plan leaves to the kernel to the real call.
+
+use core::net::SocketAddr;
+
+use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
+
+use super::address::{self, Address};
+use super::engine::CELL;
+use super::socket::{self, State};
+use super::{open, udp};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::File;
+use crate::route::{self, Plan, Role, Verdict};
+use crate::sys;
+use crate::user_mem::{Iovecs, UserPtr};
+
+/// A TCP or UDP socket of the kernel's.
+#[derive(Clone, Copy)]
+struct Inet {
+    v6: bool,
+    udp: bool,
+}
+
+/// What the kernel says of `fd`; the real call answers for anything else.
+fn inet(fd: i32) -> Outcome<Inet> {
+    let at = sys::borrow(fd);
+    let v6 = match sockopt::socket_domain(at) {
+        Ok(AddressFamily::INET) => false,
+        Ok(AddressFamily::INET6) => true,
+        _ => return Err(Exit::Native),
+    };
+    let udp = match (sockopt::socket_type(at), sockopt::socket_protocol(at)) {
+        (Ok(SocketType::STREAM), Ok(Some(p))) if p == ipproto::TCP => false,
+        (Ok(SocketType::DGRAM), Ok(Some(p))) if p == ipproto::UDP => true,
+        _ => return Err(Exit::Native),
+    };
+    Ok(Inet { v6, udp })
+}
+
+/// The address that a program passed with a socket of the kernel's. What makes no sense is the
+/// kernel's to refuse.
+fn named(addr: UserPtr, length: u32, v6: Option<bool>) -> Outcome<SocketAddr> {
+    match address::read(addr, length) {
+        Ok(Address::Inet(named)) if v6.is_none_or(|v6| v6 == named.is_ipv6()) => Ok(named),
+        _ => Err(Exit::Native),
+    }
+}
+
+/// Opens the engine if the plan wants the socket on the stack; else the kernel's or nobody's.
+fn verdict(plan: &'static Plan, role: Role, addr: SocketAddr) -> Outcome<Verdict> {
+    let decision = route::decide(plan, role, addr);
+    match decision.verdict {
+        Verdict::Kernel => Err(Exit::Native),
+        Verdict::Refuse(errno) => Err(Errno(errno).into()),
+        stack => {
+            open::open(plan, decision.on_failure)?;
+            Ok(stack)
+        }
+    }
+}
+
+/// What the kernel has bound the socket to.
+fn bound(fd: i32, v6: bool) -> SocketAddr {
+    let name = rustix::net::getsockname(sys::borrow(fd));
+    name.ok()
+        .and_then(|name| SocketAddr::try_from(name).ok())
+        .unwrap_or(address::any(v6, 0))
+}
+
+/// bind(2).
+pub(crate) fn bind(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
+    let plan = route::plan().ok_or(Exit::Native)?;
+    let local = named(addr, length, None)?;
+    let inet = inet(fd)?;
+    if local.is_ipv6() != inet.v6 {
+        return Err(Exit::Native);
+    }
+    let role = if inet.udp {
+        Role::UdpBind
+    } else {
+        Role::Listen
+    };
+    if local.ip().is_unspecified() && !inet.udp {
+        return Err(Exit::Native); // listen or connect will tell
+    }
+    if bound(fd, inet.v6).port() != 0 {
+        return Err(Exit::Native);
+    }
+    verdict(plan, role, local)?;
+    let local = address::canonical(local);
+    if inet.udp {
+        return udp::bind(fd, inet.v6, local).map(|_| 0);
+    }
+    let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
+    let mut engine = CELL.lock()?;
+    socket::bind_in(&mut engine, file, local)?;
+    Ok(0)
+}
+
+/// listen(2).
+pub(crate) fn listen(fd: i32, backlog: i32) -> Outcome<i32> {
+    let plan = route::plan().ok_or(Exit::Native)?;
+    let inet = inet(fd)?;
+    if inet.udp {
+        return Err(Exit::Native);
+    }
+    let local = bound(fd, inet.v6);
+    if let Verdict::Both { .. } = verdict(plan, Role::Listen, local)? {
+        return Err(Exit::Native);
+    }
+    let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
+    if local.port() != 0 {
+        let mut engine = CELL.lock()?;
+        socket::bind_in(&mut engine, file, address::canonical(local))?;
+    }
+    socket::listen(file, backlog)
+}
+
+/// connect(2).
+pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
+    let plan = route::plan().ok_or(Exit::Native)?;
+    let remote = named(addr, length, None)?;
+    // The decision first: it costs no system call, and most connections are the kernel's.
+    if route::decide(plan, Role::Connect, remote).verdict == Verdict::Kernel
+        && route::decide(plan, Role::UdpSend, remote).verdict == Verdict::Kernel
+    {
+        return Err(Exit::Native);
+    }
+    let inet = inet(fd)?;
+    if remote.is_ipv6() != inet.v6 {
+        return Err(Exit::Native);
+    }
+    let local = bound(fd, inet.v6);
+    if !local.ip().is_unspecified() {
+        return Err(Exit::Native); // bound to an address of the kernel's, or connected
+    }
+    let role = if inet.udp {
+        Role::UdpSend
+    } else {
+        Role::Connect
+    };
+    verdict(plan, role, remote)?;
+    let remote = address::canonical(remote);
+    let file = if inet.udp {
+        udp::bind(fd, inet.v6, address::any(remote.is_ipv6(), local.port()))?
+    } else {
+        let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
+        if local.port() != 0 {
+            let mut engine = CELL.lock()?;
+            let local = address::any(remote.is_ipv6(), local.port());
+            socket::bind_in(&mut engine, file, local)?;
+        }
+        file
+    };
+    socket::connect_to(file, fd, remote)
+}
+
+/// sendto(2) and its kin with an address: a UDP socket that has none yet goes where its first
+/// datagram goes.
+fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
+    let plan = route::plan().ok_or(Exit::Native)?;
+    let remote = named(addr, length, None)?;
+    if route::decide(plan, Role::UdpSend, remote).verdict == Verdict::Kernel {
+        return Err(Exit::Native);
+    }
+    let inet = inet(fd)?;
+    let local = bound(fd, inet.v6);
+    if !inet.udp || !local.ip().is_unspecified() {
+        return Err(Exit::Native);
+    }
+    verdict(plan, Role::UdpSend, remote)?;
+    let v6 = address::canonical(remote).is_ipv6();
+    udp::bind(fd, inet.v6, address::any(v6, local.port()))
+}
+
+/// As [`sending_to`], and sends.
+pub(crate) fn send_to(
+    fd: i32,
+    src: Outcome<Iovecs<'_>>,
+    flags: i32,
+    addr: UserPtr,
+    length: u32,
+) -> Outcome<isize> {
+    let file = sending_to(fd, addr, length)?;
+    super::message::sendto(file, fd, src?, flags, addr, length)
+}

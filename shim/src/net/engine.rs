@@ -1,0 +1,472 @@
+//! The process's TCP/IP engine with its device, behind one lock. Whoever holds the lock moves frames;
+//! what the engine has to say is passed on when the lock is given back.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::collections::BTreeMap;
+
+use kcm_mux::Nanos;
+use kcm_stack::device::{self, NetDevice, Wait};
+use kcm_stack::{Event, Instant, ListenerId, Ready, Stack, TcpId, UdpId};
+use libc::pollfd;
+use rustix::fd::AsRawFd;
+
+use super::ready::{self, Bits};
+use super::socket::{Socket, State};
+use crate::errno::{Errno, Outcome};
+use crate::fd::File;
+use crate::sync::{Guard, Mutex, Rank, RawMutex};
+use crate::wait::{self, BellId};
+use crate::{housekeeper, sys};
+
+/// Frames moved in one go each way: the ring's content of a few hundred microseconds, after which
+/// another thread may have its turn.
+const FRAMES: usize = 256;
+/// How long a device that has failed is left alone before it is tried again.
+const RETRY_AFTER: Nanos = 100_000_000;
+
+/// Where the engine lives. Never freed.
+pub(crate) struct NetCell {
+    engine: Mutex<Option<Engine>>,
+    /// Whether `engine` is there, readable without the lock.
+    open: AtomicBool,
+    /// Counts rounds made by the program's own threads: the housekeeper stays out of the way while
+    /// it moves.
+    passes: AtomicU32,
+}
+
+/// The one engine of this process.
+pub(crate) static CELL: NetCell = NetCell {
+    engine: Mutex::ranked(Rank::Net, None),
+    open: AtomicBool::new(false),
+    passes: AtomicU32::new(0),
+};
+
+impl NetCell {
+    /// The engine, locked.
+    ///
+    /// # Errors
+    /// `EBADF` when there is none, `EAGAIN` when this very thread holds it already: a signal
+    /// handler came in between.
+    #[inline]
+    pub(crate) fn lock(&'static self) -> Outcome<EngineGuard> {
+        let guard = self.engine.lock()?;
+        if guard.is_none() {
+            return Err(Errno::EBADF.into());
+        }
+        Ok(EngineGuard {
+            guard,
+            cell: self,
+            now: sys::now(),
+        })
+    }
+
+    /// Whether there is an engine.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Puts the engine in that `make` makes, unless one is there.
+    pub(crate) fn open_with<E>(
+        &'static self,
+        make: impl FnOnce() -> Result<Engine, E>,
+    ) -> Outcome<Result<(), E>> {
+        if self.is_open() {
+            return Ok(Ok(()));
+        }
+        let mut engine = self.engine.lock()?;
+        if engine.is_none() {
+            match make() {
+                Ok(made) => *engine = Some(made),
+                Err(why) => return Ok(Err(why)),
+            }
+            self.open.store(true, Ordering::Release);
+        }
+        Ok(Ok(()))
+    }
+
+    pub(crate) fn passes(&self) -> u32 {
+        self.passes.load(Ordering::Relaxed)
+    }
+
+    /// In a forked child: the engine stays with the parent.
+    pub(crate) fn reset_in_child(&self) {
+        self.open.store(false, Ordering::Release);
+        if let Ok(mut engine) = self.engine.lock() {
+            core::mem::forget(engine.take()); // its descriptors are closed as any of ours
+        }
+    }
+
+    /// Holds the engine still for the length of a fork.
+    pub(crate) fn freeze(&'static self) -> impl Sized {
+        self.engine.lock().ok()
+    }
+}
+
+/// The engine, locked. Frames it has to send leave, and waiting threads hear, when it is dropped.
+pub(crate) struct EngineGuard {
+    guard: Guard<'static, RawMutex, Option<Engine>>,
+    cell: &'static NetCell,
+    now: Nanos,
+}
+
+impl core::ops::Deref for EngineGuard {
+    type Target = Engine;
+    #[inline]
+    fn deref(&self) -> &Engine {
+        match &*self.guard {
+            Some(engine) => engine,
+            None => unreachable!("checked when the lock was taken"),
+        }
+    }
+}
+
+impl core::ops::DerefMut for EngineGuard {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Engine {
+        match &mut *self.guard {
+            Some(engine) => engine,
+            None => unreachable!("checked when the lock was taken"),
+        }
+    }
+}
+
+impl Drop for EngineGuard {
+    fn drop(&mut self) {
+        let now = self.now;
+        self.settle(now);
+    }
+}
+
+impl EngineGuard {
+    /// The time at which the lock was taken, or the device last looked at.
+    #[inline]
+    pub(crate) fn now(&self) -> Instant {
+        instant(self.now)
+    }
+
+    /// Moves frames both ways, on behalf of a thread of the program.
+    pub(crate) fn pump(&mut self) {
+        self.cell.passes.fetch_add(1, Ordering::Relaxed);
+        self.serve();
+    }
+
+    /// Moves frames both ways.
+    pub(crate) fn serve(&mut self) {
+        self.now = sys::now();
+        let now = self.now;
+        self.exchange(now);
+    }
+}
+
+/// The engine's time for a moment of CLOCK_MONOTONIC.
+pub(crate) fn instant(now: Nanos) -> Instant {
+    Instant::from_micros(now / 1000)
+}
+
+/// The moment of CLOCK_MONOTONIC of an engine time.
+fn nanos(at: Instant) -> Nanos {
+    at.as_micros().saturating_mul(1000)
+}
+
+/// What the lock guards.
+pub(crate) struct Engine {
+    pub(crate) stack: Stack,
+    device: Box<dyn NetDevice>,
+    /// Sockets by the index their file has.
+    sockets: Vec<Option<Socket>>,
+    free: Vec<u32>,
+    /// Socket of a connection, by the connection's index.
+    by_conn: Vec<u32>,
+    by_listener: BTreeMap<ListenerId, u32>,
+    by_udp: BTreeMap<UdpId, u32>,
+    /// The sleeping thread that also watches the device.
+    leader: Option<BellId>,
+    /// The other threads asleep on files of this engine.
+    followers: Vec<BellId>,
+    /// Frames wait for room in the device.
+    is_full: bool,
+    /// The device has failed, and is left alone until then.
+    failed_until: Nanos,
+}
+
+/// In `by_conn`: no socket.
+const NOBODY: u32 = u32::MAX;
+
+impl Engine {
+    pub(crate) fn new(stack: Stack, device: Box<dyn NetDevice>) -> Self {
+        Self {
+            stack,
+            device,
+            sockets: Vec::new(),
+            free: Vec::new(),
+            by_conn: Vec::new(),
+            by_listener: BTreeMap::new(),
+            by_udp: BTreeMap::new(),
+            leader: None,
+            followers: Vec::new(),
+            is_full: false,
+            failed_until: 0,
+        }
+    }
+
+    /// Adds a socket; its file is to be bound to the index.
+    pub(crate) fn add(&mut self, socket: Socket) -> u32 {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.sockets.push(None);
+                self.sockets.len() as u32 - 1
+            }
+        };
+        self.register(index, &socket.state);
+        if let Some(slot) = self.sockets.get_mut(index as usize) {
+            *slot = Some(socket);
+        }
+        index
+    }
+
+    /// Takes a socket out.
+    pub(crate) fn remove(&mut self, index: u32) -> Option<Socket> {
+        let socket = self.sockets.get_mut(index as usize)?.take()?;
+        self.unregister(&socket.state);
+        self.free.push(index);
+        Some(socket)
+    }
+
+    /// The socket behind `file`.
+    ///
+    /// # Errors
+    /// `EBADF` when it was closed meanwhile.
+    #[inline]
+    pub(crate) fn socket(&mut self, file: &File) -> Outcome<&mut Socket> {
+        let socket = self.sockets.get_mut(file.net_index() as usize);
+        let socket = socket.and_then(Option::as_mut);
+        match socket.filter(|s| core::ptr::eq(s.file, file)) {
+            Some(socket) => Ok(socket),
+            None => Err(Errno::EBADF.into()),
+        }
+    }
+
+    /// The socket's handle in the engine changes.
+    pub(crate) fn set_state(&mut self, file: &File, state: State) -> Outcome<State> {
+        let index = file.net_index();
+        let old = core::mem::replace(&mut self.socket(file)?.state, state);
+        self.unregister(&old);
+        self.register(index, &state);
+        Ok(old)
+    }
+
+    fn register(&mut self, index: u32, state: &State) {
+        match state {
+            State::Unbound | State::Bound(_) => {}
+            State::Listening(id) => drop(self.by_listener.insert(*id, index)),
+            State::Udp(id) => drop(self.by_udp.insert(*id, index)),
+            State::Connecting(id) | State::Connected(id) => {
+                if self.by_conn.len() <= id.index() {
+                    self.by_conn.resize(id.index() + 1, NOBODY);
+                }
+                if let Some(slot) = self.by_conn.get_mut(id.index()) {
+                    *slot = index;
+                }
+            }
+        }
+    }
+
+    fn unregister(&mut self, state: &State) {
+        match state {
+            State::Unbound | State::Bound(_) => {}
+            State::Listening(id) => drop(self.by_listener.remove(id)),
+            State::Udp(id) => drop(self.by_udp.remove(id)),
+            State::Connecting(id) | State::Connected(id) => {
+                if let Some(slot) = self.by_conn.get_mut(id.index()) {
+                    *slot = NOBODY;
+                }
+            }
+        }
+    }
+
+    /// Every socket.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.sockets.iter().flatten()
+    }
+
+    /// One round of the device: what has arrived, what is due, what is to be sent.
+    fn exchange(&mut self, now: Nanos) {
+        if now < self.failed_until {
+            return;
+        }
+        match device::pump(&mut self.stack, &mut *self.device, instant(now), FRAMES) {
+            Ok(pumped) => self.is_full = pumped.is_full,
+            Err(_) => self.failed_until = now + RETRY_AFTER,
+        }
+    }
+
+    /// Sends what the engine has composed.
+    #[inline]
+    fn flush(&mut self, now: Nanos) {
+        if !self.stack.has_output() || now < self.failed_until {
+            return;
+        }
+        match device::flush(&mut self.stack, &mut *self.device, instant(now), FRAMES) {
+            Ok(pumped) => self.is_full = pumped.is_full,
+            Err(_) => self.failed_until = now + RETRY_AFTER,
+        }
+    }
+
+    /// Passes on what the engine has to say.
+    fn settle(&mut self, now: Nanos) {
+        self.flush(now);
+        while let Some(event) = self.stack.poll_event() {
+            match event {
+                Event::Tcp(id, ready) => {
+                    self.tell(self.by_conn.get(id.index()).copied(), ready::edge(ready))
+                }
+                Event::Accept(id) => self.tell(self.by_listener.get(&id).copied(), ready::IN),
+                Event::Udp(id, ready) => {
+                    self.tell(self.by_udp.get(&id).copied(), ready::edge(ready))
+                }
+            }
+        }
+        if let Some(at) = self.next_deadline() {
+            housekeeper::wake_by(at);
+        }
+    }
+
+    fn tell(&self, index: Option<u32>, bits: Bits) {
+        let socket = index.and_then(|i| self.sockets.get(i as usize));
+        if let Some(socket) = socket.and_then(Option::as_ref) {
+            socket.file.watch.notify(bits);
+        }
+    }
+
+    /// When the engine or its device next has something to do although nothing arrives.
+    pub(crate) fn next_deadline(&self) -> Option<Nanos> {
+        let deadlines = [self.stack.next_deadline(), self.device.next_deadline()];
+        let at = deadlines.into_iter().flatten().min().map(nanos);
+        if self.failed_until != 0 {
+            return at.map(|at| at.max(self.failed_until));
+        }
+        at
+    }
+
+    /// The device's descriptor as poll(2) takes it, while the device works.
+    pub(crate) fn device_entry(&self) -> Option<pollfd> {
+        if sys::now() < self.failed_until {
+            return None;
+        }
+        let wait = if self.is_full {
+            Wait::Writable
+        } else {
+            Wait::Readable
+        };
+        let (fd, wait) = self.device.wait_fd(wait)?;
+        let events = match wait {
+            Wait::Readable => libc::POLLIN,
+            Wait::Writable => libc::POLLIN | libc::POLLOUT,
+        };
+        Some(pollfd {
+            fd: fd.as_raw_fd(),
+            events,
+            revents: 0,
+        })
+    }
+
+    /// This thread is about to sleep on files of the engine. True when it is the one to watch the
+    /// device.
+    fn enter_sleep(&mut self, bell: BellId) -> bool {
+        if self.leader.is_none() {
+            self.leader = Some(bell);
+            return true;
+        }
+        self.followers.push(bell);
+        false
+    }
+
+    /// The thread is awake again. If it watched the device, another is woken to do so when it goes
+    /// back to sleep.
+    fn leave_sleep(&mut self, bell: BellId) {
+        if self.leader != Some(bell) {
+            self.followers.retain(|b| *b != bell);
+            return;
+        }
+        self.leader = None;
+        if let Some(next) = self.followers.last() {
+            wait::ring(*next);
+        }
+    }
+
+    /// Runs what is due, unless a thread of the program has, and asks to be woken for the next.
+    pub(crate) fn expire(&mut self, now: Nanos) {
+        if self.next_deadline().is_some_and(|at| at <= now) {
+            self.exchange(now);
+        }
+    }
+
+    /// Poll bits of a connection.
+    pub(crate) fn conn_bits(&mut self, id: TcpId) -> Bits {
+        ready::level(self.stack.tcp_ready(id), self.stack.tcp_state(id))
+    }
+
+    /// Levels of a UDP socket.
+    pub(crate) fn udp_bits(&mut self, id: UdpId) -> Ready {
+        self.stack.udp_ready(id)
+    }
+}
+
+/// A thread asleep on files of the engine. Dropping it ends that.
+pub(crate) struct Turn {
+    cell: &'static NetCell,
+    bell: BellId,
+}
+
+/// What a sleeping thread watches for the engine.
+pub(crate) struct Duty {
+    pub(crate) turn: Turn,
+    /// The device, if it falls to this thread.
+    pub(crate) entry: Option<pollfd>,
+    /// When the engine has something to do.
+    pub(crate) until: Option<Nanos>,
+}
+
+impl NetCell {
+    /// The thread with this bell goes to sleep. `None` without an engine.
+    pub(crate) fn sleep(&'static self, bell: BellId) -> Option<Duty> {
+        if !self.is_open() {
+            return None;
+        }
+        let mut engine = self.lock().ok()?;
+        Some(self.begin_sleep(&mut engine, bell))
+    }
+
+    /// As [`sleep`](Self::sleep), for a thread that has the engine.
+    pub(crate) fn begin_sleep(&'static self, engine: &mut EngineGuard, bell: BellId) -> Duty {
+        let leads = engine.enter_sleep(bell);
+        let turn = Turn { cell: self, bell };
+        // What is sent when the lock is given back is part of the answer.
+        let now = engine.now;
+        engine.settle(now);
+        Duty {
+            turn,
+            entry: leads.then(|| engine.device_entry()).flatten(),
+            until: leads.then(|| engine.next_deadline()).flatten(),
+        }
+    }
+
+    /// Moves frames for a thread of the program that is about to look at its files.
+    pub(crate) fn look(&'static self) {
+        if self.is_open()
+            && let Ok(mut engine) = self.lock()
+        {
+            engine.pump();
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Ok(mut engine) = self.cell.lock() {
+            engine.leave_sleep(self.bell);
+        }
+    }
+}

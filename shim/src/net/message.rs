@@ -1,0 +1,109 @@
+//! Message headers and addresses of sends and receives on stack sockets.
+
+use core::net::SocketAddr;
+
+use libc::msghdr;
+
+use super::address::{self, Address};
+use super::engine::CELL;
+use super::socket::State;
+use super::{stream, udp};
+use crate::errno::{Errno, Outcome};
+use crate::fd::File;
+use crate::kcm::recv::Received;
+use crate::user_mem::{self, Iovecs, UserPtr};
+
+/// What a message header says of an address that a datagram came from.
+pub(crate) struct From {
+    pub(crate) got: Received,
+    /// The sender, of a datagram.
+    pub(crate) sender: Option<SocketAddr>,
+}
+
+fn is_udp(file: &File) -> Outcome<(bool, bool)> {
+    let mut engine = CELL.lock()?;
+    let socket = engine.socket(file)?;
+    Ok((matches!(socket.state, State::Udp(_)), socket.v6))
+}
+
+/// One send; `to` is where the program wants a datagram to go.
+pub(crate) fn sendto(
+    file: &'static File,
+    fd: i32,
+    src: Iovecs<'_>,
+    flags: i32,
+    addr: UserPtr,
+    length: u32,
+) -> Outcome<isize> {
+    if !is_udp(file)?.0 {
+        // An address on a stream is not looked at.
+        return stream::send(file, fd, src, flags).map(|n| n as isize);
+    }
+    let to = if addr.is_null() {
+        None
+    } else {
+        match address::read(addr, length)? {
+            Address::Inet(to) => Some(to),
+            Address::Unspecified => None,
+            Address::Other => return Err(Errno::EINVAL.into()),
+        }
+    };
+    udp::send(file, fd, src, to, flags).map(|n| n as isize)
+}
+
+/// One send to where the socket is connected.
+pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) -> Outcome<usize> {
+    let nowhere = UserPtr::new(core::ptr::null_mut());
+    sendto(file, fd, src, flags, nowhere, 0).map(|n| n as usize)
+}
+
+/// sendmsg(2) by a header that was copied in.
+pub(crate) fn sendmsg(
+    file: &'static File,
+    fd: i32,
+    header: &msghdr,
+    src: Iovecs<'_>,
+    flags: i32,
+) -> Outcome<usize> {
+    let name = UserPtr::new(header.msg_name);
+    let length = if name.is_null() {
+        0
+    } else {
+        header.msg_namelen
+    };
+    sendto(file, fd, src, flags, name, length).map(|n| n as usize)
+}
+
+/// One receive, of a stream or a datagram.
+pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) -> Outcome<From> {
+    let (udp, v6) = is_udp(file)?;
+    if !udp {
+        let got = stream::recv(file, fd, dst, flags)?;
+        return Ok(From { got, sender: None });
+    }
+    let (got, datagram) = udp::recv(file, fd, dst, flags)?;
+    Ok(From {
+        got,
+        sender: Some(address::in_family(datagram.from, v6)),
+    })
+}
+
+/// recvfrom(2).
+pub(crate) fn recvfrom(
+    file: &'static File,
+    fd: i32,
+    dst: Iovecs<'_>,
+    flags: i32,
+    addr: UserPtr,
+    length: UserPtr,
+) -> Outcome<isize> {
+    let from = recv(file, fd, dst, flags)?;
+    if !addr.is_null() && !length.is_null() {
+        match from.sender {
+            Some(sender) => address::write(sender, addr, length)?,
+            None if user_mem::copy_in::<i32>(length)? < 0 => return Err(Errno::EINVAL.into()),
+            None => user_mem::copy_out(length, &0i32)?,
+        }
+    }
+    Ok(from.got.bytes as isize)
+}

@@ -1,0 +1,45 @@
+//! TCP and UDP sockets of the program, served by the engine of the `kcm-stack` crate in this process.
+//!
+//! A socket is the kernel's until bind, listen or connect names an address that the plan gives to the
+//! stack; then a stack socket takes its place behind the same number. The thread that calls does
+//! the work: it moves frames between the device and the engine, whose one lock ([`engine`]) it holds.
+//! A thread that has to wait sleeps on the device ([`sleep`]); while no thread is here, the
+//! housekeeper answers for the engine.
+
+pub(crate) mod address;
+mod decide;
+pub(crate) mod engine;
+mod errors;
+mod info;
+pub(crate) mod ioctl;
+pub(crate) mod message;
+mod open;
+pub(crate) mod options;
+pub(crate) mod ready;
+pub(crate) mod sleep;
+pub(crate) mod socket;
+pub(crate) mod stream;
+pub(crate) mod udp;
+
+pub(crate) use decide::{bind, connect, listen, send_to};
+pub(crate) use engine::CELL;
+
+use crate::fd::File;
+use socket::State;
+
+/// What poll(2) shows of a stack socket now.
+pub(crate) fn bits(file: &'static File) -> ready::Bits {
+    let Ok(mut engine) = CELL.lock() else {
+        return 0;
+    };
+    match engine.socket(file).map(|s| s.state) {
+        Ok(State::Connecting(id) | State::Connected(id)) => engine.conn_bits(id),
+        Ok(State::Listening(id)) => match engine.stack.tcp_accept_queue_len(id) {
+            Some(1..) => ready::IN,
+            _ => 0,
+        },
+        Ok(State::Udp(id)) => ready::datagrams(engine.udp_bits(id)),
+        Ok(State::Unbound | State::Bound(_)) => ready::UNCONNECTED,
+        Err(_) => 0,
+    }
+}

@@ -1,0 +1,147 @@
+//! Sleeping in a blocking call on a stack socket: on a doorbell, and on the device if no other thread
+//! watches it. No lock is held, and the sleep is a cancellation point.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use kcm_mux::Nanos;
+
+use super::engine::{CELL, Engine, Turn};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::File;
+use crate::interpose::poll::native_ppoll;
+use crate::sync::Lent;
+use crate::wait::{self, BellId, Held, Pin};
+use crate::watch::Watcher;
+use crate::{signal, sys};
+
+/// What a thread asleep on a stack socket holds.
+pub(crate) struct Stay {
+    file: &'static File,
+    /// Keeps the file; a close that lingers has none to keep.
+    _pin: Option<Pin>,
+    _turn: Option<Turn>,
+    bell: Lent,
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.file.watch.remove(Watcher::Thread(self.id()));
+    }
+}
+
+impl Stay {
+    fn id(&self) -> BellId {
+        wait::bell_id(&self.bell)
+    }
+}
+
+/// How long a thread that waits looks at the device itself before it sleeps, in nanoseconds
+/// (`KCMSHIM_STACK_BUSY_POLL`).
+static BUSY_POLL: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn set_busy_poll(length: Nanos) {
+    BUSY_POLL.store(length, Ordering::Relaxed);
+}
+
+/// Looks at the device until `done`, for as long as the user has asked to. Whether it is done.
+pub(crate) fn busy_poll(until: Option<Nanos>, mut done: impl FnMut() -> bool) -> bool {
+    let length = BUSY_POLL.load(Ordering::Relaxed);
+    if length == 0 {
+        return false;
+    }
+    let end = sys::now().saturating_add(length);
+    let end = until.map_or(end, |until| until.min(end));
+    while sys::now() < end {
+        CELL.look();
+        if done() {
+            return true;
+        }
+        core::hint::spin_loop();
+    }
+    false
+}
+
+/// Sleeps until something may have changed for `file`, or until `until`. `pin` holds the file when
+/// this returns. `ready` is asked once more when the thread can already be woken.
+///
+/// # Errors
+/// `EAGAIN` when `until` has passed; `EINTR` as signal(7) has it for sockets.
+pub(crate) fn until(
+    file: &'static File,
+    until: Option<Nanos>,
+    pin: &mut Option<Pin>,
+    mut ready: impl FnMut(&mut Engine) -> bool,
+) -> Outcome<()> {
+    let spun = busy_poll(until, || match CELL.lock() {
+        Ok(mut engine) => ready(&mut engine),
+        Err(_) => true,
+    });
+    if spun {
+        *pin = Some(Pin::new(file)?);
+        return Ok(());
+    }
+    let kept = Pin::new(file)?;
+    let slept = once(file, Some(kept), until, ready);
+    *pin = Some(Pin::new(file)?);
+    slept
+}
+
+/// As [`until`](fn@until) for a file whose last reference the caller has.
+pub(crate) fn unpinned(
+    file: &'static File,
+    until: Nanos,
+    mut ready: impl FnMut(&mut Engine) -> bool,
+) -> Outcome<()> {
+    loop {
+        once(file, None, Some(until), &mut ready)?;
+        let mut engine = CELL.lock()?;
+        if ready(&mut engine) {
+            return Ok(());
+        }
+    }
+}
+
+fn once(
+    file: &'static File,
+    pin: Option<Pin>,
+    until: Option<Nanos>,
+    mut ready: impl FnMut(&mut Engine) -> bool,
+) -> Outcome<()> {
+    wait::abandon();
+    let (bell, id) = wait::lend()?;
+    let mut engine = CELL.lock()?;
+    engine.pump();
+    if ready(&mut engine) {
+        return Ok(());
+    }
+    bell.arm();
+    file.watch.add(Watcher::Thread(id));
+    let duty = CELL.begin_sleep(&mut engine, id);
+    drop(engine);
+    let mut fds = [wait::readable(-1); 2];
+    if let Some(fd) = bell.bell().raw_fd() {
+        fds[0].fd = fd;
+    }
+    if let Some(entry) = duty.entry {
+        fds[1] = entry;
+    }
+    let stay = Held::Net(Stay {
+        file,
+        _pin: pin,
+        _turn: Some(duty.turn),
+        bell,
+    });
+    let wake_at = [until, duty.until].into_iter().flatten().min();
+    let (slept, held) = wait::holding(stay, || native_ppoll(&mut fds, wake_at));
+    if let Some(Held::Net(stay)) = &held {
+        stay.bell.disarm(fds[0].revents != 0);
+    }
+    CELL.look();
+    drop(held);
+    match slept {
+        Ok(_) if until.is_some_and(|at| at <= sys::now()) => Err(Exit::Failed(Errno::EAGAIN)),
+        Ok(_) => Ok(()),
+        Err(Errno::EINTR) if until.is_none() && signal::handlers_restart() => Ok(()),
+        Err(err) => Err(Exit::Failed(err)),
+    }
+}
