@@ -1,7 +1,7 @@
 //! Bulk throughput of two engines on one core, beside unmodified smoltcp sockets in the same run.
 
 use std::cell::RefCell;
-use std::time::{Duration, Instant as Wall};
+use std::time::Duration;
 
 use kcm_stack::{ConnectOptions, ListenOptions, SockOpts, Stack};
 use smoltcp::iface::{Config, Interface, SocketSet, SocketStorage};
@@ -9,7 +9,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 
-use crate::pair::{Batch, Clock, at, median, stack};
+use crate::pair::{Batch, Clock, CpuTime, at, median, stack};
 use crate::report::{Row, row};
 
 /// What a round carries.
@@ -111,7 +111,7 @@ fn ours(bytes: usize, tso: u32, offload: bool) -> f64 {
     let data = vec![5u8; 256 << 10];
     let mut sink = vec![0u8; 256 << 10];
     let mut got = 0;
-    let t = Wall::now();
+    let t = CpuTime::now();
     while got < bytes {
         while pair[0]
             .tcp_send(clock.0, c, &[&data], false)
@@ -232,13 +232,13 @@ fn smoltcp_sockets(bytes: usize, offload: bool) -> f64 {
     let data = vec![5u8; 256 << 10];
     let mut sink = vec![0u8; 256 << 10];
     let mut got = 0;
-    let mut t = Wall::now();
+    let mut t = CpuTime::now();
     while got < bytes {
         now += Duration::from_micros(20);
         let s = sets[0].0.get_mut::<tcp::Socket>(h0);
         if s.may_send() {
             if got == 0 {
-                t = Wall::now();
+                t = CpuTime::now();
             }
             while s.can_send() && s.send_slice(&data).is_ok_and(|n| n > 0) {}
         }

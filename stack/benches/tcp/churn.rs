@@ -1,10 +1,10 @@
 //! Connect, one byte, close: the serving engine's share of short connections.
 
-use std::time::{Duration, Instant as Wall};
+use std::time::Duration;
 
 use crate::echo::server;
 use crate::generator::{ACK, FIN, PSH, SYN, deliver, parse, segment};
-use crate::pair::{Batch, Clock, median};
+use crate::pair::{Batch, Clock, CpuTime, median};
 use crate::report::{Row, row};
 
 const BATCH: u32 = 128;
@@ -24,7 +24,7 @@ pub(crate) fn run(quick: bool) -> Vec<Row> {
             let chunk = next..next + BATCH;
             next += BATCH;
             let mut timed = |input: &Batch, output: &mut Batch, s: &mut kcm_stack::Stack| {
-                let t = Wall::now();
+                let t = CpuTime::now();
                 deliver(input, s, now);
                 while let Some(id) = s.tcp_accept(l) {
                     let _ = id;

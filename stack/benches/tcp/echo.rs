@@ -1,11 +1,11 @@
 //! 64-byte echoes over many connections: what a packet costs the serving engine.
 
-use std::time::{Duration, Instant as Wall};
+use std::time::Duration;
 
 use kcm_stack::{ListenOptions, ListenerId, Stack};
 
 use crate::generator::{ACK, PSH, SERVER_PORT, deliver, open, parse, segment};
-use crate::pair::{Batch, Clock, MAC, at, median, stack};
+use crate::pair::{Batch, Clock, CpuTime, MAC, at, median, stack};
 use crate::report::{Row, row};
 
 /// Frames between two looks at the clock; also how many a device would hand over at once.
@@ -89,7 +89,7 @@ impl Echo {
             for &i in chunk {
                 say(input, i, seqs[i as usize]);
             }
-            let t = Wall::now();
+            let t = CpuTime::now();
             deliver(input, s, now);
             while let Some(e) = s.poll_event() {
                 if let kcm_stack::Event::Tcp(id, r) = e

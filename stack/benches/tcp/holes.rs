@@ -1,10 +1,8 @@
 //! The receive queue under a peer that sends nothing but holes.
 
-use std::time::Instant as Wall;
-
 use crate::echo::server;
 use crate::generator::{ACK, PSH, deliver, open, parse, segment};
-use crate::pair::{Batch, Clock, median, resident};
+use crate::pair::{Batch, Clock, CpuTime, median, resident};
 use crate::report::{Row, row};
 
 /// Connections under attack at once, so that memory shows in the resident set.
@@ -95,7 +93,7 @@ fn attack(order: fn(u32) -> u32, segments: u32) -> Attack {
             // Past the byte that never comes.
             segment(&mut input, i, i + 2 + order(n), ack, ACK | PSH, b"x");
         }
-        let t = Wall::now();
+        let t = CpuTime::now();
         deliver(&input, &mut s, now);
         output.fill(&mut s, now, usize::MAX);
         s.handle_timeout(now);

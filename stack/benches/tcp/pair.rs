@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use kcm_stack::{Config, Instant, Key, Received, Stack};
+use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) const MAC: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
@@ -100,6 +101,23 @@ impl Clock {
     pub(crate) fn tick(&mut self, us: u64) -> Instant {
         self.0 += Duration::from_micros(us);
         self.0
+    }
+}
+
+/// Time this thread has had on a core: what a figure "per core" is about. Waiting for a core that others
+/// use does not count.
+#[derive(Clone, Copy)]
+pub(crate) struct CpuTime(Duration);
+
+impl CpuTime {
+    pub(crate) fn now() -> Self {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        let subsec = u32::try_from(now.tv_nsec).unwrap_or(0);
+        Self(Duration::new(now.tv_sec.unsigned_abs(), subsec))
+    }
+
+    pub(crate) fn elapsed(self) -> Duration {
+        Self::now().0.saturating_sub(self.0)
     }
 }
 
