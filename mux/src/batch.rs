@@ -81,7 +81,7 @@ impl Run {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn front(&self) -> Option<Message<'_>> {
         self.message(self.descs.get(self.next)?)
     }
@@ -211,7 +211,7 @@ impl RxBatch {
 
     /// Drops the front message. `bytes_returned` count in RX-Bytes, and the message counts in
     /// RX-Msgs when `finished` (not for a short SEQPACKET read, nor EFAULT).
-    #[inline]
+    #[inline(always)]
     pub fn consume(&mut self, bytes_returned: usize, finished: bool) {
         let Some(&desc) = self.current.descs.get(self.current.next) else {
             return;

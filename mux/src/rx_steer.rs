@@ -164,6 +164,19 @@ impl<'a> RxPass<'a> {
         }
     }
 
+    /// Keeps a message of the current chunk that nobody has room for.
+    #[cold]
+    fn park(&mut self, desc: Desc) {
+        let mut descs = self.pool.take_descs();
+        descs.push(desc);
+        let chunk = self.run.chunk.clone();
+        self.parked = Some(Run {
+            chunk,
+            descs,
+            ..Run::default()
+        });
+    }
+
     /// Finds a receiver with room for one more message.
     #[cold]
     fn change_receiver(&mut self) -> bool {
@@ -189,17 +202,10 @@ impl Sink for RxPass<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn packed(&mut self, desc: Desc) -> Flow {
         if self.charge >= self.limit && !self.change_receiver() {
-            let mut descs = self.pool.take_descs();
-            descs.push(desc);
-            let chunk = self.run.chunk.clone();
-            self.parked = Some(Run {
-                chunk,
-                descs,
-                ..Run::default()
-            });
+            self.park(desc);
             return Flow::Pause;
         }
         self.run.descs.push(desc);

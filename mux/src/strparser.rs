@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::batch::Desc;
-use crate::bpf::{CB_WORDS, Env, Packet, Program};
+use crate::bpf::{CB_WORDS, Env, LengthField, Packet, Program};
 use crate::chunk::{ReadBuf, Slice};
 use crate::error::{EMSGSIZE, ENODATA, EPROTO, ESTRPIPE};
 use crate::limits::{CARRY_BYTES_MAX, CHUNK_BYTES, COMPACT_BYTES_MAX};
@@ -30,6 +30,11 @@ pub trait ParseMsg {
     /// Returns the message's length in bytes; 0 when `msg` is too short to tell; a negative
     /// errno to stop the stream. Called again with more bytes after 0.
     fn parse(&self, msg: &MsgView<'_>, cb: &mut Cb, env: &Env) -> i32;
+
+    /// The length prefix that [`parse`](Self::parse) amounts to, wherever the prefix has an answer.
+    fn length_field(&self) -> Option<LengthField> {
+        None
+    }
 }
 
 impl ParseMsg for Program {
@@ -37,6 +42,10 @@ impl ParseMsg for Program {
     fn parse(&self, msg: &MsgView<'_>, cb: &mut Cb, env: &Env) -> i32 {
         // The kernel takes the low 32 bits as an int (kcm-semantics §9.2).
         self.run(msg, cb, env) as i32
+    }
+
+    fn length_field(&self) -> Option<LengthField> {
+        Self::length_field(self)
     }
 }
 
@@ -177,6 +186,8 @@ pub(crate) struct Parsed {
 /// Parser state of one psock.
 pub(crate) struct StreamParser {
     program: Parser,
+    /// What `program` computes, if that is so simple.
+    prefix: Option<LengthField>,
     /// Bytes read and not delivered, beginning at the current message.
     stream: Vec<Slice>,
     /// Bytes in `stream`.
@@ -207,6 +218,7 @@ impl fmt::Debug for StreamParser {
 impl StreamParser {
     pub(crate) fn new(program: Parser) -> Self {
         Self {
+            prefix: program.length_field(),
             program,
             stream: Vec::new(),
             held: 0,
@@ -354,7 +366,16 @@ impl StreamParser {
         let (mut msg_len, mut consumed) = (self.msg_len, self.consumed);
         // Bytes of the first message that are in RX-Bytes already.
         let counted = consumed;
-        while let Some(rest) = chunk.get(pos..end)
+        if let Some(prefix) = self.prefix
+            && msg_len == 0
+            && consumed == 0
+            && unjudged.is_none()
+        {
+            let bytes = chunk.get(..end).unwrap_or_default();
+            pos = cut_prefixed(prefix, bytes, rcvbuf, pos, &mut cut, sink);
+        }
+        while !matches!(cut.stop, Stop::Paused)
+            && let Some(rest) = chunk.get(pos..end)
             && !rest.is_empty()
         {
             let view = MsgView {
@@ -395,7 +416,6 @@ impl StreamParser {
             pos += len;
             if sink.packed(desc) == Flow::Pause {
                 cut.stop = Stop::Paused;
-                break;
             }
         }
         (self.msg_len, self.consumed) = (msg_len, consumed);
@@ -535,6 +555,33 @@ struct Cut {
     /// The program has seen all bytes of the message that could not be cut.
     program_ran: bool,
     stop: Stop,
+}
+
+/// Cuts the messages of `bytes` from `pos` on, up to one that has to be judged, crosses the end, or
+/// makes the sink pause. Returns where that one begins.
+#[inline]
+fn cut_prefixed(
+    prefix: LengthField,
+    bytes: &[u8],
+    rcvbuf: u32,
+    mut pos: usize,
+    cut: &mut Cut,
+    sink: &mut impl Sink,
+) -> usize {
+    let longest = rcvbuf.min(i32::MAX as u32) as usize;
+    while let Some(rest) = bytes.get(pos..)
+        && let Some(len) = prefix.length(rest)
+        && (1..=longest.min(rest.len())).contains(&(len as usize))
+    {
+        let start = pos as u32;
+        pos += len as usize;
+        cut.msgs += 1;
+        if sink.packed(Desc { start, len }) == Flow::Pause {
+            cut.stop = Stop::Paused;
+            break;
+        }
+    }
+    pos
 }
 
 /// Why it stopped.

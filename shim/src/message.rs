@@ -8,7 +8,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind};
 use crate::kcm::recv::Received;
 use crate::kcm::send::MSG_BATCH;
-use crate::user_mem::{self, InPlace, Iovecs, Pod, UserPtr};
+use crate::user_mem::{self, InPlace, Iovecs, Pod, UserPtr, Writable};
 use crate::{kcm, net, ops};
 
 /// Entries one sendmmsg or recvmmsg may have: UIO_MAXIOV, as the kernel caps it.
@@ -90,18 +90,20 @@ pub(crate) fn sendmmsg(
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
-    let msgs = InPlace::<mmsghdr>::new(msgs, count);
     if file.kind() == Kind::Stack {
-        return send_each(file, fd, &msgs, count, flags);
+        return send_each(file, fd, msgs, count, flags);
     }
     let mut sending = kcm::send::Sending::start(file, fd)?;
     for index in 0..count {
         let batch = if index + 1 < count { MSG_BATCH } else { 0 };
         let mut send = || {
-            let header = msgs.read(index)?.msg_hdr;
+            let msg = InPlace::<mmsghdr>::new(msgs.element::<mmsghdr>(index));
+            let header = msg.read()?.msg_hdr;
             let eor = header.msg_flags & libc::MSG_EOR; // counts here, unlike in sendmsg
             let sent = sending.send(&checked_source(&header)?, flags | eor | batch)?;
-            Ok(msgs.write(index, offset_of!(mmsghdr, msg_len), sent as u32)?)
+            msg.writable()?
+                .set(offset_of!(mmsghdr, msg_len), sent as u32);
+            Ok::<(), Exit>(())
         };
         if let Err(err) = send() {
             sending.flush();
@@ -119,15 +121,18 @@ pub(crate) fn sendmmsg(
 fn send_each(
     file: &'static File,
     fd: i32,
-    msgs: &InPlace<mmsghdr>,
+    msgs: UserPtr,
     count: usize,
     flags: i32,
 ) -> Outcome<i32> {
     for index in 0..count {
         let send = || {
-            let header = msgs.read(index)?.msg_hdr;
+            let msg = InPlace::<mmsghdr>::new(msgs.element::<mmsghdr>(index));
+            let header = msg.read()?.msg_hdr;
             let sent = net::message::sendmsg(file, fd, &header, checked_source(&header)?, flags)?;
-            Ok(msgs.write(index, offset_of!(mmsghdr, msg_len), sent as u32)?)
+            msg.writable()?
+                .set(offset_of!(mmsghdr, msg_len), sent as u32);
+            Ok::<(), Exit>(())
         };
         match send() {
             Ok(()) => {}
@@ -159,55 +164,53 @@ pub(crate) fn recvfrom(
     Ok(got.bytes as isize)
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn recvmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) -> Outcome<usize> {
-    let msgs = InPlace::<msghdr>::new(msg, 1);
-    let header = msgs.read(0)?;
+    let msg = InPlace::<msghdr>::new(msg);
+    let header = msg.read()?;
     if file.kind() == Kind::Stack {
-        return recv_stack(file, fd, &msgs, 0, &header, flags);
+        return recv_stack(file, fd, msg, &header, flags);
     }
     let got = ops::recv(file, fd, destination(&header)?, flags)?;
-    finish(file, &msgs, 0, &header, got, flags)?;
+    finish(file, &msg.writable()?, is_named(&header), got, flags);
     Ok(got.bytes)
 }
 
 /// Where a header wants the bytes, after the kernel's checks of the rest of it.
-#[inline]
+#[inline(always)]
 fn destination<'a>(header: &msghdr) -> Outcome<Iovecs<'a>> {
-    if !header.msg_name.is_null() && (header.msg_namelen as i32) < 0 {
+    if is_named(header) && (header.msg_namelen as i32) < 0 {
         return Err(Errno::EINVAL.into());
     }
     Iovecs::read_for_msg(UserPtr::new(header.msg_iov.cast()), header.msg_iovlen)
 }
 
+/// Whether there is room for an address.
+#[inline(always)]
+fn is_named(header: &msghdr) -> bool {
+    !header.msg_name.is_null()
+}
+
 /// Stores what came with a message: no address, no control data, the flags. `T` starts with the
 /// header.
-#[inline]
-fn finish<T: Pod>(
-    file: &File,
-    msgs: &InPlace<T>,
-    index: usize,
-    header: &msghdr,
-    got: Received,
-    flags: i32,
-) -> Outcome<()> {
+#[inline(always)]
+fn finish<T: Pod>(file: &File, msg: &Writable<T>, named: bool, got: Received, flags: i32) {
     let mut stored = got.flags;
     if file.kind() == Kind::Kcm {
         stored |= flags & libc::MSG_CMSG_CLOEXEC;
     }
-    if !header.msg_name.is_null() {
-        msgs.write(index, offset_of!(msghdr, msg_namelen), 0u32)?;
+    if named {
+        msg.set(offset_of!(msghdr, msg_namelen), 0u32);
     }
-    msgs.write(index, offset_of!(msghdr, msg_flags), stored)?;
-    Ok(msgs.write(index, offset_of!(msghdr, msg_controllen), 0usize)?)
+    msg.set(offset_of!(msghdr, msg_flags), stored);
+    msg.set(offset_of!(msghdr, msg_controllen), 0usize);
 }
 
 /// One receive on a stack socket into the header at `index`.
 fn recv_stack<T: Pod>(
     file: &'static File,
     fd: i32,
-    msgs: &InPlace<T>,
-    index: usize,
+    msg: InPlace<T>,
     header: &msghdr,
     flags: i32,
 ) -> Outcome<usize> {
@@ -222,9 +225,10 @@ fn recv_stack<T: Pod>(
     }
     let mut stored = from.got;
     stored.flags |= flags & libc::MSG_CMSG_CLOEXEC;
-    finish(file, msgs, index, header, stored, flags)?;
+    let msg = msg.writable()?;
+    finish(file, &msg, is_named(header), stored, flags);
     if length != 0 {
-        msgs.write(index, offset_of!(msghdr, msg_namelen), length)?;
+        msg.set(offset_of!(msghdr, msg_namelen), length);
     }
     Ok(from.got.bytes)
 }
@@ -233,16 +237,19 @@ fn recv_stack<T: Pod>(
 fn recv_each(
     file: &'static File,
     fd: i32,
-    msgs: &InPlace<mmsghdr>,
+    msgs: UserPtr,
     count: usize,
     mut flags: i32,
     until: Option<u64>,
 ) -> Outcome<i32> {
     for index in 0..count {
         let receive = || {
-            let header = msgs.read(index)?.msg_hdr;
-            let bytes = recv_stack(file, fd, msgs, index, &header, flags)?;
-            Ok(msgs.write(index, offset_of!(mmsghdr, msg_len), bytes as u32)?)
+            let msg = InPlace::<mmsghdr>::new(msgs.element::<mmsghdr>(index));
+            let header = msg.read()?.msg_hdr;
+            let bytes = recv_stack(file, fd, msg, &header, flags)?;
+            msg.writable()?
+                .set(offset_of!(mmsghdr, msg_len), bytes as u32);
+            Ok::<(), Exit>(())
         };
         match receive() {
             Ok(()) => {}
@@ -272,17 +279,34 @@ pub(crate) fn recvmmsg(
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
-    let msgs = InPlace::<mmsghdr>::new(msgs, count);
     if file.kind() == Kind::Stack {
-        return recv_each(file, fd, &msgs, count, flags, until);
+        return recv_each(file, fd, msgs, count, flags, until);
     }
-    let received = kcm::recv::recv_many(file, fd, count, flags, until, |index, take| {
-        let header = msgs.read(index)?.msg_hdr;
-        let got = take(destination(&header)?)?;
-        finish(file, &msgs, index, &header, got, flags)?;
-        Ok(msgs.write(index, offset_of!(mmsghdr, msg_len), got.bytes as u32)?)
-    });
-    received.map(|n| n as i32)
+    let headers = Headers { file, msgs, flags };
+    kcm::recv::recv_many(file, fd, count, flags, until, headers).map(|n| n as i32)
+}
+
+/// The array of recvmmsg(2).
+struct Headers {
+    file: &'static File,
+    msgs: UserPtr,
+    flags: i32,
+}
+
+impl kcm::recv::Destinations for Headers {
+    #[inline(always)]
+    fn get<'a>(&self, index: usize) -> Outcome<(bool, Iovecs<'a>)> {
+        let header = user_mem::copy_in::<msghdr>(self.msgs.element::<mmsghdr>(index))?;
+        Ok((is_named(&header), destination(&header)?))
+    }
+
+    #[inline(always)]
+    fn finish(&self, index: usize, named: bool, got: Received) -> Outcome<()> {
+        let msg = InPlace::<mmsghdr>::new(self.msgs.element::<mmsghdr>(index)).writable()?;
+        finish(self.file, &msg, named, got, self.flags);
+        msg.set(offset_of!(mmsghdr, msg_len), got.bytes as u32);
+        Ok(())
+    }
 }
 
 const _: () = assert!(offset_of!(mmsghdr, msg_hdr) == 0);

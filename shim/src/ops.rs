@@ -7,7 +7,7 @@ use crate::user_mem::Iovecs;
 use crate::{kcm, net, tcp};
 
 /// One receive into `dst`. Native when the socket beneath has the answer.
-#[inline]
+#[inline(always)]
 pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
     match file.kind() {
         Kind::Kcm => kcm::recv::recv(file, fd, dst, flags),

@@ -27,6 +27,7 @@ use alloc::sync::Arc;
 pub use self::error::VerifyError;
 pub use self::interp::{Env, FRAMES_MAX, Fault, INSN_BUDGET, STACK_BYTES};
 pub use self::map::{Map, MapError, MapSpec};
+pub use self::shape::LengthField;
 pub use self::skb::{CB_WORDS, Packet};
 pub use self::verifier::COMPLEXITY_INSNS_MAX;
 
@@ -91,6 +92,12 @@ impl Program {
             footprint,
             field,
         }
+    }
+
+    /// The length prefix that the program reads, if it does no more than that.
+    #[must_use]
+    pub fn length_field(&self) -> Option<LengthField> {
+        self.field.as_ref()?.as_length()
     }
 
     /// Runs the program over a message. The result is r0; a caller takes its low 32 bits as

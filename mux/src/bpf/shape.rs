@@ -21,6 +21,29 @@ pub(crate) struct Field {
     add: u64,
 }
 
+/// A length prefix: `((be32 at off) >> shift & mask) + add`. What nearly all parsers compute, and
+/// the one form that a caller can evaluate for a whole buffer without running a program a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LengthField {
+    off: usize,
+    shift: u32,
+    mask: u32,
+    add: u32,
+}
+
+impl LengthField {
+    /// The low 32 bits of what the program returns for a message that starts with `bytes`. `None`
+    /// when four bytes from the field's first on are not all there; the program may still have an
+    /// answer, since its field may be shorter.
+    #[inline(always)]
+    #[must_use]
+    pub fn length(self, bytes: &[u8]) -> Option<u32> {
+        let word = bytes.get(self.off..)?.first_chunk()?;
+        let field = u32::from_be_bytes(*word) >> self.shift & self.mask;
+        Some(field.wrapping_add(self.add))
+    }
+}
+
 impl Field {
     /// Recognises `[r6 = r1;] r0 = LD_ABS; r0 op= constant...; exit`. None for anything else.
     pub(crate) fn of(insns: &[Insn]) -> Option<Self> {
@@ -60,6 +83,33 @@ impl Field {
             self.stepped(field)
         };
         value.wrapping_add(self.add)
+    }
+
+    /// This closed form as a length prefix, if its steps are shifts to the right and masks, then
+    /// additions.
+    pub(crate) fn as_length(&self) -> Option<LengthField> {
+        let mut shift = u32::BITS.checked_sub(self.bytes as u32 * u8::BITS)?;
+        let (mut mask, mut add) = (u32::MAX, 0u32);
+        // The field has no bit beyond 32, so that neither the width of a step nor the sign
+        // extension of its constant matters.
+        for step in &self.steps {
+            let imm = step.imm as u32;
+            match step.op() {
+                alu::ADD => add = add.wrapping_add(imm),
+                alu::RSH if add == 0 => {
+                    shift = shift.checked_add(imm)?;
+                    mask = mask.checked_shr(imm)?;
+                }
+                alu::AND if add == 0 => mask &= imm,
+                _ => return None,
+            }
+        }
+        (shift < u32::BITS).then_some(LengthField {
+            off: usize::try_from(self.off).ok()?,
+            shift,
+            mask,
+            add: add.wrapping_add(self.add as u32),
+        })
     }
 
     fn stepped(&self, field: u64) -> u64 {

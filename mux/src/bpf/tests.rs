@@ -144,6 +144,51 @@ fn closed_form_equals_the_interpreter() {
 }
 
 #[test]
+fn length_prefix_equals_the_program() {
+    let step = |code, imm| (code, 0, 0, 0, imm);
+    let (rsh32, and64) = (class::ALU | alu::RSH | K, class::ALU64 | alu::AND | K);
+    let prefixes = [
+        vec![],
+        vec![step(ADD, -7)],
+        vec![step(rsh32, 7), step(ADD, 9)],
+        vec![
+            step(and64, 0x7fff_ffff),
+            step(class::ALU | alu::ADD | K, 4),
+            step(ADD, 1),
+        ],
+        vec![
+            step(and64, -256),
+            step(rsh32, 3),
+            step(and64, 0xff),
+            step(ADD, i32::MAX),
+        ],
+    ];
+    let others = [
+        vec![step(ADD, 1), step(rsh32, 1)],
+        vec![step(class::ALU64 | alu::MUL | K, 3)],
+        vec![step(class::ALU64 | alu::RSH | K, 33)],
+        vec![step(class::ALU | alu::END | X, 32)],
+    ];
+    let program = |size, steps: &[Slot]| {
+        let load = (class::LD | mode::ABS | size, 0, 0, 0, 1);
+        join(&[&[SAVE_CTX, load], steps, &[EXIT]])
+    };
+    for size in [size::W, size::H, size::B] {
+        for steps in &prefixes {
+            let program = program(size, steps);
+            let prefix = verify(&program).unwrap().length_field().unwrap();
+            for packet in [[9, 0xfe, 3, 0x84, 5], [0; 5], [0xff; 5]] {
+                assert_eq!(prefix.length(&packet), Some(run(&program, &packet) as u32));
+            }
+            assert_eq!(prefix.length(&[1, 2, 3, 4]), None);
+        }
+        for steps in &others {
+            assert_eq!(verify(&program(size, steps)).unwrap().length_field(), None);
+        }
+    }
+}
+
+#[test]
 fn programs_give_their_results() {
     let packet: Vec<u8> = (0..40).collect();
     let alu = |op: u8, variant: i16, a: i32, b: i32| {

@@ -26,12 +26,23 @@ pub(crate) const SPLICED: i32 = 1 << 28;
 type Rx = Guard<'static, RawBiased, RxBatch>;
 
 /// recvmsg(2) and its kin on the socket `fd`; `dst` is where the program wants the bytes.
-#[inline]
+#[inline(always)]
 pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
     let mut rx = file.rx.lock()?;
-    if !rx.is_empty() {
-        return deliver(file, &mut rx, dst, flags);
+    if rx.is_empty() {
+        return recv_awaited(file, fd, rx, dst, flags);
     }
+    deliver(file, &mut rx, dst, flags)
+}
+
+#[cold]
+fn recv_awaited(
+    file: &'static File,
+    fd: i32,
+    rx: Rx,
+    dst: Iovecs<'_>,
+    flags: i32,
+) -> Outcome<Received> {
     let mut pin = None; // let go of after the lock
     match await_message(file, fd, rx, flags, &mut pin)? {
         Some(mut rx) => deliver(file, &mut rx, dst, flags),
@@ -39,71 +50,89 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
     }
 }
 
-/// recvmmsg(2) on a socket shared between processes.
-fn recv_many_shared(
+/// Where the messages of one recvmmsg(2) go.
+pub(crate) trait Destinations {
+    /// The buffers of an entry, and whether it has room for an address.
+    fn get<'a>(&self, index: usize) -> Outcome<(bool, Iovecs<'a>)>;
+
+    /// An entry, with room for an address or not, got its message.
+    fn finish(&self, index: usize, named: bool, got: Received) -> Outcome<()>;
+}
+
+/// recvmmsg(2): up to `count` messages in one go. `until` is the deadline, looked at between messages
+/// as the kernel does.
+pub(crate) fn recv_many(
     file: &'static File,
     fd: i32,
     count: usize,
     mut flags: i32,
     until: Option<u64>,
-    mut each: impl FnMut(usize, &mut dyn FnMut(Iovecs<'_>) -> Outcome<Received>) -> Outcome<()>,
+    into: impl Destinations,
 ) -> Outcome<usize> {
-    for index in 0..count {
-        match each(index, &mut |dst| native::recv(file, fd, dst, flags)) {
+    let mut done = 0;
+    while done < count {
+        match recv_present(file, count, flags, until, &into, &mut done) {
             Ok(()) => {}
-            Err(_) if index > 0 => return Ok(index),
+            Err(_) if done > 0 => break,
             Err(err) => return Err(err),
         }
-        if flags & libc::MSG_WAITFORONE != 0 {
+        if done == count || (done > 0 && is_past(until)) {
+            break;
+        }
+        if done > 0 && flags & libc::MSG_WAITFORONE != 0 {
             flags |= libc::MSG_DONTWAIT;
         }
-        if until.is_some_and(|at| at <= sys::now()) {
-            return Ok(index + 1);
+        let awaited = into.get(done).and_then(|(named, dst)| {
+            let got = recv(file, fd, dst, flags)?;
+            into.finish(done, named, got)
+        });
+        match awaited {
+            Ok(()) => done += 1,
+            Err(_) if done > 0 => break,
+            Err(err) => return Err(err),
+        }
+        if is_past(until) {
+            break;
         }
     }
-    Ok(count)
+    Ok(done)
 }
 
-/// recvmmsg(2): up to `count` messages in one go. `each` gets the message at an index into place;
-/// `until` is the deadline, looked at between messages as the kernel does.
-pub(crate) fn recv_many(
+/// The part of [`recv_many`] that needs no waiting: what the batch holds, under one lock.
+#[inline(always)]
+fn recv_present(
     file: &'static File,
-    fd: i32,
     count: usize,
     flags: i32,
     until: Option<u64>,
-    mut each: impl FnMut(usize, &mut dyn FnMut(Iovecs<'_>) -> Outcome<Received>) -> Outcome<()>,
-) -> Outcome<usize> {
-    let mut flags = flags;
-    let mut pin = None; // let go of after the lock
-    if file.link() >= Link::Shared {
-        return recv_many_shared(file, fd, count, flags, until, each);
-    }
+    into: &impl Destinations,
+    done: &mut usize,
+) -> Outcome<()> {
     let mut rx = file.rx.lock()?;
-    for index in 0..count {
-        if rx.is_empty() {
-            match await_message(file, fd, rx, flags, &mut pin) {
-                Ok(Some(full)) => rx = full,
-                Ok(None) if index > 0 => return Ok(index),
-                Ok(None) => return recv_many_shared(file, fd, count, flags, until, each),
-                Err(_) if index > 0 => return Ok(index),
-                Err(err) => return Err(err),
-            }
+    let mut index = *done;
+    let end = loop {
+        if index == count || rx.is_empty() {
+            break Ok(());
         }
-        let done = each(index, &mut |dst| deliver(file, &mut rx, dst, flags));
-        match done {
-            Ok(()) => {}
-            Err(_) if index > 0 => return Ok(index),
-            Err(err) => return Err(err),
+        let one = into.get(index).and_then(|(named, dst)| {
+            let got = deliver(file, &mut rx, dst, flags)?;
+            into.finish(index, named, got)
+        });
+        if one.is_err() {
+            break one;
         }
-        if flags & libc::MSG_WAITFORONE != 0 {
-            flags |= libc::MSG_DONTWAIT;
+        index += 1;
+        if is_past(until) {
+            break Ok(());
         }
-        if until.is_some_and(|at| at <= sys::now()) {
-            return Ok(index + 1);
-        }
-    }
-    Ok(count)
+    };
+    *done = index;
+    end
+}
+
+#[inline(always)]
+fn is_past(until: Option<u64>) -> bool {
+    until.is_some_and(|at| at <= sys::now())
 }
 
 /// Fills the empty batch of `file`: from the mux, from its connections, or by sleeping until a
@@ -171,7 +200,7 @@ pub(crate) fn deadline(timeout: u64) -> Option<u64> {
 }
 
 /// Hands the first message of the batch to the program.
-#[inline]
+#[inline(always)]
 fn deliver(file: &File, rx: &mut RxBatch, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
     let Some(message) = rx.front() else {
         return Err(Errno::EAGAIN.into());
@@ -198,7 +227,7 @@ fn deliver(file: &File, rx: &mut RxBatch, dst: Iovecs<'_>, flags: i32) -> Outcom
     Ok(Received { bytes, flags })
 }
 
-#[inline]
+#[inline(always)]
 fn copy(message: &Message<'_>, dst: Iovecs<'_>, bytes: usize) -> Outcome<()> {
     match message.contiguous() {
         Some(all) => Ok(dst.scatter(core::iter::once(all), bytes)?),

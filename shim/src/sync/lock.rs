@@ -9,6 +9,8 @@ use core::fmt;
 use core::ops::{Deref, DerefMut};
 
 use super::atomic::{AtomicUsize, Ordering};
+#[cfg(not(loom))]
+use super::held;
 use super::{ThreadToken, const_unless_loom, futex, order};
 
 /// Waiting for this lock would never end. Either the calling thread holds it already: a signal
@@ -305,41 +307,6 @@ impl RawMutex {
 #[cfg(not(loom))]
 pub(crate) fn holds_lock() -> bool {
     held::any()
-}
-
-/// Plain locks that the calling thread holds, or is about to take or to have given back.
-#[cfg(not(loom))]
-mod held {
-    use super::Rank;
-    use core::cell::Cell;
-
-    thread_local! {
-        /// How many of each rank, a byte each.
-        static COUNTS: Cell<u128> = const { Cell::new(0) };
-    }
-
-    const fn shift(rank: Rank) -> u32 {
-        rank as u32 * u8::BITS
-    }
-
-    #[inline]
-    pub(super) fn add(rank: Rank) {
-        COUNTS.set(COUNTS.get().wrapping_add(1 << shift(rank)));
-    }
-
-    #[inline]
-    pub(super) fn sub(rank: Rank) {
-        COUNTS.set(COUNTS.get().wrapping_sub(1 << shift(rank)));
-    }
-
-    pub(super) fn any() -> bool {
-        COUNTS.get() != 0
-    }
-
-    /// `Any` is above nothing and beneath nothing.
-    pub(super) fn any_above(rank: Rank) -> bool {
-        rank != Rank::Any && rank != Rank::Heap && COUNTS.get() >> shift(rank) >> u8::BITS != 0
-    }
 }
 
 /// Models have no signal handlers.

@@ -26,6 +26,8 @@ mod doorbell;
 #[cfg(all(test, not(loom)))]
 mod forked;
 mod futex;
+#[cfg(not(loom))]
+mod held;
 mod lock;
 pub(crate) mod order;
 #[cfg(not(loom))]

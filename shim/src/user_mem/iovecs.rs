@@ -21,20 +21,15 @@ const BYTES_MAX: usize = (i32::MAX & !0xfff) as usize;
 /// is checked as it is then, and the total stays what it was.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Iovecs<'a> {
-    buffers: Buffers,
+    /// The one buffer, or the array.
+    at: UserPtr,
+    /// Entries of the array; 0 means one buffer of `total` bytes.
+    ///
+    /// Three plain words, and no enum: they stay in registers on the way through a receive.
+    entries: usize,
     total: usize,
     /// The call for whose length the program lends the memory.
     call: PhantomData<&'a [u8]>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Buffers {
-    /// `total` bytes at this address.
-    One(UserPtr),
-    Array {
-        at: UserPtr,
-        count: usize,
-    },
 }
 
 impl<'a> Iovecs<'a> {
@@ -42,7 +37,7 @@ impl<'a> Iovecs<'a> {
     ///
     /// # Errors
     /// `EFAULT`: it leaves user space, as any length does that is negative as `ssize_t`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn one_for_rw(at: UserPtr, len: usize) -> Outcome<Self> {
         in_user_space(at, len)?;
         Ok(Self::one(at, len))
@@ -52,7 +47,7 @@ impl<'a> Iovecs<'a> {
     ///
     /// # Errors
     /// `EFAULT`: it leaves user space, as far as the call may use it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn one_for_msg(at: UserPtr, len: usize) -> Outcome<Self> {
         let one = Self::one(at, len);
         in_user_space(at, one.total)?;
@@ -60,10 +55,11 @@ impl<'a> Iovecs<'a> {
     }
 
     /// One buffer of `len` bytes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn one(at: UserPtr, len: usize) -> Self {
         Self {
-            buffers: Buffers::One(at),
+            at,
+            entries: 0,
             total: len.min(BYTES_MAX),
             call: PhantomData,
         }
@@ -87,7 +83,7 @@ impl<'a> Iovecs<'a> {
     /// - `EMSGSIZE`: `count` is above 1024.
     /// - `EINVAL`: a length is negative as `ssize_t`.
     /// - `EFAULT`: the array cannot be read, or a buffer leaves user space.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read_for_msg(at: UserPtr, count: usize) -> Outcome<Self> {
         match count {
             0..=ENTRIES_MAX => Self::read(at, count),
@@ -95,7 +91,7 @@ impl<'a> Iovecs<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(at: UserPtr, count: usize) -> Outcome<Self> {
         match count {
             0 => Ok(Self::one(at, 0)),
@@ -103,11 +99,18 @@ impl<'a> Iovecs<'a> {
                 let (base, len) = entry(at, 0)?;
                 Self::one_for_msg(base, len)
             }
-            _ => Self::read_array(at, count),
+            _ => Ok(Self {
+                at,
+                entries: count,
+                total: Self::total_of(at, count)?,
+                call: PhantomData,
+            }),
         }
     }
 
-    fn read_array(at: UserPtr, count: usize) -> Outcome<Self> {
+    /// Bytes in all buffers of an array.
+    #[inline(never)]
+    fn total_of(at: UserPtr, count: usize) -> Outcome<usize> {
         check_read(at, count * size_of::<iovec>())?;
         let mut total = 0;
         for index in 0..count {
@@ -115,15 +118,11 @@ impl<'a> Iovecs<'a> {
             in_user_space(base, len)?;
             total += len.min(BYTES_MAX - total);
         }
-        Ok(Self {
-            buffers: Buffers::Array { at, count },
-            total,
-            call: PhantomData,
-        })
+        Ok(total)
     }
 
     /// Room in all buffers together, at most `MAX_RW_COUNT`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn total(&self) -> usize {
         self.total
     }
@@ -134,27 +133,26 @@ impl<'a> Iovecs<'a> {
     ///
     /// # Errors
     /// A buffer that bytes were due for cannot be written. Others may have been filled by then.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn scatter<'p>(
         &self,
         parts: impl IntoIterator<Item = &'p [u8]>,
         bytes: usize,
     ) -> Result<(), Efault> {
         let left = bytes.min(self.total);
-        match self.buffers {
-            Buffers::One(at) => {
-                check_write(at, left)?;
-                let mut filled = 0;
-                for part in parts {
-                    // SAFETY: `left` bytes at `at` were just checked, `filled` of which are done.
-                    filled += unsafe { store(at.offset(filled), left - filled, part) };
-                }
-                Ok(())
-            }
-            Buffers::Array { .. } => self.scatter_array(&mut parts.into_iter(), left),
+        if self.entries > 0 {
+            return self.scatter_array(&mut parts.into_iter(), left);
         }
+        check_write(self.at, left)?;
+        let mut filled = 0;
+        for part in parts {
+            // SAFETY: `left` bytes at `at` were just checked, `filled` of which are done.
+            filled += unsafe { store(self.at.offset(filled), left - filled, part) };
+        }
+        Ok(())
     }
 
+    #[inline(never)]
     fn scatter_array(
         &self,
         parts: &mut dyn Iterator<Item = &[u8]>,
@@ -189,8 +187,8 @@ impl<'a> Iovecs<'a> {
     #[inline]
     pub(crate) fn gather(&self) -> Result<Parts<'_>, Efault> {
         let mut parts = Parts::default();
-        if let Buffers::One(at) = self.buffers {
-            parts.push(at, self.total)?;
+        if self.entries == 0 {
+            parts.push(self.at, self.total)?;
             return Ok(parts);
         }
         for buffer in self.buffers(self.total) {
@@ -202,12 +200,9 @@ impl<'a> Iovecs<'a> {
 
     /// The buffers as they are now, as far as the first `bytes` bytes reach.
     fn buffers(&self, bytes: usize) -> impl Iterator<Item = Outcome<(UserPtr, usize)>> {
-        let (at, count) = match self.buffers {
-            Buffers::One(at) => (at, 0),
-            Buffers::Array { at, count } => (at, count),
-        };
+        let at = self.at;
         let mut left = bytes;
-        (0..count).map_while(move |index| {
+        (0..self.entries).map_while(move |index| {
             (left > 0).then(|| {
                 let (base, len) = entry(at, index)?;
                 let len = len.min(left);
@@ -219,7 +214,7 @@ impl<'a> Iovecs<'a> {
 }
 
 /// An entry of an array; its length is not negative as `ssize_t`.
-#[inline]
+#[inline(always)]
 fn entry(array: UserPtr, index: usize) -> Outcome<(UserPtr, usize)> {
     let entry = copy_in::<iovec>(array.element::<iovec>(index))?;
     if entry.iov_len > isize::MAX as usize {

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Access, PAGE_BITS, Page, USER_END};
+use super::{Access, PAGE_BITS, Page};
 
 /// What is known about this process's pages.
 pub(super) static KNOWN: Known = Known::new();
@@ -20,24 +20,22 @@ const ENTRIES: usize = 1 << 13;
 
 /// Pages that were found good, in the generation of memory that the table holds.
 pub(super) struct Known {
-    /// A bit that tells an entry from an empty one, the page, the generation, the access:
+    /// Where the page starts, the generation and the access that were good; 0 is no page, since no
+    /// generation is:
     ///
     /// ```text
-    ///   63       62..19   18..1             0
-    ///   PRESENT  page     generation mod G  writable
+    ///   63..12   11..1                    0
+    ///   address  generation, 1 and above  writable
     /// ```
     entries: [AtomicU64; ENTRIES],
-    /// Times that memory was taken away from the program.
+    /// Which generation of memory it is, as entries carry it: changes when memory is taken away from
+    /// the program.
     generation: AtomicU64,
 }
 
-const PRESENT: u64 = 1 << 63;
 const WRITABLE: u64 = 1;
-const GENERATION_SHIFT: u32 = 1;
-const GENERATION_BITS: u32 = 18;
-const GENERATIONS: u64 = 1 << GENERATION_BITS;
-const PAGE_SHIFT: u32 = GENERATION_SHIFT + GENERATION_BITS;
-const _: () = assert!(USER_END.ilog2() - PAGE_BITS + PAGE_SHIFT == PRESENT.ilog2());
+const OFFSET: u64 = (1 << PAGE_BITS) - 1;
+const FIRST: u64 = 1 << 1;
 
 /// A point in time, as entries carry it. What a probe finds belongs to the point before it, so that
 /// memory taken away meanwhile is not believed to be there.
@@ -48,31 +46,43 @@ impl Known {
     const fn new() -> Self {
         Self {
             entries: [const { AtomicU64::new(0) }; ENTRIES],
-            generation: AtomicU64::new(0),
+            generation: AtomicU64::new(FIRST),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn now(&self) -> Generation {
-        let count = self.generation.load(Ordering::Acquire);
-        Generation((count % GENERATIONS) << GENERATION_SHIFT)
+        Generation(self.generation.load(Ordering::Acquire))
     }
 
     fn forget(&self) {
-        let now = self
+        let next = |now| {
+            Some(if now + FIRST > OFFSET {
+                FIRST
+            } else {
+                now + FIRST
+            })
+        };
+        let before = self
             .generation
-            .fetch_add(1, Ordering::AcqRel)
-            .wrapping_add(1);
-        if now.is_multiple_of(GENERATIONS) {
-            // Generations as entries carry them start anew; none of the last round may survive.
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, next);
+        if before.is_ok_and(|now| now + FIRST > OFFSET) {
+            // Generations start anew; no entry of the last round may survive.
             for entry in &self.entries {
                 entry.store(0, Ordering::Relaxed);
             }
         }
     }
 
+    /// Whether `len` bytes at `addr` lie in one page that is known to be good for `access`.
+    #[inline(always)]
+    pub(super) fn covers(&self, addr: usize, len: usize, access: Access) -> bool {
+        let room = (1 << PAGE_BITS) - (addr & OFFSET as usize);
+        len <= room && self.holds(Page(addr >> PAGE_BITS), access, self.now())
+    }
+
     /// Whether `page` was found good for `access` at `now`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn holds(&self, page: Page, access: Access, now: Generation) -> bool {
         let found = self.entry(page).load(Ordering::Relaxed);
         let writable = word(page, Access::Write, now);
@@ -82,27 +92,27 @@ impl Known {
         }
     }
 
-    /// Remembers that `page` was found good for `access` at `now`.
+    /// Remembers that `page` was found good for `access` at `now`, unless that is long ago.
     pub(super) fn learn(&self, page: Page, access: Access, now: Generation) {
-        if !self.holds(page, access, now) {
+        if !self.holds(page, access, now) && self.now() == now {
             self.entry(page)
                 .store(word(page, access, now), Ordering::Relaxed);
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn entry(&self, page: Page) -> &AtomicU64 {
         &self.entries[page.0 % ENTRIES]
     }
 }
 
-#[inline]
+#[inline(always)]
 fn word(page: Page, access: Access, now: Generation) -> u64 {
     let writable = match access {
         Access::Read => 0,
         Access::Write => WRITABLE,
     };
-    PRESENT | (page.0 as u64) << PAGE_SHIFT | now.0 | writable
+    (page.0 as u64) << PAGE_BITS | now.0 | writable
 }
 
 #[cfg(test)]
@@ -134,7 +144,7 @@ mod tests {
         let now = KNOWN.now();
         for other in [
             Page(PAGE.0 + ENTRIES),
-            Page((USER_END >> PAGE_BITS) - 1),
+            Page((super::super::USER_END >> PAGE_BITS) - 1),
             Page(0),
         ] {
             KNOWN.learn(PAGE, Access::Write, now);
@@ -148,7 +158,7 @@ mod tests {
     fn old_knowledge_does_not_return_when_generations_start_anew() {
         static KNOWN: Known = Known::new();
         KNOWN.learn(PAGE, Access::Write, KNOWN.now());
-        for _ in 0..GENERATIONS {
+        for _ in 0..2 * OFFSET / FIRST {
             KNOWN.forget();
             assert!(!KNOWN.holds(PAGE, Access::Read, KNOWN.now()));
         }

@@ -32,11 +32,11 @@ use core::ffi::c_void;
 
 use crate::errno::{Errno, Exit};
 
-pub(crate) use in_place::InPlace;
+pub(crate) use in_place::{InPlace, Writable};
 pub(crate) use iovecs::Iovecs;
 pub(crate) use known::invalidate;
 
-use known::{Generation, KNOWN};
+use known::KNOWN;
 
 /// The program passed memory that it cannot use in this way itself: EFAULT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,31 +119,33 @@ plain_old_data! {
 unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
 
 /// Whether the program itself could read `len` bytes at `at`. No bytes can always be read.
-#[inline]
+#[inline(always)]
 pub(crate) fn check_read(at: UserPtr, len: usize) -> Result<(), Efault> {
     check(at, len, Access::Read)
 }
 
 /// Whether the program itself could write `len` bytes at `at`. No bytes can always be written.
-#[inline]
+#[inline(always)]
 pub(crate) fn check_write(at: UserPtr, len: usize) -> Result<(), Efault> {
     check(at, len, Access::Write)
 }
 
-#[inline]
+#[inline(always)]
 fn check(at: UserPtr, len: usize, access: Access) -> Result<(), Efault> {
+    if KNOWN.covers(at.addr(), len, access) {
+        Ok(())
+    } else {
+        check_pages(at, len, access)
+    }
+}
+
+#[inline(never)]
+fn check_pages(at: UserPtr, len: usize, access: Access) -> Result<(), Efault> {
     if len == 0 {
         return Ok(());
     }
     let range = Range::new(at, len)?;
     let now = KNOWN.now();
-    if range.is_one_page() && KNOWN.holds(range.first_page(), access, now) {
-        return Ok(());
-    }
-    check_pages(range, access, now)
-}
-
-fn check_pages(range: Range, access: Access, now: Generation) -> Result<(), Efault> {
     if !range.pages().all(|page| KNOWN.holds(page, access, now)) {
         probe::pages(range, access)?;
         for page in range.pages() {
@@ -154,6 +156,7 @@ fn check_pages(range: Range, access: Access, now: Generation) -> Result<(), Efau
 }
 
 /// Whether `len` bytes at `at` lie where user space may be; what the kernel calls `access_ok`.
+#[inline(always)]
 fn in_user_space(at: UserPtr, len: usize) -> Result<(), Efault> {
     match at.addr().checked_add(len) {
         Some(end) if end <= USER_END => Ok(()),
@@ -184,16 +187,6 @@ impl Range {
         })
     }
 
-    #[inline]
-    fn first_page(self) -> Page {
-        Page(self.first >> PAGE_BITS)
-    }
-
-    #[inline]
-    fn is_one_page(self) -> bool {
-        self.first >> PAGE_BITS == self.last >> PAGE_BITS
-    }
-
     /// The 4 KiB pages it touches. Where pages are larger, so is the kernel's answer.
     fn pages(self) -> impl Iterator<Item = Page> {
         (self.first >> PAGE_BITS..=self.last >> PAGE_BITS).map(Page)
@@ -207,7 +200,7 @@ struct Page(usize);
 const PAGE_BITS: u32 = 12;
 
 /// A copy of the value at `at`, which need not be aligned.
-#[inline]
+#[inline(always)]
 pub(crate) fn copy_in<T: Pod>(at: UserPtr) -> Result<T, Efault> {
     check_read(at, size_of::<T>())?;
     // SAFETY: the bytes were just checked to be readable, and any bytes make a `T`.
@@ -215,7 +208,7 @@ pub(crate) fn copy_in<T: Pod>(at: UserPtr) -> Result<T, Efault> {
 }
 
 /// Stores a value at `at`, which need not be aligned.
-#[inline]
+#[inline(always)]
 pub(crate) fn copy_out<T: Pod>(at: UserPtr, value: &T) -> Result<(), Efault> {
     check_write(at, size_of::<T>())?;
     // SAFETY: the bytes were just checked to be writable.
@@ -280,15 +273,44 @@ pub(crate) fn read_str(at: UserPtr, room: &mut [u8]) -> Option<&[u8]> {
 ///
 /// # Safety
 /// `len` bytes at `at` are writable, and `bytes` lies elsewhere.
-#[inline]
+#[inline(always)]
 unsafe fn store(at: UserPtr, len: usize, bytes: &[u8]) -> usize {
     let count = bytes.len().min(len);
     // SAFETY: the caller vouches for both sides, and neither is exceeded.
-    unsafe {
-        at.0.cast::<u8>()
-            .copy_from_nonoverlapping(bytes.as_ptr(), count)
-    };
+    unsafe { copy(bytes.as_ptr(), at.0.cast(), count) };
     count
+}
+
+/// `ptr::copy_nonoverlapping`, without a call for the lengths that messages most often have.
+///
+/// # Safety
+/// As for `ptr::copy_nonoverlapping`.
+#[inline(always)]
+unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
+    /// What one register moves.
+    type Piece = [u8; PIECE];
+    const PIECE: usize = 16;
+    /// From here on, memcpy is as fast.
+    const LONG: usize = 128;
+    if !(PIECE..=LONG).contains(&count) {
+        // SAFETY: as the caller says.
+        return unsafe { to.copy_from_nonoverlapping(from, count) };
+    }
+    let last = count - PIECE;
+    let mut done = 0;
+    while done < last {
+        // SAFETY: a piece from `done` on ends before `count`.
+        unsafe {
+            let piece = from.add(done).cast::<Piece>().read_unaligned();
+            to.add(done).cast::<Piece>().write_unaligned(piece);
+        }
+        done += PIECE;
+    }
+    // SAFETY: the last piece ends at `count`; some of it may have been copied already.
+    unsafe {
+        let piece = from.add(last).cast::<Piece>().read_unaligned();
+        to.add(last).cast::<Piece>().write_unaligned(piece);
+    }
 }
 
 /// Bytes of the program's for the length of a call.
