@@ -342,6 +342,65 @@ fn doctor_and_run_say_what_cannot_work() {
     assert_eq!(fs::canonicalize(set).ok(), fs::canonicalize(library).ok());
 }
 
+/// A place with the tool and the library in it, as `ci/install` makes one.
+fn installed(runtime: &Runtime) -> PathBuf {
+    for directory in ["bin", "lib"] {
+        fs::create_dir(runtime.0.join(directory)).expect("there is room");
+    }
+    let tool = runtime.0.join("bin/kcmctl");
+    program::run(Command::new("cp").args([kcmctl(), &tool]));
+    let library = runtime.0.join("lib/libkcmshim.so");
+    fs::copy(guest::library(), library).expect("there is room");
+    tool
+}
+
+#[test]
+fn run_checks_settings_with_a_sentence_each_and_passes_them_on() {
+    let runtime = Runtime::new();
+    let tool = installed(&runtime);
+    let config = runtime.0.join("k.toml");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&tool);
+        command.current_dir(&runtime.0).arg("run").args(arguments);
+        let shown = "echo \"$KCMSHIM_CONFIG|$KCMSHIM_STACK\"";
+        command.args(["--", "/bin/sh", "-c", shown]);
+        let output = command.output().expect("the tool runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let line = "mem: 10.9.0.2/24";
+    assert_eq!(
+        run(&["--stack", line]),
+        (format!("|{line}\n"), String::new())
+    );
+
+    fs::write(&config, "[[rule]]\nuse = \"kernel\"\n").expect("there is room");
+    let (shown, said) = run(&["--config", "k.toml", "--stack", line]);
+    assert_eq!(said, "");
+    assert_eq!(shown, format!("{}|{line}\n", config.display()));
+
+    fs::write(&config, "[[rule]]\nuse = \"kernal\"\nprot = 1\n").expect("there is room");
+    let (_, said) = run(&["--config", "k.toml"]);
+    let said: Vec<_> = said.lines().collect();
+    let place = format!("kcmctl: {}", config.display());
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].starts_with(&format!(
+        "{place}:2: use: \"kernal\" is not one of \"stack\""
+    )));
+    assert!(said[1].starts_with(&format!(
+        "{place}:3: rule.\"prot\" is not known; allowed: name"
+    )));
+
+    let (_, said) = run(&["--stack", "packet:nosuch0 10.9.0.2/24"]);
+    assert!(said.starts_with("kcmctl: packet:nosuch0: "), "{said}");
+    assert!(said.contains("no such interface"), "{said}");
+    let (_, said) = run(&["--config", "/nonexistent"]);
+    assert!(
+        said.starts_with("kcmctl: /nonexistent: No such file"),
+        "{said}"
+    );
+}
+
 /// A pseudo-terminal of this size: its two ends.
 fn terminal(columns: u16, rows: u16) -> (File, OwnedFd) {
     let size = libc::winsize {

@@ -9,6 +9,7 @@ use clap::builder::{PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 
+use crate::settings::Sources;
 use crate::stat::Repeat;
 use crate::{Outcome, doctor, explain, export, mux, out, ps, run, stat, top};
 
@@ -95,6 +96,22 @@ fn command() -> Command {
             Command::new("run")
                 .about("Run a program under kcmshim")
                 .arg(
+                    Arg::new("config")
+                        .long("config")
+                        .value_name("FILE")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Interfaces and rules of the in-process stack, see kcmshim.toml(5)"),
+                )
+                .arg(
+                    Arg::new("stack")
+                        .long("stack")
+                        .value_name("LINE")
+                        .value_parser(value_parser!(OsString))
+                        .help(
+                            "Interfaces on one line, as \"packet:eth0 10.9.0.2/24 via 10.9.0.1\"",
+                        ),
+                )
+                .arg(
                     Arg::new("log")
                         .long("log")
                         .value_name("LEVEL")
@@ -162,11 +179,11 @@ pub(crate) fn dispatch() -> Outcome<ExitCode> {
         "run" => {
             let words = given.get_many::<OsString>("words").into_iter().flatten();
             let words: Vec<&OsStr> = words.map(OsString::as_os_str).collect();
-            run::run(
-                &words,
-                given.get_one::<String>("log").map(String::as_str),
-                json,
-            )
+            let wanted = run::Wanted {
+                settings: Sources::given(given.get_one("config"), given.get_one("stack"))?,
+                log: given.get_one::<String>("log").map(String::as_str),
+            };
+            run::run(&words, &wanted, json)
         }
         _ => completions(given),
     }?;

@@ -18,10 +18,14 @@ mod mux;
 mod out;
 mod page;
 mod places;
+#[path = "../../src/route/plan/mod.rs"]
+#[allow(dead_code, reason = "the decisions are the library's")]
+mod plan;
 mod process;
 mod ps;
 mod rates;
 mod run;
+mod settings;
 mod stat;
 mod terminal;
 mod top;

@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::out::clean;
+use crate::settings::Sources;
 use crate::{Outcome, Problem, doctor, out};
 
 /// Name of the library's file, and where it lies seen from the directory of this program.
@@ -49,28 +50,40 @@ fn preload(library: &Path, before: Option<OsString>) -> Outcome<OsString> {
     Ok(value)
 }
 
+/// What the program's environment is to say.
+pub(crate) struct Wanted<'a> {
+    pub(crate) settings: Sources,
+    pub(crate) log: Option<&'a str>,
+}
+
 /// Becomes the program. With `as_json` it only tells what it would do.
-pub(crate) fn run(words: &[&OsStr], log: Option<&str>, as_json: bool) -> Outcome<()> {
+pub(crate) fn run(words: &[&OsStr], wanted: &Wanted<'_>, as_json: bool) -> Outcome<()> {
     let [program, arguments @ ..] = words else {
         return Err(Problem::new("no program is named"));
     };
     let library = library()?;
     let preload = preload(&library, env::var_os("LD_PRELOAD"))?;
     let diagnosis = doctor::diagnose(Path::new(program))?;
+    let problems = wanted.settings.problems();
     if as_json {
         return out::print_json(&json!({
             "library": clean(library.as_os_str().as_encoded_bytes()),
             "LD_PRELOAD": clean(preload.as_encoded_bytes()),
             "obstacles": diagnosis.obstacles,
+            "settings": problems,
         }));
     }
     let name = clean(program.as_encoded_bytes());
     for obstacle in &diagnosis.obstacles {
         out::complain(&format!("{name}: {obstacle}"));
     }
+    for problem in &problems {
+        out::complain(problem);
+    }
     let mut command = Command::new(program);
     command.args(arguments).env("LD_PRELOAD", preload);
-    if let Some(level) = log {
+    wanted.settings.pass_on(&mut command);
+    if let Some(level) = wanted.log {
         command.env("KCMSHIM_LOG", level);
     }
     let failed = command.exec();

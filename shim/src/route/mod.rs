@@ -5,6 +5,8 @@
 
 mod plan;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +17,9 @@ use std::sync::OnceLock;
 use rustix::fs::readlink;
 
 #[allow(unused_imports, reason = "as before")]
-pub(crate) use self::plan::{Decision, Interface, OnFailure, Plan, Prefix, Role, Verdict};
+pub(crate) use self::plan::decide::{Decision, Role, Verdict};
+#[allow(unused_imports, reason = "as before")]
+pub(crate) use self::plan::{Interface, OnFailure, Plan, Prefix};
 use self::plan::{Problem, Settings};
 pub(crate) use self::source::{is_set, note};
 use crate::log;

@@ -8,14 +8,11 @@ use std::sync::OnceLock;
 use rustix::fs::{self, CWD, FileType, Mode, OFlags};
 use rustix::io::{self, Errno};
 
-use super::plan::{FILE_BYTES_MAX, Problem};
-
-/// Longest value that is kept, in bytes: PATH_MAX, and room for sixteen interfaces.
-const VALUE_MAX: usize = 4096;
+use super::plan::{FILE_BYTES_MAX, Problem, VALUE_BYTES_MAX};
 
 /// A variable's value. The program may overwrite its environment (setproctitle), and the constructor
 /// has no heap to copy to: the copy lies in place. `None`: too long.
-type Kept = Option<([u8; VALUE_MAX], usize)>;
+type Kept = Option<([u8; VALUE_BYTES_MAX], usize)>;
 
 static CONFIG: OnceLock<Kept> = OnceLock::new();
 static STACK: OnceLock<Kept> = OnceLock::new();
@@ -42,25 +39,25 @@ pub(crate) fn note(name: &[u8], value: &[u8]) {
     if value.is_empty() {
         return;
     }
-    let mut kept = [0; VALUE_MAX];
+    let mut kept = [0; VALUE_BYTES_MAX];
     let mut len = 0;
     if name == CONFIG_VARIABLE.as_bytes() && value.first() != Some(&b'/') {
         // Programs that become daemons leave their directory before they open a socket.
-        let mut room = [MaybeUninit::<u8>::uninit(); VALUE_MAX];
+        let mut room = [MaybeUninit::<u8>::uninit(); VALUE_BYTES_MAX];
         if let Ok((here, _)) = fs::readlinkat_raw(CWD, c"/proc/self/cwd", &mut room[..]) {
             append(&mut kept, &mut len, here);
             append(&mut kept, &mut len, b"/");
         }
     }
     append(&mut kept, &mut len, value);
-    let kept = (len <= VALUE_MAX).then_some((kept, len));
+    let kept = (len <= VALUE_BYTES_MAX).then_some((kept, len));
     if place.set(kept).is_ok() {
         SET.store(true, Ordering::Relaxed);
     }
 }
 
 /// Adds `bytes`; `len` grows even if there is no room.
-fn append(to: &mut [u8; VALUE_MAX], len: &mut usize, bytes: &[u8]) {
+fn append(to: &mut [u8; VALUE_BYTES_MAX], len: &mut usize, bytes: &[u8]) {
     if let Some(room) = to.get_mut(*len..*len + bytes.len()) {
         room.copy_from_slice(bytes);
     }
@@ -76,7 +73,7 @@ fn kept(
         Some(Some((bytes, len))) => Ok(bytes.get(..*len)),
         Some(None) => Err(vec![Problem {
             place: variable.to_owned(),
-            what: format!("its value is longer than {VALUE_MAX} bytes"),
+            what: format!("longer than {VALUE_BYTES_MAX} bytes"),
         }]),
     }
 }

@@ -7,7 +7,9 @@
 use std::str::SplitAsciiWhitespace;
 
 use super::words::{self, Word};
-use super::{INTERFACES_MAX, Interface, Prefix, Problems, Route, Settings, quoted};
+use super::{
+    INTERFACES_MAX, Interface, Prefix, Problems, Route, Settings, VALUE_BYTES_MAX, quoted,
+};
 
 /// Where problems are.
 pub(super) const VARIABLE: &str = "KCMSHIM_STACK";
@@ -18,6 +20,10 @@ const WORDS: &str = "ADDRESS/LENGTH, dhcp, via ROUTER, route PREFIX [via ROUTER]
                      on_failure=kernel|ERRNO";
 
 pub(super) fn read(text: &[u8], settings: &mut Settings, problems: &mut Problems) {
+    if text.len() > VALUE_BYTES_MAX {
+        problems.add(VARIABLE, format!("longer than {VALUE_BYTES_MAX} bytes"));
+        return;
+    }
     let Ok(text) = str::from_utf8(text) else {
         problems.add(VARIABLE, "it is not UTF-8 text");
         return;

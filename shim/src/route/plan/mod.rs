@@ -8,24 +8,23 @@
 //! checked by the very code that will read it: it depends on nothing of theirs.
 
 mod check;
-mod decide;
+pub(crate) mod decide;
 mod errnos;
 mod file;
 mod glob;
 mod inline;
 mod prefix;
-#[cfg(test)]
-mod tests;
 mod words;
 
 use std::fmt;
 use std::path::Path;
 
-pub(crate) use self::decide::{Decision, Role, Verdict};
 pub(crate) use self::prefix::Prefix;
 
 /// Largest configuration file, in bytes. A thousand rules take a tenth of it.
 pub(crate) const FILE_BYTES_MAX: usize = 1 << 20;
+/// Longest value of either variable that is kept, in bytes: PATH_MAX, and room for sixteen interfaces.
+pub(crate) const VALUE_BYTES_MAX: usize = 4096;
 /// Interfaces of one process. Each is an engine with buffers of its own.
 pub(crate) const INTERFACES_MAX: usize = 16;
 /// Rules of one file: they are asked one by one, once a socket.
@@ -35,7 +34,7 @@ pub(crate) const QUEUES_MAX: u16 = 256;
 /// MTU: least a host must take (RFC 791), most an IP packet can have.
 pub(crate) const MTU_MIN: u16 = 68;
 /// Problems that are told; more help nobody.
-const PROBLEMS_MAX: usize = 64;
+pub(crate) const PROBLEMS_MAX: usize = 64;
 
 /// An interface that the stack drives.
 #[derive(Clone, Debug, PartialEq, Eq)]

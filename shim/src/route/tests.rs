@@ -5,7 +5,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::plan::decide::{Role, Verdict};
+use super::plan::*;
 
 const ONE: &str = "packet:veth0 10.9.0.2/24 fd00:9::2/64 via 10.9.0.1";
 
@@ -184,6 +185,14 @@ fn the_longest_prefix_chooses_the_interface() {
 }
 
 #[test]
+fn a_default_route_is_a_gateway() {
+    let settings = line("packet:a 10.0.0.2/8 route 0.0.0.0/0 via 10.0.0.1");
+    let plan = settings.expect("it is good").plan_for(Path::new("x"));
+    let rest = "default: not the stack's";
+    decides(&plan, Role::Connect, "192.0.2.1:1", Verdict::Kernel, rest);
+}
+
+#[test]
 fn a_rule_finds_an_interface_for_what_none_covers() {
     let settings = Settings::read(
         Some(("k.toml", b"[[rule]]\nrole = \"connect\"\nuse = \"stack\"")),
@@ -335,6 +344,7 @@ fn a_bad_line_says_what_is_allowed() {
             "\"packet:v\": the route to 10.0.0.0/8",
         ),
         (" ; ", "no interface is given"),
+        (&" ".repeat(VALUE_BYTES_MAX + 1), "longer than 4096 bytes"),
     ] {
         let said = said(line(text));
         let expected = format!("KCMSHIM_STACK: {expected}");
