@@ -2,6 +2,8 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::ip::iface::IfaceId;
+
 #[cfg(test)]
 use smoltcp::wire::IpAddress;
 
@@ -19,6 +21,11 @@ impl Ip {
         lo: 0xffff_0000_0000,
     };
     pub(crate) const UNSPECIFIED_V6: Self = Self { hi: 0, lo: 0 };
+    /// All nodes on the link, ff02::1.
+    pub(crate) const ALL_NODES: Self = Self {
+        hi: 0xff02 << 48,
+        lo: 1,
+    };
 
     pub(crate) const fn v4(a: Ipv4Addr) -> Self {
         Self {
@@ -84,6 +91,19 @@ impl Ip {
         }
     }
 
+    /// fe80::/10: means nothing without an interface.
+    pub(crate) const fn is_link_local_v6(self) -> bool {
+        self.hi >> 54 == 0xfe80 >> 6
+    }
+
+    /// The group in which an IPv6 address is solicited (RFC 4291 §2.7.1).
+    pub(crate) const fn solicited_node(self) -> Self {
+        Self {
+            hi: 0xff02 << 48,
+            lo: 0x1_ff00_0000 | self.lo & 0xff_ffff,
+        }
+    }
+
     /// Link-local, multicast and limited broadcast destinations never leave by a router.
     pub(crate) const fn is_limited_broadcast(self) -> bool {
         self.is_v4() && self.to_v4().is_broadcast()
@@ -138,6 +158,17 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     pub(crate) fn to_std(self) -> SocketAddr {
         SocketAddr::new(self.ip.to_std(), self.port)
+    }
+
+    /// With the scope id that a link-local address needs to be of use.
+    pub(crate) fn to_std_on(self, iface: IfaceId) -> SocketAddr {
+        let mut a = self.to_std();
+        if let SocketAddr::V6(v6) = &mut a
+            && self.ip.is_link_local_v6()
+        {
+            v6.set_scope_id(iface.scope_id());
+        }
+        a
     }
 }
 

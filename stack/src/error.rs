@@ -27,6 +27,10 @@ pub enum Cause {
     BrokenPipe,
     /// Aborted locally: ECONNABORTED.
     Aborted,
+    /// A broadcast address without SO_BROADCAST: EACCES.
+    BroadcastDenied,
+    /// The source address asked for is not ours, or we have none that fits: EADDRNOTAVAIL.
+    SourceNotOurs,
 }
 
 impl fmt::Display for Cause {
@@ -42,6 +46,8 @@ impl fmt::Display for Cause {
             Self::MessageTooBig => "message too long",
             Self::BrokenPipe => "broken pipe",
             Self::Aborted => "software caused connection abort",
+            Self::BroadcastDenied => "permission denied",
+            Self::SourceNotOurs => "cannot assign requested address",
         })
     }
 }
@@ -62,6 +68,8 @@ pub enum SocketError {
     InvalidAddress,
     /// No route leads to the destination: ENETUNREACH.
     NoRoute,
+    /// No such interface: ENODEV.
+    NoInterface,
     /// A configured limit is reached: ENOBUFS.
     LimitReached,
     /// The handle is stale: EBADF.
@@ -78,6 +86,7 @@ impl fmt::Display for SocketError {
             Self::PortsExhausted => "no free ephemeral port",
             Self::InvalidAddress => "invalid address",
             Self::NoRoute => "network is unreachable",
+            Self::NoInterface => "no such device",
             Self::LimitReached => "no buffer space available",
             Self::BadHandle => "stale socket handle",
             Self::InvalidState => "operation not possible in this state",

@@ -13,8 +13,7 @@
 //! time (`tcp_ready`, `tcp_can_send`, …).
 //!
 //! # Not done
-//! One interface per stack. IP fragments are dropped and counted, none are sent. No DHCP, IGMP or
-//! MLD. No TCP Fast Open and no BBR.
+//! No DHCP, IGMP or MLD. No TCP Fast Open and no BBR.
 
 #![deny(unsafe_code)]
 
@@ -23,12 +22,9 @@ mod checksum;
 pub mod device;
 mod error;
 mod events;
-mod icmp;
-mod iface;
+mod ip;
 pub mod limits;
-mod neighbor;
 mod rate;
-mod route;
 mod secret;
 mod slab;
 mod stack;
@@ -38,14 +34,15 @@ mod udp;
 
 pub use error::{Cause, RecvError, SendError, SocketError};
 pub use events::{Event, Ready};
+pub use ip::iface::IfaceId;
 pub use secret::Key;
 pub use stack::{
-    Checksums, Config, Datagram, EcnMode, Gso, LinkStats, ListenerId, PartialChecksum, Received,
-    Stack, TcpConfig, TcpId, Transmit, UdpId,
+    Checksums, Config, EcnMode, Gso, InterfaceConfig, LinkStats, ListenerId, PartialChecksum,
+    Received, Stack, TcpConfig, TcpId, Transmit, UdpId,
 };
 pub use tcp::{
     CongestionControl, ConnectOptions, ListenOptions, Seq, SockFlag, SockOpts, State, TcpInfo,
     TcpStats,
 };
 pub use time::Instant;
-pub use udp::UdpStats;
+pub use udp::{Datagram, PmtuDiscovery, Reuse, UdpBindOptions, UdpOpts, UdpSendOptions, UdpStats};

@@ -108,6 +108,20 @@ pub const PMTU_ENTRIES_MAX: usize = 4096;
 /// See [`PMTU_ENTRIES_MAX`].
 pub const PMTU_EXPIRES: Duration = Duration::from_secs(600);
 
+/// Interfaces per stack; connections name theirs in a byte.
+pub const IFACES_MAX: usize = 16;
+
+/// Memory in fragments that wait for others (ipfrag_high_thresh).
+pub const FRAGMENT_BYTES_MAX: usize = 4 << 20;
+/// Datagrams some of whose fragments are here: bounds the work of ending them all at once.
+pub const FRAGMENT_DATAGRAMS_MAX: usize = 1024;
+/// Cost charged per fragment besides its bytes, so that tiny ones are bounded too.
+pub const FRAGMENT_OVERHEAD_BYTES: usize = 128;
+/// How long fragments wait for the others (ipfrag_time).
+pub const FRAGMENTS_TIME_V4: Duration = Duration::from_secs(30);
+/// As [`FRAGMENTS_TIME_V4`] (ip6frag_time; RFC 8200 §4.5).
+pub const FRAGMENTS_TIME_V6: Duration = Duration::from_secs(60);
+
 /// Frames composed outside connections (ARP, ICMP, RST, SYN-ACK) waiting for the device.
 pub const CONTROL_FRAMES_MAX: usize = 1024;
 /// ICMP errors sent per second (icmp_msgs_per_sec).
@@ -121,8 +135,6 @@ pub const TIMERS_PER_POLL_MAX: usize = 4096;
 pub const UDP_RCVBUF_BYTES: usize = 212_992;
 /// Cost charged per queued datagram besides its bytes, so that empty ones are bounded too.
 pub const UDP_OVERHEAD_BYTES: usize = 256;
-/// Datagrams waiting for the device.
-pub const UDP_TX_DATAGRAMS_MAX: usize = 1024;
 
 const _: () = {
     assert!(
@@ -130,5 +142,9 @@ const _: () = {
         "a window must stay below 2^30 (RFC 7323 §2.2)"
     );
     assert!(MSS_MIN < MSS_DEFAULT_V4);
+    assert!(
+        65_536 + 65_536 / 8 * FRAGMENT_OVERHEAD_BYTES <= FRAGMENT_BYTES_MAX / 2,
+        "one datagram in the smallest fragments fits"
+    );
     assert!(TIME_WAIT_MAX < 1 << 30, "indices carry two kind bits");
 };

@@ -15,6 +15,8 @@ pub(crate) fn cause(cause: Cause) -> Errno {
         Cause::ProtocolUnreachable => Errno::ENOPROTOOPT,
         Cause::MessageTooBig => Errno::EMSGSIZE,
         Cause::BrokenPipe => Errno::EPIPE,
+        Cause::BroadcastDenied => Errno::EACCES,
+        Cause::SourceNotOurs => Errno::EADDRNOTAVAIL,
         _ => Errno::ECONNABORTED,
     }
 }
@@ -25,6 +27,7 @@ pub(crate) fn socket(why: SocketError) -> Errno {
         SocketError::AddressInUse => Errno::EADDRINUSE,
         SocketError::AddressNotAvailable | SocketError::PortsExhausted => Errno::EADDRNOTAVAIL,
         SocketError::NoRoute => Errno::ENETUNREACH,
+        SocketError::NoInterface => Errno::ENODEV,
         SocketError::LimitReached => Errno::ENOBUFS,
         SocketError::BadHandle => Errno::EBADF,
         _ => Errno::EINVAL,

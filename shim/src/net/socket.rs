@@ -176,6 +176,7 @@ pub(crate) fn listen(file: &'static File, backlog: i32) -> Outcome<i32> {
         defer_accept: settings.defer_accept != 0,
         opts: Some(settings.tcp.clone()),
         flags: settings.flags(),
+        ..ListenOptions::default()
     };
     let id = engine
         .stack
@@ -356,6 +357,7 @@ fn start(engine: &mut EngineGuard, file: &'static File, remote: SocketAddr) -> O
         local: socket.bound,
         opts: Some(socket.settings.tcp.clone()),
         flags: socket.settings.flags(),
+        ..kcm_stack::ConnectOptions::default()
     };
     // Linux takes the wildcard for this host.
     let id = engine

@@ -27,10 +27,19 @@ pub(crate) fn bind(fd: i32, v6: bool, local: SocketAddr) -> Outcome<&'static Fil
     let reuse = [libc::SO_REUSEADDR, libc::SO_REUSEPORT]
         .into_iter()
         .any(|name| sys::option_int(sys::borrow(fd), libc::SOL_SOCKET, name).unwrap_or(0) != 0);
+    let broadcast = sys::option_int(sys::borrow(fd), libc::SOL_SOCKET, libc::SO_BROADCAST);
+    let opts = kcm_stack::UdpOpts {
+        broadcast: broadcast.unwrap_or(0) != 0,
+        ..kcm_stack::UdpOpts::default()
+    };
     let mut engine = CELL.lock()?;
     let id = engine
         .stack
         .udp_bind(local, reuse)
+        .map_err(errors::socket)?;
+    engine
+        .stack
+        .udp_set_opts(id, opts)
         .map_err(errors::socket)?;
     drop(engine);
     socket::replace(fd, v6, true, State::Udp(id))

@@ -52,7 +52,7 @@ pub use name::{DeviceName, IfName, NetmapPort, NetmapRings};
 pub use open::{OpenOptions, XdpMode, open};
 pub use packet::PacketDevice;
 pub use pcap::Pcap;
-pub use pump::{Pumped, flush, pump};
+pub use pump::{Pumped, flush, flush_on, pump, pump_all, pump_on};
 pub use rustix::fd::BorrowedFd;
 pub use tap::TapDevice;
 pub use xdp::XdpDevice;

@@ -2,11 +2,11 @@
 
 use super::{
     Capabilities, Checksum, DeviceError, ETHERNET_HEADER_LEN, FrameMeta, Gso, GsoKind, NetDevice,
-    RxChecksum, RxFrame, TransmitError, Written,
+    RX_BATCH_FRAMES, RxChecksum, RxFrame, TransmitError, Written,
 };
 use crate::addr::Ip;
 use crate::checksum::Sum;
-use crate::{Checksums, Config, Instant, Received, Stack, Transmit};
+use crate::{Checksums, Config, IfaceId, Instant, InterfaceConfig, Received, Stack, Transmit};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Bytes of headers the engine may put around the payload of a super-frame: Ethernet, IPv6, and TCP
@@ -25,17 +25,33 @@ pub struct Pumped {
 }
 
 impl Capabilities {
-    /// Fills in what of an engine's configuration follows from its device.
-    pub fn configure(&self, config: &mut Config) {
-        config.mac = self.mac;
-        config.mtu = u16::try_from(self.mtu).unwrap_or(u16::MAX);
-        config.checksums = Checksums {
-            tx_offload: self.tx_checksum,
-            rx_verified: false,
-        };
+    /// What an engine's interface is made with on this device.
+    pub fn interface(&self) -> InterfaceConfig {
         let segments = self.tx_checksum && self.tx_gso.tcp_v4 && self.tx_gso.tcp_v6;
         let payload = self.max_frame_len.saturating_sub(HEADER_BYTES_MAX);
-        config.tso_bytes = if segments { payload as u32 } else { 0 };
+        InterfaceConfig {
+            mac: self.mac,
+            mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
+            checksums: Checksums {
+                tx_offload: self.tx_checksum,
+                rx_verified: false,
+            },
+            tso_bytes: if segments { payload as u32 } else { 0 },
+        }
+    }
+
+    /// Fills in what of an engine's configuration follows from its first device.
+    pub fn configure(&self, config: &mut Config) {
+        let InterfaceConfig {
+            mac,
+            mtu,
+            checksums,
+            tso_bytes,
+        } = self.interface();
+        config.mac = mac;
+        config.mtu = mtu;
+        config.checksums = checksums;
+        config.tso_bytes = tso_bytes;
     }
 }
 
@@ -64,27 +80,94 @@ impl From<Transmit> for Written {
     }
 }
 
-/// One round: up to `budget` frames from the device into the engine, what is due at `now`, then up to
-/// `budget` frames the other way, and a kick. Never blocks.
-///
-/// Where the device [forwards](Capabilities::forwards), frames for other addresses are passed on.
+/// One round for the engine's first interface, see [`pump_on`].
 ///
 /// # Errors
 ///
-/// [`DeviceError`]. A frame the device refuses for its length or kind is dropped, as a router would.
+/// As [`pump_on`].
 pub fn pump(
     stack: &mut Stack,
     device: &mut dyn NetDevice,
     now: Instant,
     budget: usize,
 ) -> Result<Pumped, DeviceError> {
+    pump_on(stack, IfaceId::FIRST, device, now, budget)
+}
+
+/// One round for an interface: up to `budget` frames from its device into the engine, what is due at
+/// `now`, then up to `budget` frames the other way, and a kick. Never blocks.
+///
+/// Where the device [forwards](Capabilities::forwards), frames for other addresses are passed on.
+///
+/// # Errors
+///
+/// [`DeviceError`]. A frame the device refuses for its length or kind is dropped, as a router would.
+pub fn pump_on(
+    stack: &mut Stack,
+    iface: IfaceId,
+    device: &mut dyn NetDevice,
+    now: Instant,
+    budget: usize,
+) -> Result<Pumped, DeviceError> {
+    let received = pump_in(stack, iface, device, now, budget)?;
+    stack.handle_timeout(now);
+    let mut pumped = flush_on(stack, iface, device, now, budget)?;
+    pumped.received = received;
+    Ok(pumped)
+}
+
+/// One round for several interfaces, each with its device: what all of them received is handled
+/// before any of them transmits, so that answers leave in the same round whatever the interface.
+///
+/// # Errors
+///
+/// As [`pump_on`], with the interface whose device failed; the others had their turn.
+pub fn pump_all(
+    stack: &mut Stack,
+    devices: &mut [(IfaceId, Box<dyn NetDevice>)],
+    now: Instant,
+    budget: usize,
+) -> Result<Pumped, (IfaceId, DeviceError)> {
+    let mut all = Pumped::default();
+    let mut failed = None;
+    for (iface, device) in devices.iter_mut() {
+        match pump_in(stack, *iface, device, now, budget) {
+            Ok(received) => all.received += received,
+            Err(error) => failed = failed.or(Some((*iface, error))),
+        }
+    }
+    stack.handle_timeout(now);
+    for (iface, device) in devices {
+        match flush_on(stack, *iface, device, now, budget) {
+            Ok(pumped) => {
+                all.transmitted += pumped.transmitted;
+                all.is_full |= pumped.is_full;
+            }
+            Err(error) => failed = failed.or(Some((*iface, error))),
+        }
+    }
+    failed.map_or(Ok(all), Err)
+}
+
+/// Frames that are in one batch, by bit.
+type FrameSet = u32;
+const _: () = assert!(RX_BATCH_FRAMES <= FrameSet::BITS as usize);
+
+fn pump_in(
+    stack: &mut Stack,
+    iface: IfaceId,
+    device: &mut dyn NetDevice,
+    now: Instant,
+    budget: usize,
+) -> Result<usize, DeviceError> {
     device.advance(now);
     let (rx_checksum, forwards) = {
         let caps = device.capabilities();
         (caps.rx_checksum, caps.forwards)
     };
-    let received = device.receive(budget, &mut |frames| {
-        for frame in frames {
+    device.receive(budget, &mut |frames| {
+        let (mut ours, mut verified): (FrameSet, FrameSet) = (0, 0);
+        for (n, frame) in frames.iter().enumerate() {
             let audience = if forwards {
                 audience(stack, frame.data)
             } else {
@@ -93,15 +176,19 @@ pub fn pump(
             if audience != Audience::Us {
                 frame.forward();
             }
-            if audience != Audience::Others {
-                let checksum_ok = is_checksum_ok(frame, rx_checksum);
-                stack.handle_frame(now, frame.data, Received { checksum_ok });
-            }
+            ours |= FrameSet::from(audience != Audience::Others) << n;
+            verified |= FrameSet::from(is_checksum_ok(frame, rx_checksum)) << n;
         }
-    })?;
-    stack.handle_timeout(now);
-    let sent = flush(stack, device, now, budget)?;
-    Ok(Pumped { received, ..sent })
+        let batch = frames
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| ours >> n & 1 != 0);
+        let batch = batch.map(|(n, frame)| {
+            let checksum_ok = verified >> n & 1 != 0;
+            (frame.data, Received { checksum_ok })
+        });
+        stack.handle_frames_on(now, iface, batch);
+    })
 }
 
 /// The second half of [`pump`]: up to `budget` frames from the engine to the device, and a kick.
@@ -115,11 +202,28 @@ pub fn flush(
     now: Instant,
     budget: usize,
 ) -> Result<Pumped, DeviceError> {
+    flush_on(stack, IfaceId::FIRST, device, now, budget)
+}
+
+/// As [`flush`], for an interface.
+///
+/// # Errors
+///
+/// As for [`pump`].
+pub fn flush_on(
+    stack: &mut Stack,
+    iface: IfaceId,
+    device: &mut dyn NetDevice,
+    now: Instant,
+    budget: usize,
+) -> Result<Pumped, DeviceError> {
     let mut pumped = Pumped::default();
-    let room = stack.frame_bytes_max();
-    while pumped.transmitted < budget && stack.has_output() {
+    let room = stack.frame_bytes_max_on(iface);
+    while pumped.transmitted < budget && stack.has_output_on(iface) {
         match device.transmit_with(room, &mut |buffer| {
-            stack.poll_transmit(now, buffer).map(Written::from)
+            stack
+                .poll_transmit_on(now, iface, buffer)
+                .map(Written::from)
         }) {
             Ok(true) => pumped.transmitted += 1,
             Ok(false) => break,

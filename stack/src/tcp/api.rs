@@ -14,7 +14,8 @@ use super::{Engine, Tcb, mss};
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::error::{Cause, RecvError, SendError, SocketError};
 use crate::events::Ready;
-use crate::iface::Iface;
+use crate::ip::IpLayer;
+use crate::ip::iface::IfaceId;
 use crate::limits::{self, BACKLOG_MAX, EPHEMERAL_PORTS, EPHEMERAL_TRIES};
 use crate::stack::{EcnMode, ListenerId, TcpId};
 use crate::time::Instant;
@@ -47,6 +48,9 @@ impl Binds {
 pub struct ConnectOptions {
     /// Local address; unspecified parts are chosen.
     pub local: Option<core::net::SocketAddr>,
+    /// SO_BINDTODEVICE: use this interface only. A link-local remote address with a scope id says
+    /// the same.
+    pub iface: Option<IfaceId>,
     /// Options that differ from the defaults.
     pub opts: Option<SockOpts>,
     /// Flags to start with.
@@ -60,6 +64,8 @@ pub struct ListenOptions {
     pub backlog: usize,
     /// SO_REUSEPORT: share the address with other such listeners.
     pub reuse_port: bool,
+    /// SO_BINDTODEVICE: hear this interface only.
+    pub iface: Option<IfaceId>,
     /// IPV6_V6ONLY for a wildcard IPv6 address.
     pub v6_only: bool,
     /// TCP_DEFER_ACCEPT.
@@ -86,8 +92,9 @@ impl Engine {
     /// Active open. The SYN leaves with the next transmission.
     pub(crate) fn connect(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
         remote: Endpoint,
+        iface: Option<IfaceId>,
         options: &ConnectOptions,
         now: Instant,
     ) -> Result<TcpId, SocketError> {
@@ -98,15 +105,18 @@ impl Engine {
         {
             return Err(SocketError::InvalidAddress);
         }
+        if iface.is_some_and(|i| ip.iface(i).is_none()) {
+            return Err(SocketError::NoInterface);
+        }
         let wanted = options.local.map(Endpoint::from);
         let local_ip = match wanted.map(|w| w.ip).filter(|w| !w.is_unspecified()) {
             Some(w) if w.is_v4() != remote.ip.is_v4() => return Err(SocketError::InvalidAddress),
             Some(w) if !ip.is_ours(w) => return Err(SocketError::AddressNotAvailable),
             Some(w) => {
-                ip.source_for(remote.ip)?;
+                ip.source_for(remote.ip, iface)?;
                 w
             }
-            None => ip.source_for(remote.ip)?,
+            None => ip.source_for(remote.ip, iface)?,
         };
         let (tuple, isn) = match wanted.map(|w| w.port).filter(|p| *p != 0) {
             Some(port) => {
@@ -130,6 +140,8 @@ impl Engine {
         let config = &self.env.config;
         let mut c = new_conn(&tuple, tag, isn, opts);
         c.state = State::SynSent;
+        c.bound = iface;
+        c.iface = ip.egress(remote.ip, iface).unwrap_or(IfaceId::FIRST);
         c.flags = Flags::OWNED | Flags::FILED | Flags::SEND_SYN;
         c.flags.put(Flags::TIMESTAMPS, config.timestamps);
         c.flags.put(Flags::SACK, config.sack);
@@ -145,9 +157,9 @@ impl Engine {
         };
         c.rcvbuf = c.opts().rcvbuf.unwrap_or(config.rcvbuf);
         c.ts_offset = self.timestamp_offset(&tuple);
-        c.peer_mss = mss::of_mtu(remote.ip, ip.path_mtu(remote.ip, now));
+        c.peer_mss = mss::of_mtu(remote.ip, ip.path_mtu(remote.ip, iface, now));
         c.last_recv_ms = now.as_millis() as u32;
-        mss::sync(&mut c, ip.path_mtu(remote.ip, now));
+        mss::sync(&mut c, ip.path_mtu(remote.ip, iface, now));
         c.window = super::cc::Window::initial(u32::from(c.mss));
         let i = self.file(c);
         self.settle(i, now);
@@ -161,7 +173,7 @@ impl Engine {
     /// make that safe.
     fn claim_tuple(&mut self, t: &FourTuple, now: Instant) -> Option<Seq> {
         let tag = self.demux.hash(t);
-        match self.find(tag, t) {
+        match self.find(tag, t, None) {
             None => Some(self.initial_sequence(t, now)),
             Some(Entry::TimeWait(i)) if self.time_waits.records[i].reusable(now) => {
                 let isn = self.time_waits.records[i].snd_nxt + 65_537;
@@ -209,7 +221,7 @@ impl Engine {
     /// Passive open.
     pub(crate) fn listen(
         &mut self,
-        ip: &Iface,
+        ip: &IpLayer,
         local: Endpoint,
         options: &ListenOptions,
     ) -> Result<ListenerId, SocketError> {
@@ -229,7 +241,7 @@ impl Engine {
             0 => self.free_listen_port().ok_or(SocketError::PortsExhausted)?,
             p => p,
         };
-        if !options.reuse_port && self.listeners.is_taken(addr, port) {
+        if !options.reuse_port && self.listeners.is_taken(addr, port, options.iface) {
             return Err(SocketError::AddressInUse);
         }
         let id = self
@@ -237,6 +249,7 @@ impl Engine {
             .insert(addr, port, options.backlog.min(BACKLOG_MAX));
         self.binds.reserve(port);
         if let Some(l) = self.listeners.get(id) {
+            l.bound = options.iface;
             l.defer_accept = options.defer_accept;
             l.opts = options
                 .opts
@@ -677,8 +690,8 @@ impl Engine {
         now: Instant,
     ) -> Result<(), SocketError> {
         let i = self.index(id).ok_or(SocketError::BadHandle)?;
-        let mtu = self.env.link_mtu;
         let c = &mut self.conns[i];
+        let mtu = self.env.links[c.iface.index()].mtu;
         if let Some(n) = opts.rcvbuf {
             // A promised window is never taken back (RFC 9293 §3.8.6).
             c.rcvbuf = n
@@ -753,7 +766,7 @@ impl Engine {
         now: Instant,
     ) {
         let tag = self.demux.hash(tuple);
-        let Some(Entry::Conn(i)) = self.find(tag, tuple) else {
+        let Some(Entry::Conn(i)) = self.find(tag, tuple, None) else {
             return;
         };
         let mut t = self.tcb(i, now);
@@ -777,7 +790,7 @@ impl Engine {
         now: Instant,
     ) -> bool {
         let tag = self.demux.hash(tuple);
-        let Some(Entry::Conn(i)) = self.find(tag, tuple) else {
+        let Some(Entry::Conn(i)) = self.find(tag, tuple, None) else {
             return false;
         };
         let t = self.tcb(i, now);

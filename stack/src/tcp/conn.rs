@@ -17,7 +17,8 @@ use super::state::State;
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::error::Cause;
 use crate::events::Ready;
-use crate::neighbor::NeighborRef;
+use crate::ip::iface::IfaceId;
+use crate::ip::neighbor::NeighborRef;
 use crate::time::Instant;
 
 /// A set of one-bit facts.
@@ -187,6 +188,10 @@ pub(crate) struct Conn {
     pub(crate) tag: u32,
     pub(crate) generation: u32,
     pub(crate) neighbor: NeighborRef,
+    /// The interface its packets leave by, as last looked up.
+    pub(crate) iface: IfaceId,
+    /// The only interface it uses (SO_BINDTODEVICE).
+    pub(crate) bound: Option<IfaceId>,
     /// Index of the `Busy` state, or `NONE`.
     pub(crate) busy: u32,
     /// Estimate of the peer's segment size, which paces our ACKs.
@@ -221,6 +226,11 @@ impl Conn {
             local: self.local(),
             remote: self.remote(),
         }
+    }
+
+    /// Whether it takes segments that arrive on `iface`; `None` asks for the tuple alone.
+    pub(crate) fn hears(&self, iface: Option<IfaceId>) -> bool {
+        self.bound.is_none() || iface.is_none() || self.bound == iface
     }
 
     pub(crate) fn opts(&self) -> &SockOpts {

@@ -125,7 +125,8 @@ impl Tcb<'_> {
             limits::MSS_DEFAULT_V6
         };
         self.c.peer_mss = o.mss.unwrap_or(default).max(limits::MSS_MIN);
-        mss::sync(self.c, self.env.link_mtu);
+        let mtu = self.link().mtu;
+        mss::sync(self.c, mtu);
         self.c.rcv_mss = self.c.mss.min(limits::MSS_DEFAULT_V4);
         self.c.quick_acks = limits::QUICKACKS;
         if !self.c.flags.has(Flags::ERROR_TAKEN) && self.c.total_retrans == 0 {

@@ -19,9 +19,10 @@ use super::state::State;
 use super::{CHECKSUM_AT, Engine, cc, mss};
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::events::Ready;
-use crate::iface::{Iface, IpMeta};
+use crate::ip::iface::IfaceId;
+use crate::ip::neighbor::NeighborRef;
+use crate::ip::{IpLayer, IpMeta};
 use crate::limits::{self, RTO_INITIAL, SYN_BACKLOG, SYNACK_RETRIES};
-use crate::neighbor::NeighborRef;
 use crate::stack::{EcnMode, ListenerId, TcpId};
 use crate::time::Instant;
 
@@ -43,6 +44,8 @@ pub(crate) struct Listener {
     pub(crate) port: u16,
     generation: u32,
     open: bool,
+    /// SO_BINDTODEVICE.
+    pub(crate) bound: Option<IfaceId>,
     pub(crate) backlog: usize,
     embryos: usize,
     accept: VecDeque<u32>,
@@ -70,6 +73,7 @@ impl Listeners {
             port,
             generation,
             open: true,
+            bound: None,
             backlog,
             embryos: 0,
             accept: VecDeque::new(),
@@ -102,14 +106,19 @@ impl Listeners {
             .filter(|l| l.open && l.generation == id.generation)
     }
 
-    /// Whether a listener already holds the address.
-    pub(crate) fn is_taken(&self, addr: ListenAddr, port: u16) -> bool {
-        self.groups.contains_key(&(port, addr))
+    /// Whether a listener already holds the address, on an interface in common.
+    pub(crate) fn is_taken(&self, addr: ListenAddr, port: u16, bound: Option<IfaceId>) -> bool {
+        let clash = |i: &u32| {
+            let other = self.list[*i as usize].bound;
+            other.is_none() || bound.is_none() || other == bound
+        };
+        let group = self.groups.get(&(port, addr));
+        group.is_some_and(|g| g.iter().any(clash))
     }
 
     /// The listener for a SYN: exact address, then its family, then both. Within a reuseport group
     /// the flow's hash chooses.
-    fn lookup(&self, local: Endpoint, tag: u32) -> Option<u32> {
+    fn lookup(&self, local: Endpoint, arrival: IfaceId, tag: u32) -> Option<u32> {
         [
             ListenAddr::Exact(local.ip),
             ListenAddr::Family {
@@ -118,8 +127,20 @@ impl Listeners {
             ListenAddr::Any,
         ]
         .into_iter()
-        .find_map(|a| self.groups.get(&(local.port, a)))
-        .map(|g| g[((u64::from(tag) * g.len() as u64) >> 32) as usize])
+        .find_map(|a| self.choose(self.groups.get(&(local.port, a))?, arrival, tag))
+    }
+
+    /// Who is bound to the interface comes before who is bound to none.
+    fn choose(&self, group: &[u32], arrival: IfaceId, tag: u32) -> Option<u32> {
+        let nth = |n: usize| ((u64::from(tag) * n as u64) >> 32) as usize;
+        let bound = |i: u32| self.list[i as usize].bound;
+        if group.iter().all(|i| bound(*i).is_none()) {
+            return group.get(nth(group.len())).copied();
+        }
+        [Some(arrival), None].into_iter().find_map(|wanted| {
+            let mut members = group.iter().copied().filter(|i| bound(*i) == wanted);
+            members.nth(nth(members.clone().count()))
+        })
     }
 
     fn is_full(&self, i: u32) -> bool {
@@ -183,33 +204,45 @@ pub(crate) struct Embryo {
     ts_recent: u32,
     ts_offset: u32,
     tag: u32,
+    /// What the SYN arrived on, and whether nothing else will do.
+    iface: IfaceId,
+    pub(crate) bound: Option<IfaceId>,
     retries: u8,
     sent_at: Instant,
 }
 
+impl Embryo {
+    /// As [`Conn::hears`].
+    pub(super) fn hears(&self, iface: Option<IfaceId>) -> bool {
+        self.bound.is_none() || iface.is_none() || self.bound == iface
+    }
+}
+
 impl Engine {
     /// A segment for which there is no flow: RFC 9293 §3.10.7.2 (LISTEN), else §3.10.7.1.
+    #[allow(clippy::too_many_arguments, reason = "as packet_arrives")]
     pub(crate) fn listener_segment(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
+        arrival: IfaceId,
         tuple: &FourTuple,
         tag: u32,
         seg: &Segment<'_>,
         isn: Option<Seq>,
         now: Instant,
     ) {
-        let Some(l) = self.listeners.lookup(tuple.local, tag) else {
-            self.reset_reply(ip, tuple, seg, now);
+        let Some(l) = self.listeners.lookup(tuple.local, arrival, tag) else {
+            self.reset_reply(ip, arrival, tuple, seg, now);
             return;
         };
         if seg.has(Control::RST) {
             return;
         }
         if seg.has(Control::ACK) {
-            if !seg.has(Control::SYN) && self.cookie_returns(ip, tuple, tag, l, seg, now) {
+            if !seg.has(Control::SYN) && self.cookie_returns(ip, arrival, tuple, tag, l, seg, now) {
                 return;
             }
-            self.reset_reply(ip, tuple, seg, now);
+            self.reset_reply(ip, arrival, tuple, seg, now);
             return;
         }
         if !seg.has(Control::SYN)
@@ -219,7 +252,7 @@ impl Engine {
         {
             return;
         }
-        self.syn_arrives(ip, tuple, tag, l, seg, isn, now);
+        self.syn_arrives(ip, arrival, tuple, tag, l, seg, isn, now);
     }
 
     #[allow(
@@ -228,7 +261,8 @@ impl Engine {
     )]
     fn syn_arrives(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
+        arrival: IfaceId,
         tuple: &FourTuple,
         tag: u32,
         l: u32,
@@ -285,6 +319,10 @@ impl Engine {
             ts_recent: o.timestamps.map_or(0, |t| t.val),
             ts_offset: self.timestamp_offset(tuple),
             tag,
+            iface: arrival,
+            bound: listener
+                .bound
+                .or(IpLayer::reply_by(tuple.remote.ip, arrival)),
             retries: 0,
             sent_at: now,
         };
@@ -310,7 +348,7 @@ impl Engine {
         self.send_syn_ack(ip, &e, false, now);
     }
 
-    fn send_syn_ack(&mut self, ip: &mut Iface, e: &Embryo, as_cookie: bool, now: Instant) {
+    fn send_syn_ack(&mut self, ip: &mut IpLayer, e: &Embryo, as_cookie: bool, now: Instant) {
         let mut val = (now.as_millis() as u32).wrapping_add(e.ts_offset);
         if as_cookie {
             let extras = Extras {
@@ -328,7 +366,8 @@ impl Engine {
             .flags
             .has(Flags::WINDOW_SCALE)
             .then_some(self.env.config.rcv_wscale);
-        let our_mss = mss::of_mtu(e.tuple.local.ip, self.env.link_mtu);
+        let egress = ip.egress(e.tuple.remote.ip, e.bound).unwrap_or(e.iface);
+        let our_mss = mss::of_mtu(e.tuple.local.ip, self.env.links[egress.index()].mtu);
         let plan = Plan {
             seq: e.isn,
             ack: e.irs + 1,
@@ -344,7 +383,8 @@ impl Engine {
         };
         self.env.stats.segments_out += 1;
         let t = e.tuple;
-        let meta = IpMeta::new(t.local.ip, t.remote.ip, IpProtocol::Tcp);
+        let mut meta = IpMeta::new(t.local.ip, t.remote.ip, IpProtocol::Tcp);
+        meta.iface = e.bound;
         ip.send(now, &meta, plan.len(), Some(CHECKSUM_AT), |out| {
             plan.write_header(t.local.port, t.remote.port, out);
         });
@@ -353,7 +393,7 @@ impl Engine {
     /// SYN-RECEIVED of RFC 9293 §3.10.7.4 for a passive open.
     pub(crate) fn embryo_segment(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
         i: u32,
         tuple: &FourTuple,
         seg: &Segment<'_>,
@@ -400,12 +440,12 @@ impl Engine {
         }
         if seg.ack != e.isn + 1 {
             self.env.stats.bad_ack += 1;
-            self.reset_reply(ip, tuple, seg, now);
+            self.reset_reply(ip, e.iface, tuple, seg, now);
             return;
         }
         let Some(l) = self.listeners.get(e.listener) else {
             self.remove_embryo(i);
-            self.reset_reply(ip, tuple, seg, now);
+            self.reset_reply(ip, e.iface, tuple, seg, now);
             return;
         };
         if l.defer_accept
@@ -424,7 +464,7 @@ impl Engine {
         self.promote(ip, &e, seg, now);
     }
 
-    fn send_embryo_ack(&mut self, ip: &mut Iface, e: &Embryo, now: Instant) {
+    fn send_embryo_ack(&mut self, ip: &mut IpLayer, e: &Embryo, now: Instant) {
         let mut options = OptionBytes::new();
         if e.flags.has(Flags::TIMESTAMPS) {
             let val = (now.as_millis() as u32).wrapping_add(e.ts_offset);
@@ -435,7 +475,7 @@ impl Engine {
         }
         let mut plan = super::bare(e.isn + 1, e.irs + 1, Control::ACK, options);
         plan.window = (self.env.config.rcvbuf >> e.rcv_wscale).min(u32::from(u16::MAX)) as u16;
-        self.send_bare(ip, &e.tuple, &plan, now);
+        self.send_bare(ip, e.bound, &e.tuple, &plan, now);
     }
 
     fn remove_embryo(&mut self, i: u32) {
@@ -451,7 +491,7 @@ impl Engine {
     }
 
     /// SYN-ACK retransmission (tcp_synack_retries).
-    pub(crate) fn embryo_timer(&mut self, ip: &mut Iface, i: u32, now: Instant) {
+    pub(crate) fn embryo_timer(&mut self, ip: &mut IpLayer, i: u32, now: Instant) {
         let e = &mut self.embryos[i];
         e.retries += 1;
         let e = *e;
@@ -465,9 +505,11 @@ impl Engine {
     }
 
     /// An ACK to a listener may complete a handshake of which only the cookie remembers.
+    #[allow(clippy::too_many_arguments, reason = "as syn_arrives")]
     fn cookie_returns(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
+        arrival: IfaceId,
         tuple: &FourTuple,
         tag: u32,
         l: u32,
@@ -522,6 +564,10 @@ impl Engine {
             ts_recent,
             ts_offset,
             tag,
+            iface: arrival,
+            bound: listener
+                .bound
+                .or(IpLayer::reply_by(tuple.remote.ip, arrival)),
             // The time of our SYN-ACK is not known: no RTT sample.
             retries: 1,
             sent_at: now,
@@ -531,8 +577,9 @@ impl Engine {
     }
 
     /// The handshake is complete: a connection in ESTABLISHED, and its first segment.
-    fn promote(&mut self, ip: &mut Iface, e: &Embryo, seg: &Segment<'_>, now: Instant) {
-        let mtu = ip.path_mtu(e.tuple.remote.ip, now);
+    fn promote(&mut self, ip: &mut IpLayer, e: &Embryo, seg: &Segment<'_>, now: Instant) {
+        let remote = e.tuple.remote.ip;
+        let mtu = ip.path_mtu(remote, e.bound, now);
         let Some(l) = self.listeners.get(e.listener) else {
             return;
         };
@@ -557,6 +604,8 @@ impl Engine {
         conn.ts_recent_s = (now.as_micros() / 1_000_000) as u32;
         conn.ts_offset = e.ts_offset;
         conn.peer_mss = e.mss;
+        conn.bound = e.bound;
+        conn.iface = ip.egress(remote, e.bound).unwrap_or(e.iface);
         conn.quick_acks = limits::QUICKACKS;
         conn.last_recv_ms = now.as_millis() as u32;
         conn.last_send_ms = conn.last_recv_ms;
@@ -575,7 +624,7 @@ impl Engine {
             self.listeners.events.push_back(e.listener.index);
         }
         self.env.stats.established += 1;
-        self.conn_segment(ip, i, &e.tuple, seg, now);
+        self.conn_segment(ip, i, e.iface, &e.tuple, seg, now);
     }
 
     /// Stores a connection and files it under its tuple.
@@ -665,6 +714,8 @@ pub(crate) fn new_conn(t: &FourTuple, tag: u32, iss: Seq, opts: Option<Box<SockO
         tag,
         generation: 0,
         neighbor: NeighborRef::default(),
+        iface: IfaceId::FIRST,
+        bound: None,
         busy: NONE,
         rcv_mss: limits::MSS_DEFAULT_V4,
         quick_acks: 0,

@@ -34,7 +34,7 @@ mod timewait;
 use core::hint::black_box;
 use std::collections::VecDeque;
 
-use smoltcp::wire::IpProtocol;
+use smoltcp::wire::{EthernetAddress, IpProtocol};
 
 pub use api::{ConnectOptions, ListenOptions};
 pub use cc::CongestionControl;
@@ -47,14 +47,15 @@ pub use stats::TcpStats;
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::error::Cause;
 use crate::events::{Event, Ready};
-use crate::iface::{Iface, IpMeta, NextHop};
+use crate::ip::iface::IfaceId;
+use crate::ip::{IpLayer, IpMeta, NextHop};
 use crate::limits::{
-    CHALLENGE_ACKS_PER_SEC, EGRESS_QUANTUM_FRAMES, TIME_WAIT_MAX, TIMERS_PER_POLL_MAX,
+    CHALLENGE_ACKS_PER_SEC, EGRESS_QUANTUM_FRAMES, IFACES_MAX, TIME_WAIT_MAX, TIMERS_PER_POLL_MAX,
 };
 use crate::rate::RateLimit;
 use crate::secret::{Key, Rng};
 use crate::slab::Slab;
-use crate::stack::{Gso, TcpConfig, TcpId, Transmit};
+use crate::stack::{Gso, InterfaceConfig, TcpConfig, TcpId, Transmit};
 use crate::time::Instant;
 use buffer::BlockPool;
 use conn::{Busy, Conn, Flags, NONE};
@@ -69,16 +70,30 @@ use timewait::{Last, TimeWaits, Verdict};
 /// TCP's checksum field within its header.
 const CHECKSUM_AT: usize = 16;
 
+/// What TCP needs to know of an interface.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Link {
+    pub(crate) mtu: u16,
+    /// Largest payload handed to a device that segments; zero without TSO.
+    pub(crate) tso_bytes: u32,
+}
+
+/// Connections that may have something to send on one interface.
+#[derive(Debug, Default)]
+struct Egress {
+    dirty: VecDeque<u32>,
+    /// Frames the connection at the front has sent in its turn.
+    quantum: u32,
+}
+
 /// What connections share.
 #[derive(Debug)]
 pub(crate) struct Env {
     pub(crate) pool: BlockPool,
     pub(crate) stats: TcpStats,
     pub(crate) challenge: RateLimit,
-    /// MTU of the link.
-    pub(crate) link_mtu: u16,
-    /// Largest payload handed to a device that segments; zero without TSO.
-    pub(crate) tso_bytes: u32,
+    /// By interface.
+    pub(crate) links: [Link; IFACES_MAX],
     pub(crate) config: TcpConfig,
 }
 
@@ -92,6 +107,13 @@ pub(crate) struct Tcb<'a> {
     pub(crate) progress: bool,
 }
 
+impl Tcb<'_> {
+    /// The link the connection's packets leave by.
+    pub(crate) fn link(&self) -> &Link {
+        &self.env.links[self.c.iface.index()]
+    }
+}
+
 /// All of TCP.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -99,10 +121,8 @@ pub(crate) struct Engine {
     busy: Slab<Busy>,
     demux: Demux,
     wheel: TimerWheel,
-    /// Connections that may have something to send.
-    dirty: VecDeque<u32>,
-    /// Frames the connection at the front has sent in its turn.
-    quantum: u32,
+    /// By interface.
+    egress: Vec<Egress>,
     /// Connections with uncollected readiness.
     events: VecDeque<u32>,
     listeners: Listeners,
@@ -119,20 +139,13 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(
-        config: &TcpConfig,
-        key: Key,
-        mtu: u16,
-        tso_bytes: u32,
-        now: Instant,
-    ) -> Self {
-        Self {
+    pub(crate) fn new(config: &TcpConfig, key: Key, first: &InterfaceConfig, now: Instant) -> Self {
+        let mut engine = Self {
             conns: Slab::new(),
             busy: Slab::new(),
             demux: Demux::new(key.derive(1), config.expected_connections),
             wheel: TimerWheel::new(now),
-            dirty: VecDeque::new(),
-            quantum: 0,
+            egress: Vec::new(),
             events: VecDeque::new(),
             listeners: Listeners::default(),
             embryos: Slab::new(),
@@ -143,8 +156,7 @@ impl Engine {
                 pool: BlockPool::new(config.stream_bytes_max),
                 stats: TcpStats::default(),
                 challenge: RateLimit::new(CHALLENGE_ACKS_PER_SEC),
-                link_mtu: mtu,
-                tso_bytes,
+                links: [Link::default(); IFACES_MAX],
                 config: config.clone(),
             },
             isn_key: key.derive(2),
@@ -152,13 +164,30 @@ impl Engine {
             port_key: key.derive(4),
             cookie_key: key.derive(5),
             rng: Rng::new(key.derive(6)),
-        }
+        };
+        engine.add_link(first);
+        engine
+    }
+
+    /// The next interface; the IP layer has counted them.
+    pub(crate) fn add_link(&mut self, config: &InterfaceConfig) {
+        self.env.links[self.egress.len()] = Link {
+            mtu: config.mtu,
+            tso_bytes: config.tso_bytes,
+        };
+        self.egress.push(Egress::default());
+    }
+
+    pub(crate) fn set_link_mtu(&mut self, iface: IfaceId, mtu: u16) {
+        self.env.links[iface.index()].mtu = mtu;
     }
 
     /// One TCP packet for one of our addresses, checksum already judged.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one parsed packet")]
     pub(crate) fn packet_arrives(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
+        arrival: IfaceId,
         src: Ip,
         dst: Ip,
         bytes: &[u8],
@@ -181,11 +210,13 @@ impl Engine {
             },
         };
         let tag = self.demux.hash(&tuple);
-        match self.find(tag, &tuple) {
-            Some(Entry::Conn(i)) => self.conn_segment(ip, i, &tuple, &seg, now),
+        match self.find(tag, &tuple, Some(arrival)) {
+            Some(Entry::Conn(i)) => self.conn_segment(ip, i, arrival, &tuple, &seg, now),
             Some(Entry::Embryo(i)) => self.embryo_segment(ip, i, &tuple, &seg, now),
-            Some(Entry::TimeWait(i)) => self.time_wait_segment(ip, i, &tuple, tag, &seg, now),
-            None => self.listener_segment(ip, &tuple, tag, &seg, None, now),
+            Some(Entry::TimeWait(i)) => {
+                self.time_wait_segment(ip, i, arrival, &tuple, tag, &seg, now);
+            }
+            None => self.listener_segment(ip, arrival, &tuple, tag, &seg, None, now),
         }
     }
 
@@ -219,18 +250,20 @@ impl Engine {
         }
     }
 
-    fn find(&self, tag: u32, tuple: &FourTuple) -> Option<Entry> {
+    /// The flow of a tuple, as a segment that arrives on `arrival` would find it.
+    fn find(&self, tag: u32, tuple: &FourTuple, arrival: Option<IfaceId>) -> Option<Entry> {
         self.demux.find(tag, |e| match e {
-            Entry::Conn(i) => self.conns[i].tuple() == *tuple,
-            Entry::Embryo(i) => self.embryos[i].tuple == *tuple,
+            Entry::Conn(i) => self.conns[i].tuple() == *tuple && self.conns[i].hears(arrival),
+            Entry::Embryo(i) => self.embryos[i].tuple == *tuple && self.embryos[i].hears(arrival),
             Entry::TimeWait(i) => self.time_waits.records[i].tuple() == *tuple,
         })
     }
 
     fn conn_segment(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
         i: u32,
+        arrival: IfaceId,
         tuple: &FourTuple,
         seg: &Segment<'_>,
         now: Instant,
@@ -241,15 +274,17 @@ impl Engine {
             ip.neighbors.confirm(t.c.neighbor, now);
         }
         if answer == Answer::Reset {
-            self.reset_reply(ip, tuple, seg, now);
+            self.reset_reply(ip, arrival, tuple, seg, now);
         }
         self.settle(i, now);
     }
 
+    #[allow(clippy::too_many_arguments, reason = "as packet_arrives")]
     fn time_wait_segment(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
         i: u32,
+        arrival: IfaceId,
         tuple: &FourTuple,
         tag: u32,
         seg: &Segment<'_>,
@@ -269,12 +304,13 @@ impl Engine {
                 }
                 if self.env.challenge.take(now) {
                     let plan = bare(r.snd_nxt, r.rcv_nxt, Control::ACK, options);
-                    self.send_bare(ip, tuple, &plan, now);
+                    let via = IpLayer::reply_by(tuple.remote.ip, arrival);
+                    self.send_bare(ip, via, tuple, &plan, now);
                 }
             }
             Verdict::Reopen { isn } => {
                 self.end_time_wait(i);
-                self.listener_segment(ip, tuple, tag, seg, Some(isn), now);
+                self.listener_segment(ip, arrival, tuple, tag, seg, Some(isn), now);
             }
         }
     }
@@ -286,7 +322,14 @@ impl Engine {
     }
 
     /// RFC 9293 §3.10.7.1: the reset for a segment that finds no connection.
-    fn reset_reply(&mut self, ip: &mut Iface, tuple: &FourTuple, seg: &Segment<'_>, now: Instant) {
+    fn reset_reply(
+        &mut self,
+        ip: &mut IpLayer,
+        arrival: IfaceId,
+        tuple: &FourTuple,
+        seg: &Segment<'_>,
+        now: Instant,
+    ) {
         if seg.has(Control::RST) {
             return;
         }
@@ -301,12 +344,21 @@ impl Engine {
                 OptionBytes::new(),
             )
         };
-        self.send_bare(ip, tuple, &plan, now);
+        let via = IpLayer::reply_by(tuple.remote.ip, arrival);
+        self.send_bare(ip, via, tuple, &plan, now);
     }
 
-    /// Sends a segment that belongs to no connection record.
-    fn send_bare(&mut self, ip: &mut Iface, tuple: &FourTuple, plan: &Plan, now: Instant) {
-        let meta = IpMeta::new(tuple.local.ip, tuple.remote.ip, IpProtocol::Tcp);
+    /// Sends a segment that belongs to no connection record, over `via` only if that is given.
+    fn send_bare(
+        &mut self,
+        ip: &mut IpLayer,
+        via: Option<IfaceId>,
+        tuple: &FourTuple,
+        plan: &Plan,
+        now: Instant,
+    ) {
+        let mut meta = IpMeta::new(tuple.local.ip, tuple.remote.ip, IpProtocol::Tcp);
+        meta.iface = via;
         self.env.stats.segments_out += 1;
         ip.send(now, &meta, plan.len(), Some(CHECKSUM_AT), |out| {
             plan.write_header(tuple.local.port, tuple.remote.port, out);
@@ -360,7 +412,7 @@ impl Engine {
         let c = &mut self.conns[i];
         if !c.flags.has(Flags::DIRTY) {
             c.flags.set(Flags::DIRTY);
-            self.dirty.push_back(i);
+            self.egress[c.iface.index()].dirty.push_back(i);
         }
     }
 
@@ -460,7 +512,7 @@ impl Engine {
     }
 
     /// Runs due timers, a bounded number per call.
-    pub(crate) fn timers_expire(&mut self, ip: &mut Iface, now: Instant) {
+    pub(crate) fn timers_expire(&mut self, ip: &mut IpLayer, now: Instant) {
         for _ in 0..TIMERS_PER_POLL_MAX {
             let Some(i) = self.wheel.pop_expired(now) else {
                 break;
@@ -496,34 +548,47 @@ impl Engine {
     }
 
     pub(crate) fn has_output(&self) -> bool {
-        !self.dirty.is_empty()
+        self.egress.iter().any(|e| !e.dirty.is_empty())
     }
 
-    /// Composes the next frame of some connection into `out`.
+    pub(crate) fn has_output_on(&self, iface: IfaceId) -> bool {
+        let e = self.egress.get(iface.index());
+        e.is_some_and(|e| !e.dirty.is_empty())
+    }
+
+    /// Composes the next frame of some connection that leaves by `iface` into `out`.
     pub(crate) fn poll_transmit(
         &mut self,
-        ip: &mut Iface,
+        ip: &mut IpLayer,
+        iface: IfaceId,
         out: &mut [u8],
         now: Instant,
     ) -> Option<Transmit> {
-        while let Some(&i) = self.dirty.front() {
+        let here = iface.index();
+        while let Some(&i) = self.egress.get(here)?.dirty.front() {
             let transmit = self.conn_transmit(ip, i, out, now);
+            let egress = &mut self.egress[here];
             match transmit {
                 Sent::Nothing => {
-                    self.dirty.pop_front();
-                    self.quantum = 0;
+                    egress.dirty.pop_front();
+                    egress.quantum = 0;
                     self.conns[i].flags.clear(Flags::DIRTY);
                     self.settle_quietly(i, now);
                 }
                 Sent::Frame(t) => {
-                    self.quantum += 1;
-                    if self.quantum >= EGRESS_QUANTUM_FRAMES && self.dirty.len() > 1 {
-                        self.quantum = 0;
-                        self.dirty.rotate_left(1);
+                    egress.quantum += 1;
+                    if egress.quantum >= EGRESS_QUANTUM_FRAMES && egress.dirty.len() > 1 {
+                        egress.quantum = 0;
+                        egress.dirty.rotate_left(1);
                     }
                     return Some(t);
                 }
                 Sent::Elsewhere => {}
+                Sent::Moved(to) => {
+                    egress.dirty.pop_front();
+                    egress.quantum = 0;
+                    self.egress[to.index()].dirty.push_back(i);
+                }
             }
         }
         None
@@ -553,9 +618,14 @@ impl Engine {
         }
     }
 
-    fn conn_transmit(&mut self, ip: &mut Iface, i: u32, out: &mut [u8], now: Instant) -> Sent {
+    fn conn_transmit(&mut self, ip: &mut IpLayer, i: u32, out: &mut [u8], now: Instant) -> Sent {
         if self.conns[i].state == State::Closed {
             return Sent::Nothing;
+        }
+        if ip.has_several()
+            && let Some(to) = self.moves(ip, i, now)
+        {
+            return Sent::Moved(to);
         }
         let mut t = self.tcb(i, now);
         let Some(plan) = t.next_segment() else {
@@ -570,9 +640,11 @@ impl Engine {
             protocol: IpProtocol::Tcp,
             tos: opts.tos & !3 | plan.ecn,
             hop_limit: opts.hop_limit,
+            iface: c.bound,
+            dont_fragment: true,
         };
         let mut neighbor = c.neighbor;
-        let hop = ip.next_hop(&mut neighbor, meta.dst, now);
+        let hop = ip.next_hop(&mut neighbor, meta.dst, c.bound, now);
         c.neighbor = neighbor;
         let offset = meta.transport_offset();
         let frame = &mut out[..offset + plan.len()];
@@ -580,10 +652,10 @@ impl Engine {
         b.tx.copy_to(plan.data_offset, &mut transport[plan.header_len()..]);
         plan.write_header(c.local_port, c.remote_port, transport);
         let mss = c.mss;
-        let to = match hop {
-            NextHop::Link(mac) => mac,
-            NextHop::Local => ip.mac,
-            NextHop::Pending(_) => smoltcp::wire::EthernetAddress([0; 6]),
+        let (iface, to) = match hop {
+            NextHop::Link(iface, mac) => (iface, mac),
+            NextHop::Local(iface) => (iface, ip.mac_of(iface)),
+            NextHop::Pending(iface, _) => (iface, EthernetAddress([0; 6])),
             NextHop::Unreachable | NextHop::NoRoute => {
                 let cause = if hop == NextHop::NoRoute {
                     Cause::NetUnreachable
@@ -595,17 +667,18 @@ impl Engine {
                 return Sent::Elsewhere;
             }
         };
-        ip.write_headers(frame, &meta, to, plan.len());
+        ip.write_headers(frame, &meta, iface, to, plan.len());
         let transport = &mut frame[offset..];
         match hop {
-            NextHop::Link(_) => {
-                let checksum = ip.fill_checksum(&meta, transport, CHECKSUM_AT);
+            NextHop::Link(..) => {
+                let checksum = ip.fill_checksum(iface, &meta, transport, CHECKSUM_AT);
                 let gso = (plan.data_len > usize::from(mss)).then(|| Gso {
                     segment_bytes: mss,
                     header_bytes: (offset + plan.header_len()) as u16,
                     ipv6: !meta.src.is_v4(),
                 });
                 Sent::Frame(Transmit {
+                    iface,
                     len: frame.len(),
                     checksum,
                     gso,
@@ -614,12 +687,25 @@ impl Engine {
             _ => {
                 ip.fill_full_checksum(&meta, transport, CHECKSUM_AT);
                 match hop {
-                    NextHop::Pending(r) => ip.neighbors.hold(r, frame),
-                    _ => ip.loop_back(frame),
+                    NextHop::Pending(_, r) => ip.neighbors.hold(r, frame),
+                    _ => ip.loop_back(iface, frame),
                 }
                 Sent::Elsewhere
             }
         }
+    }
+
+    /// Routes may have changed: the interface a connection moves to, with the segment size its path
+    /// allows.
+    fn moves(&mut self, ip: &IpLayer, i: u32, now: Instant) -> Option<IfaceId> {
+        let c = &mut self.conns[i];
+        let to = ip.egress_of(c.neighbor, c.remote_ip, c.bound)?;
+        if to == c.iface {
+            return None;
+        }
+        c.iface = to;
+        mss::sync(c, ip.path_mtu(c.remote_ip, c.bound, now));
+        Some(to)
     }
 
     /// The next readiness change.
@@ -665,9 +751,12 @@ impl Engine {
 
     /// Checks every invariant that must hold between calls; for simulations.
     pub(crate) fn check_invariants(&self) {
-        let mut dirty = self.dirty.clone();
+        let mut dirty: Vec<u32> = Vec::new();
+        for e in &self.egress {
+            dirty.extend(&e.dirty);
+        }
         let n = dirty.len();
-        dirty.make_contiguous().sort_unstable();
+        dirty.sort_unstable();
         assert_eq!(
             dirty
                 .iter()
@@ -691,6 +780,8 @@ enum Sent {
     Frame(Transmit),
     /// Held for a neighbour, looped back or dropped: look for the next.
     Elsewhere,
+    /// It is another interface's from now on.
+    Moved(IfaceId),
 }
 
 /// A segment without payload or window, from no connection.

@@ -109,7 +109,7 @@ impl Tcb<'_> {
             .flags
             .has(Flags::WINDOW_SCALE)
             .then_some(self.c.rcv_wscale);
-        let mut our_mss = mss::of_mtu(self.c.local_ip, self.env.link_mtu);
+        let mut our_mss = mss::of_mtu(self.c.local_ip, self.link().mtu);
         if let Some(max) = self.c.opts().max_seg {
             our_mss = our_mss.min(max);
         }
@@ -184,8 +184,8 @@ impl Tcb<'_> {
             return None;
         }
         let window = self.c.snd_limit().since(self.c.snd_nxt);
-        let burst = if self.env.tso_bytes > 0 {
-            self.env.tso_bytes.max(mss)
+        let burst = if self.link().tso_bytes > 0 {
+            self.link().tso_bytes.max(mss)
         } else {
             mss
         };

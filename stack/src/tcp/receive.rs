@@ -170,7 +170,7 @@ impl Tcb<'_> {
     fn after_text(&mut self, len: usize) {
         if len >= usize::from(self.c.rcv_mss) {
             // GRO hands over trains of segments: one segment is at most the MSS we advertised.
-            self.c.rcv_mss = (len.min(usize::from(self.env.link_mtu) - 40)) as u16;
+            self.c.rcv_mss = (len.min(usize::from(self.link().mtu) - 40)) as u16;
         }
         self.tune_receive_rtt();
         let lowat = self.c.opts().rcvlowat as usize;

@@ -140,7 +140,8 @@ impl Tcb<'_> {
         {
             self.env.stats.black_holes += 1;
             self.c.flags.set(Flags::BLACK_HOLE);
-            mss::sync(self.c, self.env.link_mtu);
+            let mtu = self.link().mtu;
+            mss::sync(self.c, mtu);
         }
     }
 

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kcm_stack::{
-    Cause, ConnectOptions, Event, ListenOptions, Ready, Received, RecvError, SendError, SockFlag,
-    SockOpts, State,
+    Cause, ConnectOptions, Event, ListenOptions, PmtuDiscovery, Ready, Received, RecvError,
+    SendError, SockFlag, SockOpts, State, UdpOpts,
 };
 
 use crate::basic::{establish, listen, perfect};
@@ -350,8 +350,15 @@ fn udp_round_trip_refusal_and_bounds() {
         net.stacks[0].udp_send(now, a, None, &[b"x"]),
         Err(SendError::NoDestination)
     );
-    let too_big = net.stacks[0].udp_send(now, a, Some(at(1, 53)), &[&[0; 1473]]);
-    assert_eq!(too_big, Err(SendError::TooBig));
+    let mut send = |len: usize| net.stacks[0].udp_send(now, a, Some(at(1, 53)), &[&vec![0; len]]);
+    assert_eq!(send(65_508), Err(SendError::TooBig));
+    let strict = UdpOpts {
+        pmtu_discovery: PmtuDiscovery::Do,
+        ..UdpOpts::default()
+    };
+    net.stacks[0].udp_set_opts(a, strict).unwrap();
+    let mut send = |len: usize| net.stacks[0].udp_send(now, a, Some(at(1, 53)), &[&vec![0; len]]);
+    assert_eq!(send(1473), Err(SendError::TooBig));
     net.stacks[0]
         .udp_send(now, a, Some(at(1, 53)), &[b"que", b"ry"])
         .unwrap();

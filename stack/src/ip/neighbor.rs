@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use smoltcp::wire::EthernetAddress;
 
+use super::iface::IfaceId;
 use crate::addr::Ip;
 use crate::limits::{
     NEIGHBOR_PENDING_BYTES_MAX, NEIGHBOR_PROBES, NEIGHBOR_REACHABLE, NEIGHBORS_MAX,
@@ -47,6 +48,7 @@ enum Reachability {
 
 #[derive(Debug)]
 struct Neighbor {
+    iface: IfaceId,
     ip: Ip,
     mac: EthernetAddress,
     state: Reachability,
@@ -66,11 +68,18 @@ pub(crate) enum Resolution {
     Unreachable,
 }
 
+/// A neighbour to solicit: unicast if an address is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Solicitation {
+    pub(crate) iface: IfaceId,
+    pub(crate) ip: Ip,
+    pub(crate) known: Option<EthernetAddress>,
+}
+
 /// What the cache wants done.
 #[derive(Debug, Default)]
 pub(crate) struct NeighborWork {
-    /// Addresses to solicit now; unicast to the given address if one is believed.
-    pub(crate) solicit: Vec<(Ip, Option<EthernetAddress>)>,
+    pub(crate) solicit: Vec<Solicitation>,
     /// Frames whose neighbour failed to answer.
     pub(crate) undeliverable: Vec<Vec<u8>>,
 }
@@ -78,7 +87,7 @@ pub(crate) struct NeighborWork {
 #[derive(Debug)]
 pub(crate) struct NeighborCache {
     entries: Vec<Neighbor>,
-    by_ip: BTreeMap<Ip, u16>,
+    by_ip: BTreeMap<(IfaceId, Ip), u16>,
     next_at: Instant,
     work: NeighborWork,
 }
@@ -94,8 +103,8 @@ impl NeighborCache {
     }
 
     /// The entry for a next hop, created if absent.
-    pub(crate) fn entry(&mut self, ip: Ip, now: Instant) -> NeighborRef {
-        if let Some(&index) = self.by_ip.get(&ip) {
+    pub(crate) fn entry(&mut self, iface: IfaceId, ip: Ip, now: Instant) -> NeighborRef {
+        if let Some(&index) = self.by_ip.get(&(iface, ip)) {
             return NeighborRef {
                 index,
                 generation: self.entries[usize::from(index)].generation,
@@ -105,6 +114,7 @@ impl NeighborCache {
             until: Instant::ZERO,
         };
         let mut fresh = Neighbor {
+            iface,
             ip,
             mac: EthernetAddress([0; 6]),
             state,
@@ -125,26 +135,43 @@ impl NeighborCache {
                 .min_by_key(|(_, e)| e.last_used)
                 .map_or(0, |(i, _)| i);
             let old = &mut self.entries[oldest];
-            self.by_ip.remove(&old.ip);
-            fresh.generation = old.generation.wrapping_add(1);
+            self.by_ip.remove(&(old.iface, old.ip));
+            fresh.generation = next_generation(old.generation);
             *old = fresh;
             oldest
         };
-        self.by_ip.insert(ip, index as u16);
+        self.by_ip.insert((iface, ip), index as u16);
         NeighborRef {
             index: index as u16,
             generation: self.entries[index].generation,
         }
     }
 
+    /// Makes every reference stale: routes changed, and each has to look up its own again.
+    pub(crate) fn forget_references(&mut self) {
+        for e in &mut self.entries {
+            e.generation = next_generation(e.generation);
+        }
+    }
+
+    /// The interface a neighbour is on; `None`: the reference is stale.
+    pub(crate) fn iface_of(&self, r: NeighborRef) -> Option<IfaceId> {
+        let e = self.entries.get(usize::from(r.index))?;
+        (e.generation == r.generation).then_some(e.iface)
+    }
+
     /// `None`: the reference is stale, look the route up again.
-    pub(crate) fn resolve(&mut self, r: NeighborRef, now: Instant) -> Option<Resolution> {
+    pub(crate) fn resolve(
+        &mut self,
+        r: NeighborRef,
+        now: Instant,
+    ) -> Option<(IfaceId, Resolution)> {
         let e = self
             .entries
             .get_mut(usize::from(r.index))
             .filter(|e| e.generation == r.generation)?;
         e.last_used = now;
-        Some(match e.state {
+        let resolution = match e.state {
             Reachability::Reachable { until } if now < until => Resolution::Known(e.mac),
             Reachability::Reachable { .. } => {
                 let next = now + DELAY;
@@ -159,10 +186,15 @@ impl NeighborCache {
                 let next = now + PROBE_INTERVAL;
                 e.state = Reachability::Incomplete { probes: 1, next };
                 self.next_at = self.next_at.min(next);
-                self.work.solicit.push((e.ip, None));
+                self.work.solicit.push(Solicitation {
+                    iface: e.iface,
+                    ip: e.ip,
+                    known: None,
+                });
                 Resolution::Pending
             }
-        })
+        };
+        Some((e.iface, resolution))
     }
 
     /// Keeps a complete frame until the address is known; the oldest make room.
@@ -184,15 +216,16 @@ impl NeighborCache {
     /// made. Returns the frames that waited for it.
     pub(crate) fn learn(
         &mut self,
+        iface: IfaceId,
         ip: Ip,
         mac: EthernetAddress,
         create: bool,
         now: Instant,
     ) -> (EthernetAddress, VecDeque<Vec<u8>>) {
-        if !create && !self.by_ip.contains_key(&ip) || !mac.is_unicast() {
+        if !create && !self.by_ip.contains_key(&(iface, ip)) || !mac.is_unicast() {
             return (mac, VecDeque::new());
         }
-        let r = self.entry(ip, now);
+        let r = self.entry(iface, ip, now);
         let e = &mut self.entries[usize::from(r.index)];
         e.mac = mac;
         e.state = Reachability::Reachable {
@@ -247,7 +280,11 @@ impl NeighborCache {
             } else if probes < NEIGHBOR_PROBES {
                 let next = now + PROBE_INTERVAL;
                 self.next_at = self.next_at.min(next);
-                self.work.solicit.push((e.ip, known.then_some(e.mac)));
+                self.work.solicit.push(Solicitation {
+                    iface: e.iface,
+                    ip: e.ip,
+                    known: known.then_some(e.mac),
+                });
                 e.state = if known {
                     Reachability::Probing {
                         probes: probes + 1,
@@ -270,10 +307,16 @@ impl NeighborCache {
     }
 }
 
+/// The generation after `g`; never 0, which references start with.
+const fn next_generation(g: u16) -> u16 {
+    if g == u16::MAX { 1 } else { g + 1 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const FIRST: IfaceId = IfaceId::FIRST;
     const MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 9]);
 
     fn ip(n: u8) -> Ip {
@@ -284,8 +327,8 @@ mod tests {
     fn incomplete_is_probed_three_times_then_fails_with_its_frames() {
         let mut c = NeighborCache::new();
         let mut now = Instant::from_millis(1);
-        let r = c.entry(ip(1), now);
-        assert_eq!(c.resolve(r, now), Some(Resolution::Pending));
+        let r = c.entry(FIRST, ip(1), now);
+        assert_eq!(c.resolve(r, now), Some((FIRST, Resolution::Pending)));
         c.hold(r, b"frame");
         let mut solicited = c.take_work(now).solicit.len();
         for _ in 0..2 {
@@ -295,35 +338,39 @@ mod tests {
         assert_eq!(solicited, 3);
         now = c.next_deadline();
         assert_eq!(c.take_work(now).undeliverable, [b"frame".to_vec()]);
-        assert_eq!(c.resolve(r, now), Some(Resolution::Unreachable));
-        assert_eq!(c.resolve(r, now + FAILED), Some(Resolution::Pending));
+        assert_eq!(c.resolve(r, now), Some((FIRST, Resolution::Unreachable)));
+        assert_eq!(
+            c.resolve(r, now + FAILED),
+            Some((FIRST, Resolution::Pending))
+        );
     }
 
     #[test]
     fn learning_releases_frames_and_confirmation_prevents_probes() {
         let mut c = NeighborCache::new();
         let now = Instant::from_millis(1);
-        let r = c.entry(ip(1), now);
-        assert_eq!(c.resolve(r, now), Some(Resolution::Pending));
-        assert_eq!(c.take_work(now).solicit, [(ip(1), None)]);
+        let r = c.entry(FIRST, ip(1), now);
+        assert_eq!(c.resolve(r, now), Some((FIRST, Resolution::Pending)));
+        let asked = c.take_work(now).solicit;
+        assert_eq!((asked[0].ip, asked[0].known), (ip(1), None));
         c.hold(r, b"a");
-        assert_eq!(c.learn(ip(1), MAC, false, now).1.len(), 1);
+        assert_eq!(c.learn(FIRST, ip(1), MAC, false, now).1.len(), 1);
         let late = now + NEIGHBOR_REACHABLE;
-        assert_eq!(c.resolve(r, late), Some(Resolution::Known(MAC)));
+        assert_eq!(c.resolve(r, late), Some((FIRST, Resolution::Known(MAC))));
         c.confirm(r, late);
         assert!(c.take_work(late + DELAY).solicit.is_empty());
         // Unknown neighbours are not learned from messages that were not meant for us.
-        c.learn(ip(7), MAC, false, now);
-        assert!(!c.by_ip.contains_key(&ip(7)));
+        c.learn(FIRST, ip(7), MAC, false, now);
+        assert!(!c.by_ip.contains_key(&(FIRST, ip(7))));
     }
 
     #[test]
     fn the_cache_and_its_queues_are_bounded() {
         let mut c = NeighborCache::new();
-        let first = c.entry(ip(0), Instant::ZERO);
+        let first = c.entry(FIRST, ip(0), Instant::ZERO);
         for i in 0..2 * NEIGHBORS_MAX as u32 {
             let a = Ip::v4(core::net::Ipv4Addr::from_bits(i + 1_000));
-            let r = c.entry(a, Instant::from_millis(u64::from(i) + 1));
+            let r = c.entry(FIRST, a, Instant::from_millis(u64::from(i) + 1));
             c.hold(r, &[0; 4096]);
             c.hold(r, &vec![0; NEIGHBOR_PENDING_BYTES_MAX]);
         }

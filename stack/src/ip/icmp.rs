@@ -1,27 +1,29 @@
-//! ICMP and ICMPv6: echo, errors in (handed up as [`Report`]s) and out, neighbour discovery.
+//! ICMP and ICMPv6: echo, errors in (handed up as [`Report`]s) and out.
 
-use core::net::Ipv6Addr;
-
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    EthernetAddress, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv6DstUnreachable,
-    Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv6Packet,
-    NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
+    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4TimeExceeded, Icmpv6DstUnreachable,
+    Icmpv6Message, Icmpv6Packet, Icmpv6ParamProblem, Icmpv6TimeExceeded, IpProtocol, Ipv4Packet,
+    Ipv6Packet,
 };
 
+use super::iface::IfaceId;
+use super::{IpLayer, IpMeta};
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::checksum::Sum;
 use crate::error::Cause;
-use crate::iface::{Iface, IpMeta, solicited_node};
 use crate::tcp::Seq;
 use crate::time::Instant;
 
-const CHECKSUM_AT: usize = 2;
+pub(super) const CHECKSUM_AT: usize = 2;
 const HEADER: usize = 8;
-/// RFC 4861 §7.1: anything less has crossed a router.
-const NDISC_HOPS: u8 = 255;
-/// An ICMPv4 error quotes the header and eight bytes (RFC 792); more helps, within 576 bytes.
-const QUOTE_BYTES_MAX: usize = 548;
+/// RFC 7112 §5, not among smoltcp's codes.
+const INCOMPLETE_HEADER_CHAIN: u8 = 3;
+
+/// An ICMPv4 error quotes the header and eight bytes (RFC 792); more helps, within 576 bytes. An
+/// ICMPv6 error quotes what fits the least MTU (RFC 4443 §2.4).
+const fn quote_bytes_max(v4: bool) -> usize {
+    if v4 { 576 - 28 } else { 1280 - 48 }
+}
 
 /// An ICMP error about a packet of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +51,8 @@ pub(crate) enum ReportKind {
 
 /// An ICMPv4 message addressed to us.
 pub(crate) fn v4_arrives(
-    iface: &mut Iface,
+    ip: &mut IpLayer,
+    arrival: IfaceId,
     src: Ip,
     dst: Ip,
     bytes: &[u8],
@@ -60,9 +63,9 @@ pub(crate) fn v4_arrives(
         return None;
     }
     match p.msg_type() {
-        Icmpv4Message::EchoRequest if !iface.is_broadcast(dst) => {
-            let meta = IpMeta::new(dst, src, IpProtocol::Icmp);
-            iface.send(now, &meta, bytes.len(), None, |out| {
+        Icmpv4Message::EchoRequest if ip.is_ours(dst) => {
+            let meta = IpMeta::reply(dst, src, IpProtocol::Icmp, arrival);
+            ip.send(now, &meta, bytes.len(), None, |out| {
                 out.copy_from_slice(bytes);
                 out[0] = Icmpv4Message::EchoReply.into();
                 out[CHECKSUM_AT..CHECKSUM_AT + 2].fill(0);
@@ -167,7 +170,8 @@ fn quoted(
 
 /// An ICMPv6 message addressed to us; `hops` is the packet's hop limit.
 pub(crate) fn v6_arrives(
-    iface: &mut Iface,
+    ip: &mut IpLayer,
+    arrival: IfaceId,
     src: Ip,
     dst: Ip,
     hops: u8,
@@ -184,20 +188,22 @@ pub(crate) fn v6_arrives(
     match p.msg_type() {
         Icmpv6Message::EchoRequest => {
             let from = if dst.is_multicast() {
-                iface.source_for(src).ok()?
+                ip.source_for(src, IpLayer::reply_by(src, arrival)).ok()?
             } else {
                 dst
             };
-            let meta = IpMeta::new(from, src, IpProtocol::Icmpv6);
-            iface.send(now, &meta, bytes.len(), Some(CHECKSUM_AT), |out| {
+            let meta = IpMeta::reply(from, src, IpProtocol::Icmpv6, arrival);
+            ip.send(now, &meta, bytes.len(), Some(CHECKSUM_AT), |out| {
                 out.copy_from_slice(bytes);
                 out[0] = Icmpv6Message::EchoReply.into();
                 out[CHECKSUM_AT..CHECKSUM_AT + 2].fill(0);
             });
             None
         }
-        Icmpv6Message::NeighborSolicit | Icmpv6Message::NeighborAdvert if hops == NDISC_HOPS => {
-            neighbor_message(iface, src, bytes, now);
+        Icmpv6Message::NeighborSolicit | Icmpv6Message::NeighborAdvert
+            if hops == super::ndisc::HOPS =>
+        {
+            ip.neighbor_message(arrival, src, bytes, now);
             None
         }
         Icmpv6Message::PktTooBig => {
@@ -247,99 +253,78 @@ fn quoted_v6(bytes: &[u8], kind: ReportKind) -> Option<Report> {
     )
 }
 
-/// RFC 4861 §7.2.3 to §7.2.5.
-fn neighbor_message(iface: &mut Iface, src: Ip, bytes: &[u8], now: Instant) {
-    let p = Icmpv6Packet::new_unchecked(bytes);
-    let ethernet = |l: RawHardwareAddress| {
-        (l.as_bytes().len() == 6).then(|| EthernetAddress::from_bytes(l.as_bytes()))
-    };
-    match NdiscRepr::parse(&p) {
-        Ok(NdiscRepr::NeighborSolicit {
-            target_addr,
-            lladdr,
-        }) => {
-            let target = Ip::v6(target_addr);
-            if !iface.is_ours(target) {
-                return;
-            }
-            let dad = src.is_unspecified();
-            if !dad && let Some(mac) = lladdr.and_then(ethernet) {
-                iface.learn(src, mac, true, now);
-            }
-            let all_nodes = Ip::v6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
-            let flags = if dad {
-                NdiscNeighborFlags::OVERRIDE
-            } else {
-                NdiscNeighborFlags::OVERRIDE | NdiscNeighborFlags::SOLICITED
-            };
-            let repr = NdiscRepr::NeighborAdvert {
-                flags,
-                target_addr,
-                lladdr: Some(RawHardwareAddress::from_bytes(iface.mac.as_bytes())),
-            };
-            send_ndisc(iface, target, if dad { all_nodes } else { src }, repr, now);
-        }
-        Ok(NdiscRepr::NeighborAdvert {
-            target_addr,
-            lladdr,
-            ..
-        }) => {
-            if let Some(mac) = lladdr.and_then(ethernet) {
-                iface.learn(Ip::v6(target_addr), mac, false, now);
-            }
-        }
-        _ => {}
-    }
+/// An ICMP error of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Complaint {
+    /// No socket on the port.
+    PortUnreachable,
+    /// The fragments of a packet did not all come in time.
+    ReassemblyTime,
+    /// IPv6: the field at this offset of the packet makes no sense.
+    BadField(u32),
+    /// IPv6: a first fragment without the whole chain of headers (RFC 7112 §5).
+    HeaderChain,
 }
 
-/// Queues a neighbour solicitation.
-pub(crate) fn solicit(iface: &mut Iface, target: Ip, now: Instant) {
-    let Ok(source) = iface.source_for(target) else {
-        return;
+/// Queues an error to `src` about `packet`, its IP packet to `dst`. The caller has seen to it that
+/// the packet was for a unicast address and that the budget of errors allows it.
+pub(crate) fn complain(
+    ip: &mut IpLayer,
+    arrival: IfaceId,
+    (src, dst): (Ip, Ip),
+    complaint: Complaint,
+    packet: &[u8],
+    now: Instant,
+) {
+    let v4 = src.is_v4();
+    let (kind, code, pointer): (u8, u8, u32) = match complaint {
+        Complaint::PortUnreachable if v4 => (
+            Icmpv4Message::DstUnreachable.into(),
+            Icmpv4DstUnreachable::PortUnreachable.into(),
+            0,
+        ),
+        Complaint::PortUnreachable => (
+            Icmpv6Message::DstUnreachable.into(),
+            Icmpv6DstUnreachable::PortUnreachable.into(),
+            0,
+        ),
+        Complaint::ReassemblyTime if v4 => (
+            Icmpv4Message::TimeExceeded.into(),
+            Icmpv4TimeExceeded::FragExpired.into(),
+            0,
+        ),
+        Complaint::ReassemblyTime => (
+            Icmpv6Message::TimeExceeded.into(),
+            Icmpv6TimeExceeded::FragReassemExceeded.into(),
+            0,
+        ),
+        Complaint::BadField(at) => (
+            Icmpv6Message::ParamProblem.into(),
+            Icmpv6ParamProblem::ErroneousHdrField.into(),
+            at,
+        ),
+        Complaint::HeaderChain => (
+            Icmpv6Message::ParamProblem.into(),
+            INCOMPLETE_HEADER_CHAIN,
+            0,
+        ),
     };
-    let repr = NdiscRepr::NeighborSolicit {
-        target_addr: target.to_v6(),
-        lladdr: Some(RawHardwareAddress::from_bytes(iface.mac.as_bytes())),
+    let quote = &packet[..packet.len().min(quote_bytes_max(v4))];
+    let protocol = if v4 {
+        IpProtocol::Icmp
+    } else {
+        IpProtocol::Icmpv6
     };
-    send_ndisc(iface, source, solicited_node(target), repr, now);
-}
-
-fn send_ndisc(iface: &mut Iface, src: Ip, dst: Ip, repr: NdiscRepr<'_>, now: Instant) {
-    let mut meta = IpMeta::new(src, dst, IpProtocol::Icmpv6);
-    meta.hop_limit = NDISC_HOPS;
-    let repr = Icmpv6Repr::Ndisc(repr);
-    let len = repr.buffer_len();
-    iface.send(now, &meta, len, Some(CHECKSUM_AT), |out| {
-        let caps = ChecksumCapabilities::ignored();
-        repr.emit(
-            &meta.src.to_v6(),
-            &meta.dst.to_v6(),
-            &mut Icmpv6Packet::new_unchecked(out),
-            &caps,
-        );
-        out[CHECKSUM_AT..CHECKSUM_AT + 2].fill(0);
-    });
-}
-
-/// Queues "port unreachable" about a datagram that found no socket; `packet` is its IP packet.
-pub(crate) fn port_unreachable(iface: &mut Iface, src: Ip, dst: Ip, packet: &[u8], now: Instant) {
-    let quote = &packet[..packet.len().min(QUOTE_BYTES_MAX)];
-    let len = HEADER + quote.len();
-    if src.is_v4() {
-        let meta = IpMeta::new(dst, src, IpProtocol::Icmp);
-        iface.send(now, &meta, len, None, |out| {
-            out[0] = Icmpv4Message::DstUnreachable.into();
-            out[1] = Icmpv4DstUnreachable::PortUnreachable.into();
-            out[HEADER..].copy_from_slice(quote);
+    let meta = IpMeta::reply(dst, src, protocol, arrival);
+    let checksum_at = (!v4).then_some(CHECKSUM_AT);
+    ip.send(now, &meta, HEADER + quote.len(), checksum_at, |out| {
+        out[0] = kind;
+        out[1] = code;
+        out[4..HEADER].copy_from_slice(&pointer.to_be_bytes());
+        out[HEADER..].copy_from_slice(quote);
+        if v4 {
             let sum = Sum::default().bytes(out).finish();
             out[CHECKSUM_AT..CHECKSUM_AT + 2].copy_from_slice(&sum);
-        });
-    } else {
-        let meta = IpMeta::new(dst, src, IpProtocol::Icmpv6);
-        iface.send(now, &meta, len, Some(CHECKSUM_AT), |out| {
-            out[0] = Icmpv6Message::DstUnreachable.into();
-            out[1] = Icmpv6DstUnreachable::PortUnreachable.into();
-            out[HEADER..].copy_from_slice(quote);
-        });
-    }
+        }
+    });
 }

@@ -1,21 +1,44 @@
-//! UDP sockets (RFC 768): bind, connect, send, receive, errors from ICMP. Queues are bounded by
-//! bytes; what does not fit is dropped and counted, as UDP promises.
+//! UDP sockets (RFC 768): bind, connect, options, receive queues, errors from ICMP. Queues are
+//! bounded by bytes; what does not fit is dropped and counted, as UDP promises.
 
+mod options;
+mod receive;
+mod send;
+
+use core::net::SocketAddr;
 use std::collections::{BTreeMap, VecDeque};
 
-use smoltcp::wire::{IpProtocol, UdpPacket};
+pub use options::{PmtuDiscovery, Reuse, UdpBindOptions, UdpOpts, UdpSendOptions};
+pub(crate) use receive::Arrival;
 
 use crate::addr::{Endpoint, FourTuple, Ip};
-use crate::error::{Cause, RecvError, SendError, SocketError};
+use crate::error::{Cause, RecvError, SocketError};
 use crate::events::Ready;
-use crate::iface::{Iface, IpMeta};
-use crate::limits::{EPHEMERAL_PORTS, UDP_OVERHEAD_BYTES, UDP_RCVBUF_BYTES};
+use crate::ip::IpLayer;
+use crate::ip::iface::IfaceId;
+use crate::limits::{CONTROL_FRAMES_MAX, EPHEMERAL_PORTS, UDP_OVERHEAD_BYTES, UDP_RCVBUF_BYTES};
 use crate::secret::{Key, Rng};
-use crate::stack::{Datagram, UdpId};
-use crate::time::Instant;
+use crate::stack::UdpId;
 
 const HEADER: usize = 8;
 const CHECKSUM_AT: usize = 6;
+
+/// A received datagram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Datagram {
+    /// Sender.
+    pub from: SocketAddr,
+    /// The address of ours, or the group, it was sent to (IP_PKTINFO).
+    pub to: SocketAddr,
+    /// The interface it arrived on (IP_PKTINFO).
+    pub iface: IfaceId,
+    /// Its time to live, or hop limit (IP_RECVTTL).
+    pub ttl: u8,
+    /// Its type of service, or traffic class (IP_RECVTOS).
+    pub tos: u8,
+    /// Payload.
+    pub data: Box<[u8]>,
+}
 
 /// Counters of UDP; in brackets the kernel's SNMP names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,12 +62,37 @@ struct Socket {
     open: bool,
     local: Endpoint,
     remote: Option<Endpoint>,
+    reuse: Reuse,
+    v6_only: bool,
+    opts: UdpOpts,
     queue: VecDeque<Datagram>,
     queued_bytes: usize,
     rcvbuf: usize,
     error: Option<Cause>,
     events: Ready,
     event_queued: bool,
+    /// Found the transmit queue of this interface full, and waits for WRITABLE.
+    waits_for: Option<IfaceId>,
+}
+
+impl Socket {
+    /// IP_MULTICAST_ALL.
+    fn hears_group(&self, a: &Arrival) -> bool {
+        self.opts.multicast_all || !a.dst.is_multicast()
+    }
+
+    /// Two sockets that cannot have the same port, unless both share it.
+    fn clashes(&self, local: Ip, v6_only: bool, iface: Option<IfaceId>) -> bool {
+        let covers = |wild: Ip, v6_only: bool, ip: Ip| {
+            wild == Ip::UNSPECIFIED_V4 && ip.is_v4()
+                || wild == Ip::UNSPECIFIED_V6 && !(v6_only && ip.is_v4())
+        };
+        let links = self.opts.iface.is_none() || iface.is_none() || self.opts.iface == iface;
+        links
+            && (self.local.ip == local
+                || covers(self.local.ip, self.v6_only, local)
+                || covers(local, v6_only, self.local.ip))
+    }
 }
 
 /// All UDP sockets.
@@ -55,7 +103,11 @@ pub(crate) struct Udp {
     /// By port; the sockets on it, few.
     by_port: BTreeMap<u16, Vec<u32>>,
     events: VecDeque<u32>,
+    /// Sockets with `waits_for`.
+    waiting: Vec<u32>,
     rng: Rng,
+    /// Spreads flows over SO_REUSEPORT sockets.
+    port_key: Key,
     pub(crate) stats: UdpStats,
 }
 
@@ -66,7 +118,9 @@ impl Udp {
             free: Vec::new(),
             by_port: BTreeMap::new(),
             events: VecDeque::new(),
+            waiting: Vec::new(),
             rng: Rng::new(key),
+            port_key: key.derive(1),
             stats: UdpStats::default(),
         }
     }
@@ -80,22 +134,28 @@ impl Udp {
     /// Opens a socket on `local`; port 0 chooses one at random (RFC 6056 §3.3.1).
     pub(crate) fn bind(
         &mut self,
-        iface: &Iface,
+        ip: &IpLayer,
         local: Endpoint,
-        reuse: bool,
+        options: &UdpBindOptions,
     ) -> Result<UdpId, SocketError> {
-        if !local.ip.is_unspecified() && !iface.is_ours(local.ip) && !local.ip.is_multicast() {
+        let may_be = ip.is_ours(local.ip) || local.ip.is_multicast() || ip.is_broadcast(local.ip);
+        if !local.ip.is_unspecified() && !may_be {
             return Err(SocketError::AddressNotAvailable);
+        }
+        if options.iface.is_some_and(|i| ip.iface(i).is_none()) {
+            return Err(SocketError::NoInterface);
         }
         let port = match local.port {
             0 => self.free_port().ok_or(SocketError::PortsExhausted)?,
             p => p,
         };
-        let clash = |s: &Socket| {
-            s.local.ip == local.ip || s.local.ip.is_unspecified() || local.ip.is_unspecified()
+        let shares = |s: &Socket| options.reuse != Reuse::No && s.reuse == options.reuse;
+        let clash = |i: &u32| {
+            let s = &self.sockets[*i as usize];
+            s.clashes(local.ip, options.v6_only, options.iface) && !shares(s)
         };
         let taken = self.by_port.get(&port);
-        if !reuse && taken.is_some_and(|l| l.iter().any(|i| clash(&self.sockets[*i as usize]))) {
+        if taken.is_some_and(|l| l.iter().any(clash)) {
             return Err(SocketError::AddressInUse);
         }
         let socket = |generation| Socket {
@@ -103,12 +163,19 @@ impl Udp {
             open: true,
             local: Endpoint { ip: local.ip, port },
             remote: None,
+            reuse: options.reuse,
+            v6_only: options.v6_only,
+            opts: UdpOpts {
+                iface: options.iface,
+                ..UdpOpts::default()
+            },
             queue: VecDeque::new(),
             queued_bytes: 0,
             rcvbuf: UDP_RCVBUF_BYTES,
             error: None,
             events: Ready::NONE,
             event_queued: false,
+            waits_for: None,
         };
         let index = match self.free.pop() {
             Some(i) => {
@@ -139,7 +206,7 @@ impl Udp {
     /// Fixes the peer: only its datagrams and its ICMP errors arrive. `None` dissolves.
     pub(crate) fn connect(
         &mut self,
-        iface: &Iface,
+        ip: &IpLayer,
         id: UdpId,
         remote: Option<Endpoint>,
     ) -> Result<(), SocketError> {
@@ -148,12 +215,32 @@ impl Udp {
             if r.port == 0 {
                 return Err(SocketError::InvalidAddress);
             }
-            let source = iface.source_for(r.ip)?;
+            let source = ip.source_for(r.ip, s.opts.iface)?;
             if s.local.ip.is_unspecified() {
                 s.local.ip = source;
             }
         }
         s.remote = remote;
+        Ok(())
+    }
+
+    pub(crate) fn opts(&self, id: UdpId) -> Option<&UdpOpts> {
+        let s = self.sockets.get(id.index as usize)?;
+        (s.open && s.generation == id.generation).then_some(&s.opts)
+    }
+
+    pub(crate) fn set_opts(
+        &mut self,
+        ip: &IpLayer,
+        id: UdpId,
+        opts: UdpOpts,
+    ) -> Result<(), SocketError> {
+        let s = self.get(id).ok_or(SocketError::BadHandle)?;
+        let mut named = [opts.iface, opts.multicast_iface].into_iter().flatten();
+        if named.any(|i| ip.iface(i).is_none()) {
+            return Err(SocketError::NoInterface);
+        }
+        s.opts = opts;
         Ok(())
     }
 
@@ -171,6 +258,8 @@ impl Udp {
         let Some(s) = self.get(id) else { return };
         s.open = false;
         s.queue = VecDeque::new();
+        s.queued_bytes = 0;
+        s.waits_for = None;
         let (port, queued) = (s.local.port, s.event_queued);
         if let Some(l) = self.by_port.get_mut(&port) {
             l.retain(|i| *i != id.index);
@@ -181,52 +270,6 @@ impl Udp {
         if !queued {
             self.free.push(id.index);
         }
-    }
-
-    pub(crate) fn send(
-        &mut self,
-        iface: &mut Iface,
-        id: UdpId,
-        to: Option<Endpoint>,
-        parts: &[&[u8]],
-        now: Instant,
-    ) -> Result<usize, SendError> {
-        let s = self.get(id).ok_or(SendError::BadHandle)?;
-        if let Some(cause) = s.error.take() {
-            return Err(SendError::Failed(cause));
-        }
-        let to = to.or(s.remote).ok_or(SendError::NoDestination)?;
-        let len: usize = parts.iter().map(|p| p.len()).sum();
-        let local = s.local;
-        let src = if local.ip.is_unspecified() {
-            iface
-                .source_for(to.ip)
-                .map_err(|_| SendError::Failed(Cause::NetUnreachable))?
-        } else {
-            local.ip
-        };
-        let meta = IpMeta::new(src, to.ip, IpProtocol::Udp);
-        // Without fragmentation on output, a datagram is what one packet carries.
-        if meta.header_len() + HEADER + len > usize::from(iface.path_mtu(to.ip, now)) {
-            return Err(SendError::TooBig);
-        }
-        if iface.control_is_full() {
-            return Err(SendError::WouldBlock);
-        }
-        iface.send(now, &meta, HEADER + len, Some(CHECKSUM_AT), |out| {
-            let mut p = UdpPacket::new_unchecked(&mut *out);
-            p.set_src_port(local.port);
-            p.set_dst_port(to.port);
-            p.set_len((HEADER + len) as u16);
-            p.set_checksum(0);
-            let mut at = HEADER;
-            for part in parts {
-                out[at..at + part.len()].copy_from_slice(part);
-                at += part.len();
-            }
-        });
-        self.stats.datagrams_out += 1;
-        Ok(len)
     }
 
     /// Takes the oldest datagram.
@@ -253,7 +296,11 @@ impl Udp {
         let Some(s) = self.get(id) else {
             return Ready::NONE;
         };
-        let mut r = Ready::WRITABLE;
+        let mut r = if s.waits_for.is_none() {
+            Ready::WRITABLE
+        } else {
+            Ready::NONE
+        };
         if !s.queue.is_empty() || s.error.is_some() {
             r.insert(Ready::READABLE);
         }
@@ -263,88 +310,34 @@ impl Udp {
         r
     }
 
-    /// The socket for a flow: connected beats bound to an address beats wildcard.
-    fn lookup(&self, local: Endpoint, remote: Endpoint) -> Option<u32> {
-        let score = |i: &u32| {
-            let s = &self.sockets[*i as usize];
-            let wild = s.local.ip.is_unspecified()
-                && (s.local.ip.is_v4() == local.ip.is_v4() || s.local.ip == Ip::UNSPECIFIED_V6);
-            let addr = match (s.local.ip == local.ip, wild) {
-                (true, _) => 1,
-                (_, true) => 0,
-                _ => return None,
-            };
-            match s.remote {
-                Some(r) if r == remote => Some(addr + 2),
-                Some(_) => None,
-                None => Some(addr),
-            }
-        };
-        let list = self.by_port.get(&local.port)?;
-        list.iter()
-            .filter_map(|i| score(i).map(|n| (n, *i)))
-            .max()
-            .map(|(_, i)| i)
-    }
-
-    /// A UDP packet for us, `checksum_ok` if a device vouches for it. False: no socket, tell the
-    /// sender.
-    pub(crate) fn packet_arrives(
-        &mut self,
-        src: Ip,
-        dst: Ip,
-        bytes: &[u8],
-        checksum_ok: bool,
-    ) -> bool {
-        let Ok(p) = UdpPacket::new_checked(bytes) else {
-            self.stats.errors_in += 1;
-            return true;
-        };
-        let len = usize::from(p.len());
-        let missing_allowed = p.checksum() == 0 && src.is_v4();
-        if !checksum_ok && !missing_allowed {
-            let sum = crate::checksum::Sum::default().pseudo(src, dst, IpProtocol::Udp.into(), len);
-            if !sum.bytes(&bytes[..len]).is_valid() {
-                self.stats.errors_in += 1;
-                return true;
-            }
-        }
-        let local = Endpoint {
-            ip: dst,
-            port: p.dst_port(),
-        };
-        let remote = Endpoint {
-            ip: src,
-            port: p.src_port(),
-        };
-        let Some(i) = self.lookup(local, remote) else {
-            self.stats.no_ports += 1;
-            return false;
-        };
-        let s = &mut self.sockets[i as usize];
-        let cost = len - HEADER + UDP_OVERHEAD_BYTES;
-        if s.queued_bytes + cost > s.rcvbuf {
-            self.stats.rcvbuf_errors += 1;
-            return true;
-        }
-        s.queued_bytes += cost;
-        s.queue.push_back(Datagram {
-            from: remote.to_std(),
-            to: local.to_std(),
-            data: bytes[HEADER..len].into(),
-        });
-        self.stats.datagrams_in += 1;
-        self.notify(i, Ready::READABLE);
-        true
-    }
-
     /// An ICMP error about one of our datagrams; only connected sockets hear of it, as in Linux.
     pub(crate) fn icmp_error(&mut self, tuple: &FourTuple, cause: Cause) {
-        if let Some(i) = self.lookup(tuple.local, tuple.remote) {
+        if let Some(i) = self.lookup(tuple.local, tuple.remote, None) {
             let s = &mut self.sockets[i as usize];
             if s.remote.is_some() {
                 s.error = Some(cause);
                 self.notify(i, Ready::ERROR | Ready::READABLE);
+            }
+        }
+    }
+
+    /// An interface's transmit queue got shorter: whoever found it full may send once half of it is
+    /// free.
+    pub(crate) fn room_again(&mut self, ip: &IpLayer, iface: IfaceId) {
+        if self.waiting.is_empty()
+            || ip
+                .iface(iface)
+                .is_none_or(|i| i.control_room() < CONTROL_FRAMES_MAX / 2)
+        {
+            return;
+        }
+        for i in core::mem::take(&mut self.waiting) {
+            let s = &mut self.sockets[i as usize];
+            if s.waits_for == Some(iface) {
+                s.waits_for = None;
+                self.notify(i, Ready::WRITABLE);
+            } else if s.waits_for.is_some() {
+                self.waiting.push(i);
             }
         }
     }

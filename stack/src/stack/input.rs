@@ -1,0 +1,403 @@
+//! Frames in: Ethernet and IP headers, fragments, and who gets what is inside.
+
+use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
+
+use super::{Received, Stack};
+use crate::addr::Ip;
+use crate::checksum::Sum;
+use crate::ip::icmp::{self, Complaint};
+use crate::ip::iface::IfaceId;
+use crate::ip::reassembly::{Fragment, Key, Outcome};
+use crate::ip::{ETHERNET, Extensions};
+use crate::time::Instant;
+use crate::udp::Arrival;
+
+/// An IP packet for us, its headers understood.
+#[derive(Debug, Clone, Copy)]
+struct Packet<'a> {
+    iface: IfaceId,
+    src: Ip,
+    dst: Ip,
+    protocol: IpProtocol,
+    hop_limit: u8,
+    /// DSCP and ECN.
+    tos: u8,
+    /// The whole packet, and what follows its headers.
+    bytes: &'a [u8],
+    transport: &'a [u8],
+    checksum_ok: bool,
+}
+
+/// What is known about an IP packet besides its bytes.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    iface: IfaceId,
+    checksum_ok: bool,
+    /// Made from fragments: a fragment within it is an attack.
+    reassembled: bool,
+}
+
+impl Stack {
+    /// Processes one Ethernet frame received on the first interface. Anything wrong with it is
+    /// counted and dropped.
+    pub fn handle_frame(&mut self, now: Instant, frame: &[u8], received: Received) {
+        self.handle_frame_on(now, IfaceId::FIRST, frame, received);
+    }
+
+    /// Processes one Ethernet frame received on an interface; one the stack does not have receives
+    /// nothing.
+    pub fn handle_frame_on(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        frame: &[u8],
+        received: Received,
+    ) {
+        self.stats.frames_in += 1;
+        let Ok(eth) = EthernetFrame::new_checked(frame) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        let dst = eth.dst_addr();
+        let Some(link) = self.ip.iface(iface) else {
+            self.stats.not_ours += 1;
+            return;
+        };
+        if dst != link.mac && !dst.is_multicast() {
+            self.stats.not_ours += 1;
+            return;
+        }
+        let origin = Origin {
+            iface,
+            checksum_ok: received.checksum_ok || link.checksums.rx_verified,
+            reassembled: false,
+        };
+        match eth.ethertype() {
+            EthernetProtocol::Ipv4 => self.ipv4(now, &frame[ETHERNET..], origin),
+            EthernetProtocol::Ipv6 => self.ipv6(now, &frame[ETHERNET..], origin),
+            EthernetProtocol::Arp => {
+                if !self.ip.arp_arrives(iface, &frame[ETHERNET..], now) {
+                    self.stats.malformed += 1;
+                }
+            }
+            EthernetProtocol::Unknown(_) => self.stats.malformed += 1,
+        }
+    }
+
+    /// As [`handle_frame`](Self::handle_frame) for a batch in order. With many connections this is
+    /// several times cheaper: the records of a batch are brought into the cache together.
+    pub fn handle_frames<'a, I>(&mut self, now: Instant, frames: I)
+    where
+        I: Iterator<Item = (&'a [u8], Received)> + Clone,
+    {
+        self.handle_frames_on(now, IfaceId::FIRST, frames);
+    }
+
+    /// As [`handle_frames`](Self::handle_frames), for an interface.
+    pub fn handle_frames_on<'a, I>(&mut self, now: Instant, iface: IfaceId, frames: I)
+    where
+        I: Iterator<Item = (&'a [u8], Received)> + Clone,
+    {
+        let mut rest = frames;
+        loop {
+            let mut tags = [0; WARM_FRAMES];
+            let mut known = 0;
+            let mut taken = 0;
+            for (frame, _) in rest.clone().take(WARM_FRAMES) {
+                taken += 1;
+                if let Some((src, dst, ports)) = tcp_flow(frame) {
+                    tags[known] = self.tcp.tag_of(src, dst, ports[0], ports[1]);
+                    known += 1;
+                }
+            }
+            if taken == 0 {
+                return;
+            }
+            self.tcp.warm(&tags[..known]);
+            for (frame, received) in rest.by_ref().take(taken) {
+                self.handle_frame_on(now, iface, frame, received);
+            }
+        }
+    }
+
+    fn ipv4(&mut self, now: Instant, bytes: &[u8], origin: Origin) {
+        let Ok(p) = Ipv4Packet::new_checked(bytes) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        let header = usize::from(p.header_len());
+        if p.version() != 4 || !Sum::default().bytes(&bytes[..header]).is_valid() {
+            self.stats.bad_checksum += 1;
+            return;
+        }
+        let packet = &bytes[..usize::from(p.total_len())];
+        let (src, dst) = (Ip::v4(p.src_addr()), Ip::v4(p.dst_addr()));
+        let iface = origin.iface;
+        if !self.ip.is_ours(dst) && !self.ip.is_broadcast(dst) {
+            self.stats.not_ours += 1;
+            return;
+        }
+        if !src.is_valid_source() || self.ip.is_broadcast(src) {
+            self.stats.bad_source += 1;
+            return;
+        }
+        if p.more_frags() || p.frag_offset() != 0 {
+            let fragment = Fragment {
+                key: Key {
+                    src,
+                    dst,
+                    ident: p.ident().into(),
+                    protocol: p.next_header().into(),
+                },
+                iface,
+                head: &packet[..header],
+                next_header_at: 0,
+                offset: p.frag_offset().into(),
+                more: p.more_frags(),
+                ecn: p.ecn(),
+                data: &packet[header..],
+            };
+            self.fragment(now, &fragment, packet, origin);
+            return;
+        }
+        self.deliver(
+            now,
+            &Packet {
+                iface,
+                src,
+                dst,
+                protocol: p.next_header(),
+                hop_limit: p.hop_limit(),
+                tos: packet[1],
+                bytes: packet,
+                transport: &packet[header..],
+                checksum_ok: origin.checksum_ok,
+            },
+        );
+    }
+
+    fn ipv6(&mut self, now: Instant, bytes: &[u8], origin: Origin) {
+        let p = match Ipv6Packet::new_checked(bytes) {
+            Ok(p) if p.version() == 6 => p,
+            _ => {
+                self.stats.malformed += 1;
+                return;
+            }
+        };
+        let packet = &bytes[..p.total_len()];
+        let (src, dst) = (Ip::v6(p.src_addr()), Ip::v6(p.dst_addr()));
+        let iface = origin.iface;
+        if !self.ip.is_ours_on(iface, dst) && !self.ip.is_our_multicast(iface, dst) {
+            self.stats.not_ours += 1;
+            return;
+        }
+        // Duplicate address detection solicits from the unspecified address.
+        let unspecified_icmp = src.is_unspecified() && p.next_header() == IpProtocol::Icmpv6;
+        // A v4-mapped source would pass for an IPv4 peer in the compact form.
+        if !src.is_valid_source() && !unspecified_icmp || src.is_v4() {
+            self.stats.bad_source += 1;
+            return;
+        }
+        let Some(found) = Extensions::walk(packet) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        let tos = p.traffic_class();
+        let Some(fragment) = found.fragment else {
+            self.deliver(
+                now,
+                &Packet {
+                    iface,
+                    src,
+                    dst,
+                    protocol: found.protocol,
+                    hop_limit: p.hop_limit(),
+                    tos,
+                    bytes: packet,
+                    transport: &packet[found.at..],
+                    checksum_ok: origin.checksum_ok,
+                },
+            );
+            return;
+        };
+        let data = &packet[found.at..];
+        if fragment.offset == 0 && !Extensions::is_chain_whole(found.protocol, data) {
+            self.stats.fragments += 1;
+            self.stats.fragment_malformed += 1;
+            self.complain(now, iface, (src, dst), Complaint::HeaderChain, packet);
+            return;
+        }
+        let fragment = Fragment {
+            key: Key {
+                src,
+                dst,
+                ident: fragment.ident,
+                protocol: 0,
+            },
+            iface,
+            head: &packet[..found.at],
+            next_header_at: fragment.next_header_at,
+            offset: fragment.offset,
+            more: fragment.more,
+            ecn: tos & 3,
+            data,
+        };
+        self.fragment(now, &fragment, packet, origin);
+    }
+
+    fn fragment(&mut self, now: Instant, f: &Fragment<'_>, packet: &[u8], origin: Origin) {
+        self.stats.fragments += 1;
+        if origin.reassembled {
+            // Recursion would be the sender's to decide.
+            self.stats.fragment_malformed += 1;
+            return;
+        }
+        match self.ip.fragments.arrives(f, now) {
+            Outcome::Waiting => {}
+            Outcome::Refused(complaint) => {
+                self.complain(now, f.iface, (f.key.src, f.key.dst), complaint, packet);
+            }
+            Outcome::Whole(packet) => {
+                let origin = Origin {
+                    checksum_ok: false,
+                    reassembled: true,
+                    ..origin
+                };
+                if f.key.src.is_v4() {
+                    self.ipv4(now, &packet, origin);
+                } else {
+                    self.ipv6(now, &packet, origin);
+                }
+            }
+        }
+    }
+
+    /// Ends datagrams whose fragments did not all come, and tells their senders.
+    pub(super) fn fragments_expire(&mut self, now: Instant) {
+        while let Some(e) = self.ip.fragments.expire(now) {
+            let flow = (e.key.src, e.key.dst);
+            self.complain(now, e.iface, flow, Complaint::ReassemblyTime, &e.packet);
+        }
+    }
+
+    fn deliver(&mut self, now: Instant, p: &Packet<'_>) {
+        let &Packet {
+            iface,
+            src,
+            dst,
+            transport,
+            ..
+        } = p;
+        match p.protocol {
+            IpProtocol::Icmp if src.is_v4() => {
+                if let Some(report) =
+                    icmp::v4_arrives(&mut self.ip, iface, src, dst, transport, now)
+                {
+                    self.icmp_report(&report, now);
+                }
+            }
+            IpProtocol::Icmpv6 if !src.is_v4() => {
+                let hops = p.hop_limit;
+                let report = icmp::v6_arrives(&mut self.ip, iface, src, dst, hops, transport, now);
+                if let Some(report) = report {
+                    self.icmp_report(&report, now);
+                }
+            }
+            IpProtocol::Tcp => self.tcp_packet(now, p),
+            IpProtocol::Udp => {
+                let arrival = Arrival {
+                    iface,
+                    src,
+                    dst,
+                    ttl: p.hop_limit,
+                    tos: p.tos,
+                    is_group: !self.ip.is_ours_on(iface, dst),
+                };
+                let found = self.udp.packet_arrives(&arrival, transport, p.checksum_ok);
+                if !found {
+                    self.complain(now, iface, (src, dst), Complaint::PortUnreachable, p.bytes);
+                }
+            }
+            _ => self.stats.malformed += 1,
+        }
+    }
+
+    fn tcp_packet(&mut self, now: Instant, p: &Packet<'_>) {
+        if !self.ip.is_ours_on(p.iface, p.dst) {
+            // RFC 9293 §3.9.2.3: TCP ignores broadcast and multicast.
+            self.stats.not_ours += 1;
+            return;
+        }
+        let sum = || {
+            Sum::default()
+                .pseudo(p.src, p.dst, IpProtocol::Tcp.into(), p.transport.len())
+                .bytes(p.transport)
+                .is_valid()
+        };
+        if !p.checksum_ok && !sum() {
+            self.stats.bad_checksum += 1;
+            return;
+        }
+        let ce = p.tos & 3 == 3;
+        self.tcp
+            .packet_arrives(&mut self.ip, p.iface, p.src, p.dst, p.transport, ce, now);
+    }
+
+    /// Sends an ICMP error about a packet from `flow.0` to `flow.1`, where the rules allow one: not
+    /// about groups (RFC 1122 §3.2.2), and within the budget.
+    fn complain(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        flow: (Ip, Ip),
+        complaint: Complaint,
+        packet: &[u8],
+    ) {
+        if self.ip.is_ours_on(iface, flow.1)
+            && flow.0.is_valid_source()
+            && self.icmp_budget.take(now)
+        {
+            icmp::complain(&mut self.ip, iface, flow, complaint, packet, now);
+        }
+    }
+}
+
+/// Frames whose records are brought into the cache together: enough to overlap misses, few enough
+/// to fit in the first-level cache.
+const WARM_FRAMES: usize = 32;
+
+/// Addresses and ports of a plain TCP frame, nothing verified; for cache warming only.
+fn tcp_flow(frame: &[u8]) -> Option<(Ip, Ip, [u16; 2])> {
+    let word = |at: usize| {
+        frame
+            .get(at..at + 4)?
+            .try_into()
+            .ok()
+            .map(u32::from_be_bytes)
+    };
+    let half = |at: usize| {
+        frame
+            .get(at..at + 2)?
+            .try_into()
+            .ok()
+            .map(u16::from_be_bytes)
+    };
+    let wide = |at: usize| {
+        frame
+            .get(at..at + 16)?
+            .try_into()
+            .ok()
+            .map(u128::from_be_bytes)
+    };
+    match (*frame.get(12)?, *frame.get(13)?) {
+        (8, 0) if *frame.get(14)? == 0x45 && *frame.get(23)? == 6 => {
+            let ip = |w: u32| Ip::v4(w.into());
+            Some((ip(word(26)?), ip(word(30)?), [half(34)?, half(36)?]))
+        }
+        (0x86, 0xdd) if *frame.get(20)? == 6 => {
+            let ip = |w: u128| Ip::v6(w.into());
+            Some((ip(wide(22)?), ip(wide(38)?), [half(54)?, half(56)?]))
+        }
+        _ => None,
+    }
+}
