@@ -15,6 +15,8 @@ pub(crate) struct Config {
     pub(crate) serve_kcm: bool,
     /// `KCMSHIM_IO_URING=refuse|allow`: whether io_uring_setup answers ENOSYS.
     pub(crate) refuse_io_uring: bool,
+    /// `KCMSHIM_EXEC=inherit|strip`: whether programs started by this one load the library too.
+    pub(crate) strip_env: bool,
     /// `KCMSHIM_STATS=on|off`: whether `kcmctl` sees a process that uses KCM.
     pub(crate) publish: bool,
     /// `KCMSHIM_STACK_BUSY_POLL=MICROSECONDS`: how long a thread that waits on stack sockets looks at the
@@ -28,6 +30,7 @@ impl Config {
     const DEFAULT: Self = Self {
         serve_kcm: true,
         refuse_io_uring: true,
+        strip_env: false,
         publish: true,
         busy_poll_us: 0,
         log: Level::Warn,
@@ -58,6 +61,8 @@ impl Config {
             (b"KCM", b"kernel") => self.serve_kcm = false,
             (b"IO_URING", b"refuse") => self.refuse_io_uring = true,
             (b"IO_URING", b"allow") => self.refuse_io_uring = false,
+            (b"EXEC", b"inherit") => self.strip_env = false,
+            (b"EXEC", b"strip") => self.strip_env = true,
             (b"STATS", b"on") => self.publish = true,
             (b"STATS", b"off") => self.publish = false,
             // `route` reads these when a socket first asks.
@@ -103,6 +108,7 @@ mod tests {
         let config = read(&[
             ("KCMSHIM_KCM", "kernel"),
             ("KCMSHIM_IO_URING", "allow"),
+            ("KCMSHIM_EXEC", "strip"),
             ("KCMSHIM_STATS", "off"),
             ("KCMSHIM_STACK_BUSY_POLL", "50"),
             ("KCMSHIM_LOG", "off"),
@@ -110,6 +116,7 @@ mod tests {
         let expected = Config {
             serve_kcm: false,
             refuse_io_uring: false,
+            strip_env: true,
             publish: false,
             busy_poll_us: 50,
             log: Level::Off,

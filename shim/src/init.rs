@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use libc::{c_char, c_int};
 
 use crate::config::{self, Config};
+use crate::environment::Environment;
 use crate::share::inherit;
 use crate::{interpose, process, publish, route, signal, sync};
 
@@ -26,9 +27,9 @@ pub(crate) fn refuses_io_uring() -> bool {
 
 /// Runs before every other library's constructor (`-z initfirst`).
 #[cfg_attr(not(test), used, unsafe(link_section = ".init_array"))]
-static INIT: unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char) = start;
+static INIT: unsafe extern "C" fn(c_int, *const *const c_char, *mut *const c_char) = start;
 
-unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *const c_char) {
+unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *mut *const c_char) {
     let saved = crate::errno::Errno::current();
     // 1. The definitions behind ours: from here on, calls pass through quickly.
     interpose::resolve();
@@ -43,12 +44,15 @@ unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *const *cons
     unsafe { at_quick_exit(finish) };
     // 5. What the person who starts the program wants.
     // SAFETY: the loader passes the environment, NULL-terminated, to constructors.
-    let config = Config::read(unsafe { Environment::new(envp) });
+    let environment = unsafe { Environment::new(envp) };
+    let config = Config::read(environment.variables());
     config::apply(&config);
-    // SAFETY: as before.
-    for (name, value) in unsafe { Environment::new(envp) } {
+    for (name, value) in environment.variables() {
         publish::note_runtime_dir(name, value);
         route::note(name, value);
+    }
+    if config.strip_env {
+        environment.strip();
     }
     REFUSES_IO_URING.store(config.refuse_io_uring, Ordering::Relaxed);
     // 6. Open for business.
@@ -96,40 +100,4 @@ static FINI: unsafe extern "C" fn() = finish;
 unsafe extern "C" fn finish() {
     crate::share::broker::at_exit();
     publish::remove();
-}
-
-/// The process's environment as the loader hands it over: `std::env` is not ready this early.
-struct Environment(*const *const c_char);
-
-impl Environment {
-    /// # Safety
-    /// `envp` is null or a NULL-terminated array of C strings that stays as it is.
-    unsafe fn new(envp: *const *const c_char) -> Self {
-        Self(envp)
-    }
-}
-
-impl Iterator for Environment {
-    type Item = (&'static [u8], &'static [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if self.0.is_null() {
-                return None;
-            }
-            // SAFETY: not past the NULL that ends the array.
-            let entry = unsafe { *self.0 };
-            if entry.is_null() {
-                return None;
-            }
-            // SAFETY: the array goes on at least to its NULL.
-            self.0 = unsafe { self.0.add(1) };
-            // SAFETY: an entry is a C string that lives as long as the process.
-            let entry = unsafe { CStr::from_ptr(entry) }.to_bytes();
-            if let Some(at) = entry.iter().position(|b| *b == b'=') {
-                let (name, value) = entry.split_at(at);
-                return Some((name, value.get(1..).unwrap_or(&[])));
-            }
-        }
-    }
 }

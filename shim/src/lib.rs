@@ -19,6 +19,7 @@
 mod bpf;
 mod config;
 mod descriptor;
+mod environment;
 mod epoll;
 mod errno;
 mod fd;

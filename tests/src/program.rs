@@ -45,7 +45,6 @@ pub fn build(name: &str, arguments: &[&str]) -> PathBuf {
 pub fn under_shim(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env("LD_PRELOAD", guest::library());
-    command.env_remove("KCMSHIM_LIB"); // this harness's own, and no setting
     command
 }
 
