@@ -295,6 +295,32 @@ static void by_quick_end(void)
 		_exit(0);
 }
 
+static void by_quick_exit(void)
+{
+	pid_t pid = start();
+	CHECK(pid >= 0);
+	if (pid)
+		quick_exit(0);
+}
+
+static void by_raw_end(void)
+{
+	pid_t pid = start();
+	CHECK(pid >= 0);
+	if (pid)
+		syscall(SYS_exit_group, 0);
+}
+
+static void child_of_quick_exited_serves(void)
+{
+	served_by_an_orphan(by_quick_exit);
+}
+
+static void child_of_raw_ended_serves(void)
+{
+	served_by_an_orphan(by_raw_end);
+}
+
 static void daemon_serves(void)
 {
 	served_by_an_orphan(by_daemon);
@@ -495,6 +521,138 @@ static void child_attaches(void)
 	CHECK(shared->seen[3] == 1 && shared->seen[4] == 1);
 }
 
+/* Messages longer than a socket between processes takes arrive whole, and what is too long for the
+ * receiver is cut off as ever.  Also without the right to raise socket buffers. */
+static void long_messages(void)
+{
+	enum { LONG = 6 << 20 };
+	static const size_t lengths[] = {HEAD + 100, 300 << 10, 500 << 10, 2 << 20, LONG};
+	static unsigned char sent[LONG], got[LONG + 1];
+	int status, limit = 16 << 20;
+	pid_t pid = start();
+	if (pid) {
+		CHECK(waitpid(pid, &status, 0) == pid && !status);
+		return;
+	}
+	if (!getuid())
+		CHECK(!setsockopt(kcm(SOCK_DGRAM), SOL_SOCKET, SO_RCVBUFFORCE, &limit, sizeof limit));
+	struct pair p = pair();
+	if (setsockopt(p.a, SOL_SOCKET, SO_RCVBUFFORCE, &limit, sizeof limit))
+		exit(0);
+	CHECK(getuid() || !setuid(65534));
+	k = kcm(SOCK_DGRAM);
+	CHECK(!attach(k, p.a, prog_p4()));
+	pid = start();
+	if (!pid) {
+		fill(sent + HEAD, LONG - HEAD, 1);
+		for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+			for (int cut = 0; cut < 2; cut++) {
+				struct iovec iov = {got, cut ? 1000 : sizeof got};
+				struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+				memset(got, 0, sizeof got);
+				ssize_t len = recvmsg(k, &m, 0);
+				size_t want = cut && lengths[i] > 1000 ? 1000 : lengths[i];
+				CHECK(len == (ssize_t)want);
+				CHECK(!(m.msg_flags & MSG_TRUNC) == (want == lengths[i]));
+				CHECK(!memcmp(got + HEAD, sent + HEAD, want - HEAD));
+			}
+		}
+		CHECK(recv(k, got, sizeof got, MSG_PEEK) == (ssize_t)lengths[0]);
+		CHECK(recv(k, got, sizeof got, 0) == (ssize_t)lengths[0]);
+		_exit(0);
+	}
+	fill(sent + HEAD, LONG - HEAD, 1);
+	for (size_t i = 0; i <= sizeof lengths / sizeof *lengths; i++) {
+		size_t len = lengths[i % (sizeof lengths / sizeof *lengths)];
+		uint32_t head = htonl(len - HEAD);
+		for (int twice = 0; twice < (i < sizeof lengths / sizeof *lengths ? 2 : 1); twice++) {
+			memcpy(sent, &head, sizeof head);
+			for (size_t at = 0; at < len;) {
+				ssize_t n = write(p.p, sent + at, len - at);
+				CHECK(n > 0);
+				at += n;
+			}
+		}
+	}
+	CHECK(waitpid(pid, &status, 0) == pid);
+	_exit(status ? 1 : 0);
+}
+
+/* A socket that stops receiving gives back what only it would have got. */
+static void disabled_gives_back(void)
+{
+	unsigned char bytes[64];
+	open_family(SOCK_DGRAM);
+	pid_t pid = start();
+	if (!pid) {
+		/* Its queue is in the kernel from now on. */
+		CHECK(recv(k, bytes, sizeof bytes, 0) == HEAD + BODY);
+		shared->over = 1;
+		while (shared->over == 1)
+			usleep(1000);
+		CHECK(!recv_disable(shared->over == 2 ? k : extra, 1));
+		_exit(0);
+	}
+	CHECK(!recv_disable(extra, 1));
+	send_numbers(t.p, 0, 1);
+	while (!shared->over)
+		usleep(1000);
+	for (int by_child = 0; by_child < 2; by_child++) {
+		int from = by_child ? extra : k, to = by_child ? k : extra;
+		send_numbers(t.p, 1, 5);
+		CHECK(ready(from, POLLIN, 5000));
+		usleep(50000);
+		CHECK(recv(from, bytes, sizeof bytes, 0) == HEAD + BODY);
+		CHECK(!recv_disable(to, 0));
+		if (by_child) {
+			shared->over = 3;
+			CHECK(waitpid(pid, NULL, 0) == pid);
+		} else {
+			CHECK(!recv_disable(from, 1));
+		}
+		FAILS(recv(from, bytes, sizeof bytes, MSG_DONTWAIT), EAGAIN);
+		for (unsigned n = 2; n < 6; n++) {
+			CHECK(ready(to, POLLIN, 5000));
+			CHECK(recv(to, bytes, sizeof bytes, MSG_DONTWAIT) == HEAD + BODY);
+			CHECK(bytes[7] == n);
+		}
+	}
+}
+
+/* What is left of a mux when the process that has it is killed: the end of a stream for those who receive,
+ * EPIPE for those who send. */
+static void owner_is_killed(void)
+{
+	unsigned char bytes[64];
+	int ends[2], fd;
+	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+	signal(SIGPIPE, SIG_IGN);
+	struct pair outside = pair();
+	pid_t pid = start();
+	if (!pid) {
+		k = kcm(SOCK_DGRAM);
+		CHECK(!attach(k, outside.a, prog_p4()));
+		CHECK(!pass_over(&k, ends[0]));
+		pause();
+	}
+	close(outside.a);
+	CHECK(!pass_over(&fd, -ends[1]));
+	send_numbers(outside.p, 1, 2);
+	CHECK(recv(fd, bytes, sizeof bytes, 0) == HEAD + BODY);
+	CHECK(ready(fd, POLLIN, 5000));
+	CHECK(!kill(pid, SIGKILL) && waitpid(pid, NULL, 0) == pid);
+	/* What was given to the socket before is there. */
+	CHECK(ready(fd, POLLIN, 5000));
+	CHECK(recv(fd, bytes, sizeof bytes, 0) == HEAD + BODY);
+	CHECK(ready(fd, POLLIN, 5000));
+	CHECK(recv(fd, bytes, sizeof bytes, 0) == 0);
+	FAILS(send(fd, bytes, HEAD + BODY, MSG_EOR), EPIPE);
+	FAILS(send(fd, bytes, HEAD, MSG_MORE), EPIPE);
+	FAILS(ioctl(fd, SIOCKCMCLONE, &fd), EPIPE);
+	CHECK(ready(outside.p, POLLIN, 5000));
+	CHECK(read(outside.p, bytes, sizeof bytes) == 0);
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -509,6 +667,11 @@ static const struct {
 	{"rights_to_another_process", rights_to_another_process},
 	{"helpers", helpers},
 	{"child_attaches", child_attaches},
+	{"child_of_quick_exited_serves", child_of_quick_exited_serves},
+	{"child_of_raw_ended_serves", child_of_raw_ended_serves},
+	{"long_messages", long_messages},
+	{"disabled_gives_back", disabled_gives_back},
+	{"owner_is_killed", owner_is_killed},
 	{"exec_reader", exec_reader},
 	{"owner_becomes_reader", owner_becomes_reader},
 };

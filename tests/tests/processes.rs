@@ -47,6 +47,11 @@ checks! {
     rights_to_another_process
     helpers
     child_attaches
+    child_of_quick_exited_serves
+    child_of_raw_ended_serves
+    long_messages
+    disabled_gives_back
+    owner_is_killed
 }
 
 /// A program inherits a socket by every way that libc has to start one.

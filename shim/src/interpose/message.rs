@@ -3,6 +3,7 @@
 use libc::{
     c_int, c_uint, c_void, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec,
 };
+use rustix::fd::OwnedFd;
 
 use super::poll::timespec_at;
 use super::{conclude, on_socket};
@@ -11,7 +12,7 @@ use crate::fd::table;
 use crate::real::hooks;
 use crate::share::rights;
 use crate::user_mem::{Iovecs, UserPtr};
-use crate::{message, ops};
+use crate::{message, ops, sys};
 use crate::{net, route};
 
 fn one<'a>(buf: *const c_void, len: size_t) -> Outcome<Iovecs<'a>> {
@@ -22,19 +23,53 @@ fn at<T>(ptr: *const T) -> UserPtr {
     UserPtr::new(ptr.cast_mut().cast())
 }
 
-/// The real recv(2) into an empty buffer, up to its capacity; with MSG_TRUNC it returns the length
-/// of the message. A cancellation point when it waits. Leaves errno as it was.
-pub(crate) fn native_recv(fd: c_int, into: &mut Vec<u8>, flags: c_int) -> Result<usize, Errno> {
+/// What a real receive brought.
+pub(crate) struct Natively {
+    /// Bytes stored; with MSG_TRUNC the length of the message.
+    pub(crate) length: usize,
+    /// A descriptor that came along.
+    pub(crate) passed: Option<OwnedFd>,
+    /// A descriptor came along for which this process has no room.
+    pub(crate) lost: bool,
+}
+
+/// The real recvmsg(2) into an empty buffer, up to its capacity. A cancellation point when it waits.
+/// Leaves errno as it was.
+pub(crate) fn native_recv(fd: c_int, into: &mut Vec<u8>, flags: c_int) -> Result<Natively, Errno> {
+    /// Words of one `struct cmsghdr` with an int behind it.
+    const CONTROL_WORDS: usize = 3;
     into.clear();
+    let mut part = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.capacity(),
+    };
+    let mut control = [0u64; CONTROL_WORDS];
+    // SAFETY: an all-zero msghdr is a valid value.
+    let mut header: msghdr = unsafe { core::mem::zeroed() };
+    header.msg_iov = &mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
     let saved = Errno::current();
-    // SAFETY: the kernel stores at most the capacity.
-    let got = unsafe { next::recv(fd, into.as_mut_ptr().cast(), into.capacity(), flags) };
+    // SAFETY: the kernel stores at most the capacity, and as much control data as there is room for.
+    let got = unsafe { next::recvmsg(fd, &mut header, flags | libc::MSG_CMSG_CLOEXEC) };
     let err = Errno::current();
     saved.set();
     let length = usize::try_from(got).map_err(|_| err)?;
     // SAFETY: as much as the message has, at most the capacity, was stored.
     unsafe { into.set_len(length.min(into.capacity())) };
-    Ok(length)
+    let rights = (libc::SCM_RIGHTS as u64) << 32 | libc::SOL_SOCKET as u64;
+    let passed = match control {
+        [_, kind, number] if header.msg_controllen != 0 && kind == rights => {
+            Some(sys::take_back(number as u32 as c_int))
+        }
+        _ => None,
+    };
+    Ok(Natively {
+        length,
+        passed,
+        lost: header.msg_flags & libc::MSG_CTRUNC != 0,
+    })
 }
 
 hooks! {

@@ -121,7 +121,8 @@ fn set_kcm(file: &'static File, fd: i32, name: i32, value: UserPtr, length: u32)
     let mut rx = file.rx.lock()?;
     let mut engine = socket::checked(file, file.mux()?)?;
     if file.link() == Link::Shared {
-        owner::set_option(&mut engine, file.kcm_id(), 0, on.into());
+        drop(rx);
+        owner::set_option(engine, file.kcm_id(), 0, on.into(), Some(sys::borrow(fd)));
         return Ok(0);
     }
     engine.mux.set_rx_disabled(file.kcm_id(), on, &mut rx);

@@ -1,14 +1,16 @@
 //! The owner's end of a tied socket, and the traffic over it. Lives behind the lock of its mux.
 
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::collections::VecDeque;
 
 use kcm_mux::{KcmId, RxBatch, SendFlags as MuxFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, IoSlice};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sockopt};
 
 use super::ledger::{self, Counter};
+use super::{native, parcel};
 use crate::kcm::Engine;
 use crate::{housekeeper, log, own, sys};
 
@@ -40,6 +42,12 @@ const DOUBT_AT: usize = 256;
 /// Messages kept for a socket that a stranger may read from: more than the kernel queues by default.
 const QUEUED_MAX: usize = 1024;
 
+/// A longer message is not offered to the kernel's queue as it is, but as a file with the first
+/// [`START_BYTES`] of it: the kernel wants much of it in one piece, and has no such pieces of megabytes.
+pub(super) const WHOLE_MAX: usize = 512 << 10;
+/// What a holder that knows nothing of files gets to see of such a message.
+const START_BYTES: usize = 64 << 10;
+
 /// A counter and its value.
 type Lent = (Counter, &'static AtomicU32);
 
@@ -49,8 +57,6 @@ enum Offered {
     Full,
     /// Nobody is there to take it.
     Gone,
-    /// Longer than any the kernel takes.
-    TooLong,
 }
 
 impl Drop for Line {
@@ -112,29 +118,56 @@ impl Line {
     fn offer<'a>(&mut self, len: usize, parts: impl Iterator<Item = &'a [u8]>) -> Offered {
         let parts: Vec<&[u8]> = parts.collect();
         let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut sent = if len <= WHOLE_MAX {
+            self.send(&slices, &[])
+        } else {
+            Err(io::Errno::MSGSIZE)
+        };
+        if sent == Err(io::Errno::MSGSIZE) && len <= WHOLE_MAX {
+            let wanted = len.saturating_mul(2);
+            if sockopt::set_socket_send_buffer_size_force(&self.end, wanted).is_err() {
+                let _ = sockopt::set_socket_send_buffer_size(&self.end, wanted);
+            }
+            sent = self.send(&slices, &[]);
+        }
+        if sent == Err(io::Errno::MSGSIZE) {
+            let Ok(file) = parcel::post_parts(parts.iter().copied()) else {
+                return Offered::Full; // no memory now
+            };
+            let start: Vec<u8> = parts
+                .iter()
+                .copied()
+                .flatten()
+                .copied()
+                .take(START_BYTES)
+                .collect();
+            sent = self.send(&[IoSlice::new(&start)], &[file.as_fd()]);
+        }
+        match sent {
+            Ok(()) => {
+                self.queued.push_back(parts.concat().into_boxed_slice());
+                if self.strangers != 0 && self.queued.len() > QUEUED_MAX {
+                    self.queued.pop_front();
+                }
+                Offered::Queued
+            }
+            Err(io::Errno::AGAIN | io::Errno::NOBUFS | io::Errno::TOOMANYREFS) => Offered::Full,
+            Err(_) => Offered::Gone,
+        }
+    }
+
+    /// One message through the line, and a descriptor.
+    fn send(&self, slices: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(fds));
+        }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let mut grown = false;
         loop {
-            let control = &mut SendAncillaryBuffer::default();
-            match rustix::net::sendmsg(&self.end, &slices, control, flags) {
-                Ok(_) => {
-                    self.queued.push_back(parts.concat().into_boxed_slice());
-                    if self.strangers != 0 && self.queued.len() > QUEUED_MAX {
-                        self.queued.pop_front();
-                    }
-                    return Offered::Queued;
-                }
+            match rustix::net::sendmsg(&self.end, slices, &mut control, flags) {
                 Err(io::Errno::INTR) => {}
-                Err(io::Errno::AGAIN | io::Errno::NOBUFS) => return Offered::Full,
-                Err(io::Errno::MSGSIZE) if !grown => {
-                    grown = true;
-                    let wanted = len.saturating_mul(2);
-                    if sockopt::set_socket_send_buffer_size_force(&self.end, wanted).is_err() {
-                        let _ = sockopt::set_socket_send_buffer_size(&self.end, wanted);
-                    }
-                }
-                Err(io::Errno::MSGSIZE) => return Offered::TooLong,
-                Err(_) => return Offered::Gone,
+                sent => return sent.map(drop),
             }
         }
     }
@@ -234,7 +267,7 @@ impl Engine {
             && let Some(message) = self.lines.adrift.pop_front()
         {
             match line.offer(message.len(), core::iter::once(&*message)) {
-                Offered::Queued | Offered::TooLong => {}
+                Offered::Queued => {}
                 Offered::Full | Offered::Gone => {
                     self.lines.adrift.push_front(message);
                     return true;
@@ -248,13 +281,6 @@ impl Engine {
             let len = message.len();
             match line.offer(len, message.parts()) {
                 Offered::Queued => rx.consume(len, true),
-                Offered::TooLong => {
-                    log::warn(
-                        "a message too long for a socket shared between processes is dropped: \
-                         raise net.core.wmem_max",
-                    );
-                    rx.consume(len, false);
-                }
                 Offered::Full => {
                     full = true;
                     break;
@@ -264,6 +290,20 @@ impl Engine {
         }
         line.rx = rx;
         full
+    }
+
+    /// Takes messages back from the kernel's queue of the socket `copy`, which receives no more.
+    pub(super) fn pull_back(&mut self, id: KcmId, copy: BorrowedFd<'_>) {
+        let Some(line) = self.lines.take(id) else {
+            return;
+        };
+        if line.shared && sockopt::socket_cookie(copy) == Ok(line.cookie) {
+            while let Some(message) = native::take_whole(copy) {
+                line.taken.fetch_add(1, Ordering::Release);
+                self.lines.adrift.push_back(message);
+            }
+        }
+        self.lines.put(id, line);
     }
 
     /// Hands what was sent through a tied socket to the mux, while its queue has room.

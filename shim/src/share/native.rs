@@ -3,17 +3,19 @@
 use core::sync::atomic::Ordering;
 
 use kcm_mux::SocketType;
+use rustix::fd::{AsRawFd, BorrowedFd};
 
-use super::remote;
+use super::line::WHOLE_MAX;
+use super::{parcel, remote};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::fd::file::Link;
-use crate::interpose::message::native_recv;
+use crate::interpose::message::{Natively, native_recv};
 use crate::kcm::recv::Received;
 use crate::sys;
 use crate::user_mem::Iovecs;
 
-/// Most a receive asks for: longer than any message the kernel's queue can hold.
+/// Most a receive asks for: longer than most messages. What is longer is cut off.
 const ROOM_MAX: usize = 64 << 20;
 
 /// recvmsg(2) and its kin on the shared socket `fd`. Blocks in the kernel: waking one reader per
@@ -27,16 +29,16 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
     let wait = flags & libc::MSG_DONTWAIT;
     let now = peek | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
     let mut got = native_recv(fd, &mut bytes, now);
-    if got == Err(Errno::EAGAIN) && file.link() == Link::Shared {
+    if matches!(got, Err(Errno::EAGAIN)) && file.link() == Link::Shared {
         file.mux()?.lock()?.pump();
         got = native_recv(fd, &mut bytes, now);
     }
-    if got == Err(Errno::EAGAIN) && wait == 0 && !sys::is_nonblocking(fd) {
+    if matches!(got, Err(Errno::EAGAIN)) && wait == 0 && !sys::is_nonblocking(fd) {
         got = native_recv(fd, &mut bytes, peek | libc::MSG_TRUNC);
     }
     let length = match got {
         Err(Errno(libc::ECONNRESET)) => 0, // the owner was killed
-        got => got.map_err(Exit::Failed)?,
+        got => whole(got.map_err(Exit::Failed)?, &mut bytes)?,
     };
     if length == 0 {
         return Ok(Received { bytes: 0, flags: 0 });
@@ -59,6 +61,28 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
         bytes: count,
         flags,
     })
+}
+
+/// The next message of the kernel's queue, whatever its length.
+pub(super) fn take_whole(fd: BorrowedFd<'_>) -> Option<Box<[u8]>> {
+    let mut bytes = Vec::with_capacity(WHOLE_MAX);
+    let got = native_recv(fd.as_raw_fd(), &mut bytes, libc::MSG_DONTWAIT).ok()?;
+    match got.passed {
+        Some(file) => parcel::open(file).ok().map(Vec::into_boxed_slice),
+        None => (got.length != 0).then(|| bytes.as_slice().into()),
+    }
+}
+
+/// The message that was received, and its length. A long one came as a file, with its first bytes for
+/// those who do not know.
+fn whole(got: Natively, bytes: &mut Vec<u8>) -> Outcome<usize> {
+    if got.lost {
+        return Err(Errno::EMFILE.into());
+    }
+    match got.passed {
+        Some(file) => parcel::open_into(&file, bytes),
+        None => Ok(got.length),
+    }
 }
 
 /// Poll bits of a shared socket: OUT always, as of any KCM socket; IN for a message, or once the

@@ -1,7 +1,7 @@
 //! What the owner of a mux does for the other processes that hold its sockets.
 
 use kcm_mux::{KcmId, SendFlags as MuxFlags, SocketType};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use super::line::Line;
@@ -345,7 +345,9 @@ impl Client {
             }
             Op::Disabled => Ok((engine.mux.rx_disabled(id).into(), 0, Vec::new())),
             Op::Option => {
-                set_option(&mut engine, id, request.a as i32, request.b as u32);
+                let copy = fds.next();
+                let copy = copy.as_ref().map(AsFd::as_fd);
+                set_option(engine, id, request.a as i32, request.b as u32, copy);
                 Ok((0, 0, Vec::new()))
             }
             Op::Hold | Op::Page => Err(Errno::EINVAL.into()),
@@ -353,8 +355,14 @@ impl Client {
     }
 }
 
-/// A value that a process has set on a shared socket.
-pub(crate) fn set_option(engine: &mut EngineGuard, id: KcmId, name: i32, value: u32) {
+/// A value that a process has set on a shared socket, of which `copy` is a descriptor.
+pub(crate) fn set_option(
+    mut engine: EngineGuard,
+    id: KcmId,
+    name: i32,
+    value: u32,
+    copy: Option<BorrowedFd<'_>>,
+) {
     match name {
         libc::SO_RCVBUF => engine.mux.set_rcvbuf(id, value),
         libc::SO_SNDBUF => engine.mux.set_sndbuf(id, value),
@@ -365,9 +373,14 @@ pub(crate) fn set_option(engine: &mut EngineGuard, id: KcmId, name: i32, value: 
             };
             engine.mux.set_rx_disabled(id, value != 0, &mut line.rx);
             engine.lines.put(id, line);
-            let cell = engine.cell().index();
-            engine.push(cell, id);
+            if let Some(copy) = copy.filter(|_| value != 0) {
+                engine.pull_back(id, copy);
+            }
+            let cell = engine.cell();
+            engine.push(cell.index(), id);
             engine.pump();
+            drop(engine);
+            settle_adrift(cell);
         }
         _ => {}
     }

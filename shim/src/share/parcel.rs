@@ -10,13 +10,31 @@ const BYTES_MAX: u64 = 1 << 30;
 
 /// A file with these contents.
 pub(super) fn post(bytes: &[u8]) -> Outcome<OwnedFd> {
+    post_parts(core::iter::once(bytes))
+}
+
+/// A file with these contents, one part after the other.
+pub(super) fn post_parts<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Outcome<OwnedFd> {
     let file = memfd_create("kcm message", MemfdFlags::CLOEXEC)?;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let n = rustix::io::write(&file, rest)?;
-        rest = rest.get(n..).unwrap_or(&[]);
+    for mut rest in parts {
+        while !rest.is_empty() {
+            let n = rustix::io::write(&file, rest)?;
+            rest = rest.get(n..).unwrap_or(&[]);
+        }
     }
     Ok(file)
+}
+
+/// As much of the contents of such a file as `into` has room for, and how long it is.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn open_into(file: impl AsFd, into: &mut Vec<u8>) -> Outcome<usize> {
+    let length = length(&file)?;
+    let count = length.min(into.capacity());
+    into.resize(count, 0);
+    fill(file, into)?;
+    Ok(length)
 }
 
 /// The contents of such a file.
@@ -24,11 +42,20 @@ pub(super) fn post(bytes: &[u8]) -> Outcome<OwnedFd> {
 /// # Errors
 /// EMSGSIZE for a file that is too long, EINVAL for one that shrinks meanwhile.
 pub(super) fn open(file: impl AsFd) -> Outcome<Vec<u8>> {
-    let length = rustix::fs::fstat(&file)?.st_size as u64;
-    if length > BYTES_MAX {
-        return Err(Errno::EMSGSIZE.into());
+    let mut bytes = vec![0; length(&file)?];
+    fill(file, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn length(file: impl AsFd) -> Outcome<usize> {
+    let length = rustix::fs::fstat(file)?.st_size as u64;
+    match length {
+        0..=BYTES_MAX => Ok(length as usize),
+        _ => Err(Errno::EMSGSIZE.into()),
     }
-    let mut bytes = vec![0; length as usize];
+}
+
+fn fill(file: impl AsFd, bytes: &mut [u8]) -> Outcome<()> {
     let mut at = 0;
     while let Some(room) = bytes.get_mut(at..).filter(|room| !room.is_empty()) {
         match rustix::io::pread(&file, room, at as u64)? {
@@ -36,5 +63,5 @@ pub(super) fn open(file: impl AsFd) -> Outcome<Vec<u8>> {
             n => at += n,
         }
     }
-    Ok(bytes)
+    Ok(())
 }

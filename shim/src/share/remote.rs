@@ -141,7 +141,7 @@ fn call(
         Some(at) => at,
         None => {
             let fd = sys::raise(name::socket()?);
-            name::connect(&fd, owner)?;
+            name::connect(&fd, owner).map_err(|_| Errno::EPIPE)?;
             own::protect(sys::number(&fd));
             owners.push((owner.to_vec(), fd));
             owners.len() - 1
@@ -363,7 +363,7 @@ pub(crate) fn rx_disabled(file: &'static File, fd: i32) -> Outcome<bool> {
 /// The owner hears of an option; 0 stands for KCM_RECV_DISABLE.
 pub(crate) fn set_option(file: &'static File, fd: i32, name: i32, value: u32) -> Outcome<()> {
     let words = [name as u32 as u64, value.into()];
-    ask(file, fd, Op::Option, words, &[], &[]).map(drop)
+    ask(file, fd, Op::Option, words, &[], &[sys::borrow(fd)]).map(drop)
 }
 
 /// A page of /proc/net as the first owner shows it; `None` when we know no owner.

@@ -40,7 +40,7 @@ pub(super) enum Op {
     Unattach,
     /// KCM_RECV_DISABLE as set.
     Disabled,
-    /// Socket option `a` has become `b`; 0 stands for KCM_RECV_DISABLE.
+    /// Socket option `a` has become `b`; 0 stands for KCM_RECV_DISABLE. The socket comes along.
     Option,
     /// A page of /proc/net, which comes with the answer: `a` is 0 for kcm, 1 for kcm_stats.
     Page,
