@@ -91,7 +91,7 @@ impl Run {
         self.left().iter().filter_map(|desc| self.message(desc))
     }
 
-    #[inline]
+    #[inline(always)]
     fn message(&self, desc: &Desc) -> Option<Message<'_>> {
         let (start, len) = (desc.start as usize, desc.len as usize);
         match &self.chunk {

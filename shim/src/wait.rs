@@ -16,6 +16,7 @@ use crate::epoll::SetStay;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::interpose::poll::native_ppoll;
+use crate::kcm::connections::Few;
 use crate::kcm::{Engine, MuxCell};
 use crate::poll::Watching;
 use crate::sync::{DoorbellPool, Lent};
@@ -165,8 +166,8 @@ pub(crate) fn sleep(
     }
     bell.arm();
     file.watch.add(Watcher::Thread(id));
-    let mut fds = Vec::with_capacity(2);
-    let mut conns = Vec::new();
+    let mut fds = Few::new();
+    let mut conns = Few::new();
     fds.extend(bell.bell().raw_fd().map(readable));
     if engine.enter_sleep(id, file.kcm_id()) {
         let interest = engine.interest();

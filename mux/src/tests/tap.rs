@@ -114,7 +114,7 @@ fn message_written_from_the_callers_memory_is_seen_once() {
     };
     direct(&mut world, TxResult::Sent(4));
     let line = (Direction::Tx, 0, 0, 4, b"abc".to_vec());
-    assert_eq!(tapped(&mut world).0, [line.clone()]);
+    assert_eq!(tapped(&mut world).0, core::slice::from_ref(&line));
     direct(&mut world, TxResult::Sent(1));
     assert_eq!(tapped(&mut world).0, []);
     world.mux.handle_writable(P0);

@@ -7,6 +7,7 @@ use kcm_mux::{Mux, PsockId};
 use libc::pollfd;
 use rustix::event::{PollFlags, epoll};
 use rustix::fd::OwnedFd;
+use smallvec::{SmallVec, smallvec};
 
 use super::connection::Connection;
 use crate::{own, sys};
@@ -166,13 +167,13 @@ impl Connections {
                 revents: 0,
             };
             return Interest {
-                ids: vec![None],
-                fds: vec![entry],
+                ids: smallvec![None],
+                fds: smallvec![entry],
             };
         }
         let mut interest = Interest {
-            ids: Vec::new(),
-            fds: Vec::new(),
+            ids: Few::new(),
+            fds: Few::new(),
         };
         for (at, conn) in self.slots.iter().enumerate() {
             let (id, Some(conn)) = (PsockId(at as u32), conn) else {
@@ -260,9 +261,12 @@ impl Connections {
 
 /// Poll entries, and whose they are: a psock, or `None` for the mux's epoll descriptor.
 pub(crate) struct Interest {
-    pub(crate) ids: Vec<Option<PsockId>>,
-    pub(crate) fds: Vec<pollfd>,
+    pub(crate) ids: Few<Option<PsockId>>,
+    pub(crate) fds: Few<pollfd>,
 }
+
+/// On the stack while a mux has few connections: a sleep allocates nothing.
+pub(crate) type Few<T> = SmallVec<[T; 4]>;
 
 fn watch(reactor: &OwnedFd, id: PsockId, conn: &Connection) {
     let flags = epoll::EventFlags::IN

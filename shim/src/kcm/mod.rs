@@ -5,7 +5,7 @@
 
 mod cell;
 mod connection;
-mod connections;
+pub(crate) mod connections;
 mod ioctl;
 pub(crate) mod options;
 pub(crate) mod recv;

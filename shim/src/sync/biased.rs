@@ -91,13 +91,13 @@ impl RawBiased {
     }
 
     /// Enters by the bias, if it is `me` who has it and nobody revokes it.
-    #[inline]
+    #[inline(always)]
     fn enter_biased(&self, me: usize) -> bool {
         self.bias.load(Ordering::Relaxed) == me && self.knock(me)
     }
 
     /// Enters unless the bias is being revoked. Only for the thread that had it a moment ago.
-    #[inline]
+    #[inline(always)]
     fn knock(&self, me: usize) -> bool {
         self.held.store(me, Ordering::Relaxed);
         // Keeps the store before the load in the program; the revoker's membarrier keeps it so in
@@ -112,7 +112,7 @@ impl RawBiased {
         false
     }
 
-    #[inline]
+    #[inline(always)]
     fn leave_biased(&self, me: usize) {
         self.held.store(0, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
@@ -200,7 +200,7 @@ impl RawBiased {
 unsafe impl RawLock for RawBiased {
     type Held = Held;
 
-    #[inline]
+    #[inline(always)]
     fn lock(&self) -> Result<Held, Reentered> {
         let me = ThreadToken::current().word();
         if self.held.load(Ordering::Relaxed) == me {
@@ -240,7 +240,7 @@ unsafe impl RawLock for RawBiased {
         self.held.load(Ordering::Relaxed) == ThreadToken::current().word() || self.inner.is_mine()
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn unlock(&self, held: Held) {
         match held {
             Held::ByBias => self.leave_biased(ThreadToken::current().word()),

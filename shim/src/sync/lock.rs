@@ -102,7 +102,7 @@ impl<R: RawLock, T: ?Sized> Lock<R, T> {
     ///
     /// # Errors
     /// [`Reentered`] when the calling thread holds it, or none that is there.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lock(&self) -> Result<Guard<'_, R, T>, Reentered> {
         self.raw.lock().map(|held| self.guard(held))
     }
@@ -147,7 +147,7 @@ pub(crate) struct Guard<'a, R: RawLock, T: ?Sized> {
 impl<R: RawLock, T: ?Sized> Deref for Guard<'_, R, T> {
     type Target = T;
 
-    #[inline]
+    #[inline(always)]
     fn deref(&self) -> &T {
         // SAFETY: while this guard exists its thread holds the lock, so nobody changes the value.
         unsafe { &*self.lock.value.get() }
@@ -159,7 +159,7 @@ impl<R: RawLock, T: ?Sized> Deref for Guard<'_, R, T> {
     reason = "a guard stands for the exclusive right to the value"
 )]
 impl<R: RawLock, T: ?Sized> DerefMut for Guard<'_, R, T> {
-    #[inline]
+    #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: while this guard exists its thread holds the lock, and the guard is borrowed
         // exclusively, so this is the only reference to the value.
@@ -169,7 +169,7 @@ impl<R: RawLock, T: ?Sized> DerefMut for Guard<'_, R, T> {
 
 #[allow(unsafe_code, reason = "gives back what the guard stands for")]
 impl<R: RawLock, T: ?Sized> Drop for Guard<'_, R, T> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         order::give(&raw const self.lock.raw);
         // SAFETY: the guard was made from this very `held`, by this thread, and is dropped once.
