@@ -12,18 +12,21 @@ pub(crate) struct Sum(u64);
 impl Sum {
     /// Adds bytes that start at an even offset of the checksummed data.
     pub(crate) fn bytes(mut self, data: &[u8]) -> Self {
-        // Four independent carries keep the adder's latency off the critical path.
+        // Four lanes add whole words and, apart, their high halves: what overflowed is known from
+        // the halves, so that no addition waits for a carry.
         let (chunks, rest) = data.as_chunks::<32>();
-        let mut lanes = [0u64; 4];
+        let (mut whole, mut high) = ([0u64; 4], [0u64; 4]);
         for c in chunks {
             let (words, _) = c.as_chunks::<8>();
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                let w = u64::from_le_bytes(*word);
-                *lane += (w & 0xffff_ffff) + (w >> 32);
+            for i in 0..4 {
+                let w = u64::from_le_bytes(words[i]);
+                whole[i] = whole[i].wrapping_add(w);
+                high[i] += w >> 32;
             }
         }
-        for lane in lanes {
-            self.0 += (lane & 0xffff_ffff) + (lane >> 32);
+        for (w, h) in whole.into_iter().zip(high) {
+            let low = w.wrapping_sub(h << 32);
+            self.0 += low + h;
         }
         let (words, tail) = rest.as_chunks::<4>();
         for w in words {

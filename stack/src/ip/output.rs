@@ -1,8 +1,6 @@
 //! Sending: next hops, headers, checksums, and packets composed outside connections.
 
-use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet,
-};
+use smoltcp::wire::{EthernetAddress, IpProtocol};
 
 use super::IpLayer;
 use super::iface::IfaceId;
@@ -150,43 +148,23 @@ impl IpLayer {
         len: usize,
     ) {
         let v4 = meta.src.is_v4();
-        let mut eth = EthernetFrame::new_unchecked(&mut *frame);
-        eth.set_dst_addr(to);
-        eth.set_src_addr(self.ifaces[iface.index()].mac);
-        eth.set_ethertype(if v4 {
-            EthernetProtocol::Ipv4
-        } else {
-            EthernetProtocol::Ipv6
-        });
-        let packet = &mut frame[ETHERNET..];
+        let (ethernet, packet) = frame.split_at_mut(ETHERNET);
+        ethernet[..6].copy_from_slice(&to.0);
+        ethernet[6..12].copy_from_slice(&self.ifaces[iface.index()].mac.0);
+        let kind: u16 = if v4 { 0x0800 } else { 0x86dd };
+        ethernet[12..].copy_from_slice(&kind.to_be_bytes());
         if v4 {
             self.ident = self.ident.wrapping_add(1);
-            let mut p = Ipv4Packet::new_unchecked(&mut packet[..IPV4 + len]);
-            p.set_version(4);
-            p.set_header_len(IPV4 as u8);
-            p.set_dscp(meta.tos >> 2);
-            p.set_ecn(meta.tos & 3);
-            p.set_total_len((IPV4 + len) as u16);
-            p.set_ident(self.ident);
-            p.clear_flags();
-            p.set_more_frags(false);
-            p.set_frag_offset(0);
-            p.set_dont_frag(meta.dont_fragment);
-            p.set_hop_limit(meta.hop_limit);
-            p.set_next_header(meta.protocol);
-            p.set_src_addr(meta.src.to_v4());
-            p.set_dst_addr(meta.dst.to_v4());
-            fill_header_checksum(packet);
+            let header = ipv4_header(meta, self.ident, len);
+            packet[..IPV4].copy_from_slice(&header);
         } else {
-            let mut p = Ipv6Packet::new_unchecked(&mut packet[..IPV6 + len]);
-            p.set_version(6);
-            p.set_traffic_class(meta.tos);
-            p.set_flow_label(0);
-            p.set_payload_len(len as u16);
-            p.set_next_header(meta.protocol);
-            p.set_hop_limit(meta.hop_limit);
-            p.set_src_addr(meta.src.to_v6());
-            p.set_dst_addr(meta.dst.to_v6());
+            let class = u32::from(meta.tos) << 20;
+            packet[..4].copy_from_slice(&(6 << 28 | class).to_be_bytes());
+            packet[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+            packet[6] = meta.protocol.into();
+            packet[7] = meta.hop_limit;
+            packet[8..24].copy_from_slice(&meta.src.bits().to_be_bytes());
+            packet[24..IPV6].copy_from_slice(&meta.dst.bits().to_be_bytes());
         }
     }
 
@@ -310,6 +288,32 @@ impl IpLayer {
 
 fn pseudo(meta: &IpMeta, len: usize) -> Sum {
     Sum::default().pseudo(meta.src, meta.dst, meta.protocol.into(), len)
+}
+
+/// An IPv4 header without options for `len` bytes. Its checksum comes from the fields, not from the
+/// bytes, which would have to be waited for.
+fn ipv4_header(meta: &IpMeta, ident: u16, len: usize) -> [u8; IPV4] {
+    let ((_, src), (_, dst)) = (meta.src.words(), meta.dst.words());
+    let words = [
+        0x4500 | u16::from(meta.tos),
+        (IPV4 + len) as u16,
+        ident,
+        if meta.dont_fragment { 0x4000 } else { 0 },
+        u16::from(meta.hop_limit) << 8 | u16::from(u8::from(meta.protocol)),
+        (src >> 16) as u16,
+        src as u16,
+        (dst >> 16) as u16,
+        dst as u16,
+    ];
+    let sum: u32 = words.iter().map(|w| u32::from(*w)).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    let [a, b, c, d, e, f, g, h, i] = words.map(u128::from);
+    let first = a << 112 | b << 96 | c << 80 | d << 64 | e << 48 | u128::from(checksum) << 32;
+    let mut header = [0; IPV4];
+    header[..16].copy_from_slice(&(first | f << 16 | g).to_be_bytes());
+    header[16..].copy_from_slice(&((h << 16 | i) as u32).to_be_bytes());
+    header
 }
 
 /// Fills the checksum of a 20-byte IPv4 header.

@@ -474,7 +474,7 @@ impl Tcb<'_> {
         if self.b.timers.rexmit_kind == Rexmit::Reorder {
             return;
         }
-        let rto = self.c.rtt.backed_off(self.b.backoff);
+        let rto = self.c.rtt.backed_off_us(self.b.backoff);
         let probe = self.b.phase == Phase::Open
             && self.c.flags.has(Flags::SACK)
             && self.c.state.is_synchronized()
@@ -484,15 +484,15 @@ impl Tcb<'_> {
             && self.c.rtt.srtt_us != 0;
         if probe {
             let single = self.c.flight() <= u32::from(self.c.mss);
-            let pto = rack::probe_timeout(self.c.rtt.srtt_us, single, rto);
+            let pto = rack::probe_timeout_us(self.c.rtt.srtt_us, single, rto);
             if pto < rto {
-                self.b.timers.arm_rexmit(Rexmit::Tlp, self.now + pto);
+                self.b.timers.arm_rexmit(Rexmit::Tlp, self.now.plus_us(pto));
                 return;
             }
         }
         let running = self.b.timers.rexmit_kind == Rexmit::Rto;
         if restart || !running {
-            self.b.timers.arm_rexmit(Rexmit::Rto, self.now + rto);
+            self.b.timers.arm_rexmit(Rexmit::Rto, self.now.plus_us(rto));
         }
     }
 

@@ -725,7 +725,7 @@ impl Engine {
             ecn: c.flags.has(Flags::ECN),
             snd_wscale: c.snd_wscale,
             rcv_wscale: c.rcv_wscale,
-            rto: c.rtt.backed_off(b.map_or(0, |b| b.backoff)),
+            rto: Duration::from_micros(c.rtt.backed_off_us(b.map_or(0, |b| b.backoff))),
             retransmits: b.map_or(0, |b| b.backoff),
             probes: c.probes,
             backoff: b.map_or(0, |b| b.backoff),

@@ -375,11 +375,8 @@ impl Engine {
                 .with(Control::ACK)
                 .with_if(Control::ECE, e.flags.has(Flags::ECN)),
             window: self.env.config.rcvbuf.min(u32::from(u16::MAX)) as u16,
-            urgent: 0,
             options: OptionBytes::syn(our_mss, scale, e.flags.has(Flags::SACK), ts),
-            data_offset: 0,
-            data_len: 0,
-            ecn: 0,
+            ..Plan::new()
         };
         self.env.stats.segments_out += 1;
         let t = e.tuple;
@@ -465,15 +462,11 @@ impl Engine {
     }
 
     fn send_embryo_ack(&mut self, ip: &mut IpLayer, e: &Embryo, now: Instant) {
-        let mut options = OptionBytes::new();
-        if e.flags.has(Flags::TIMESTAMPS) {
-            let val = (now.as_millis() as u32).wrapping_add(e.ts_offset);
-            options.add_timestamps(Timestamps {
-                val,
-                ecr: e.ts_recent,
-            });
-        }
-        let mut plan = super::bare(e.isn + 1, e.irs + 1, Control::ACK, options);
+        let mut plan = Plan::bare(e.isn + 1, e.irs + 1, Control::ACK);
+        plan.timestamps = e.flags.has(Flags::TIMESTAMPS).then(|| Timestamps {
+            val: (now.as_millis() as u32).wrapping_add(e.ts_offset),
+            ecr: e.ts_recent,
+        });
         plan.window = (self.env.config.rcvbuf >> e.rcv_wscale).min(u32::from(u16::MAX)) as u16;
         self.send_bare(ip, e.bound, &e.tuple, &plan, now);
     }

@@ -62,7 +62,6 @@ use conn::{Busy, Conn, Flags, NONE};
 use demux::{Demux, Entry};
 use input::Answer;
 use listener::{Embryo, Listeners};
-use options::OptionBytes;
 use segment::{Control, Plan, Segment};
 use timer_wheel::TimerWheel;
 use timewait::{Last, TimeWaits, Verdict};
@@ -294,16 +293,12 @@ impl Engine {
             Verdict::Ignore => {}
             Verdict::Acknowledge => {
                 let r = self.time_waits.records[i];
-                let mut options = OptionBytes::new();
-                if r.has_ts {
-                    let val = (now.as_millis() as u32).wrapping_add(r.ts_offset);
-                    options.add_timestamps(options::Timestamps {
-                        val,
+                if self.env.challenge.take(now) {
+                    let mut plan = Plan::bare(r.snd_nxt, r.rcv_nxt, Control::ACK);
+                    plan.timestamps = r.has_ts.then(|| options::Timestamps {
+                        val: (now.as_millis() as u32).wrapping_add(r.ts_offset),
                         ecr: r.ts_recent(),
                     });
-                }
-                if self.env.challenge.take(now) {
-                    let plan = bare(r.snd_nxt, r.rcv_nxt, Control::ACK, options);
                     let via = IpLayer::reply_by(tuple.remote.ip, arrival);
                     self.send_bare(ip, via, tuple, &plan, now);
                 }
@@ -335,14 +330,9 @@ impl Engine {
         }
         self.env.stats.resets_out += 1;
         let plan = if seg.has(Control::ACK) {
-            bare(seg.ack, Seq(0), Control::RST, OptionBytes::new())
+            Plan::bare(seg.ack, Seq(0), Control::RST)
         } else {
-            bare(
-                Seq(0),
-                seg.end(),
-                Control::RST.with(Control::ACK),
-                OptionBytes::new(),
-            )
+            Plan::bare(Seq(0), seg.end(), Control::RST.with(Control::ACK))
         };
         let via = IpLayer::reply_by(tuple.remote.ip, arrival);
         self.send_bare(ip, via, tuple, &plan, now);
@@ -628,9 +618,10 @@ impl Engine {
             return Sent::Moved(to);
         }
         let mut t = self.tcb(i, now);
-        let Some(plan) = t.next_segment() else {
+        let mut plan = Plan::new();
+        if !t.next_segment(&mut plan) {
             return Sent::Nothing;
-        };
+        }
         t.env.stats.segments_out += 1;
         let Tcb { c, b, .. } = t;
         let opts = c.opts();
@@ -782,21 +773,6 @@ enum Sent {
     Elsewhere,
     /// It is another interface's from now on.
     Moved(IfaceId),
-}
-
-/// A segment without payload or window, from no connection.
-fn bare(seq: Seq, ack: Seq, control: Control, options: OptionBytes) -> Plan {
-    Plan {
-        seq,
-        ack,
-        control,
-        window: 0,
-        urgent: 0,
-        options,
-        data_offset: 0,
-        data_len: 0,
-        ecn: 0,
-    }
 }
 
 fn flow_words(t: &FourTuple) -> [u64; 5] {

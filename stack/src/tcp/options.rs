@@ -26,6 +26,16 @@ pub(crate) struct Timestamps {
     pub(crate) ecr: u32,
 }
 
+impl Timestamps {
+    /// The aligned form, as everyone sends it.
+    pub(crate) const fn aligned(self) -> [u8; TIMESTAMPS_ALIGNED_BYTES] {
+        let head = u32::from_be_bytes([NOP, NOP, TIMESTAMPS, 10]);
+        let bits = (head as u128) << 64 | (self.val as u128) << 32 | self.ecr as u128;
+        let [_, _, _, _, bytes @ ..] = bits.to_be_bytes();
+        bytes
+    }
+}
+
 /// The options of one received segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -158,18 +168,23 @@ impl OptionBytes {
         o
     }
 
-    pub(crate) fn add_timestamps(&mut self, ts: Timestamps) {
-        self.put(&[NOP, NOP, TIMESTAMPS, 10]);
-        self.put_timestamps(ts);
+    /// SACK blocks that fit beside the timestamps or without them.
+    pub(crate) const fn sack_room(timestamps: bool) -> usize {
+        let used = if timestamps {
+            TIMESTAMPS_ALIGNED_BYTES
+        } else {
+            0
+        };
+        (OPTIONS_BYTES_MAX - used - 4) / 8
     }
 
-    /// As many SACK blocks as fit in what is left.
-    pub(crate) fn sack_room(&self) -> usize {
-        (OPTIONS_BYTES_MAX - self.len).saturating_sub(4) / 8
+    /// Empties it in place.
+    pub(crate) const fn clear(&mut self) {
+        self.len = 0;
     }
 
+    /// The caller has seen to it that `blocks` fit.
     pub(crate) fn add_sack(&mut self, blocks: &[Range]) {
-        let blocks = &blocks[..blocks.len().min(self.sack_room())];
         if blocks.is_empty() {
             return;
         }
@@ -221,8 +236,14 @@ mod tests {
                 }
             }
         }
+        let ts = Timestamps { val: 1, ecr: 2 };
+        let parsed = Options::parse(&ts.aligned(), false);
+        assert_eq!(parsed.timestamps, Some(ts));
+        assert_eq!(
+            (OptionBytes::sack_room(true), OptionBytes::sack_room(false)),
+            (3, 4)
+        );
         let mut o = OptionBytes::new();
-        o.add_timestamps(Timestamps { val: 1, ecr: 2 });
         let blocks: Vec<Range> = (0..4)
             .map(|i| Range {
                 start: Seq(i * 10),
@@ -231,7 +252,7 @@ mod tests {
             .collect();
         o.add_sack(&blocks);
         let parsed = Options::parse(o.as_slice(), false);
-        assert_eq!(parsed.sack.iter().collect::<Vec<_>>(), blocks[..3]);
+        assert_eq!(parsed.sack.iter().collect::<Vec<_>>(), blocks);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Decides what a connection sends next: one segment per call, until there is nothing.
 
 use super::conn::{Flags, Phase, Rexmit, stamp};
-use super::options::{OptionBytes, TIMESTAMPS_ALIGNED_BYTES, Timestamps};
+use super::options::{OptionBytes, Timestamps};
 use super::reassembly::Range;
 use super::segment::{Control, Plan};
 use super::seq::Seq;
@@ -15,31 +15,24 @@ use crate::time::Instant;
 const ECT0: u8 = 2;
 
 impl Tcb<'_> {
-    /// The next segment due now. The scoreboard, timers and sequence variables already count it as
-    /// sent.
+    /// Plans the next segment due now; false if there is none. The scoreboard, timers and sequence
+    /// variables then count it as sent.
     #[inline(always)]
-    pub(crate) fn next_segment(&mut self) -> Option<Plan> {
+    pub(crate) fn next_segment(&mut self, plan: &mut Plan) -> bool {
         if self.c.flags.has(Flags::SEND_RST) {
-            return Some(self.reset());
+            self.reset(plan);
+            return true;
         }
         match self.c.state {
-            State::Closed => return None,
+            State::Closed => return false,
             // The ACK of the peer's FIN, before the compact record takes over.
-            State::TimeWait => return self.pure_ack(),
-            State::SynSent | State::SynReceived => return self.syn(),
+            State::TimeWait => return self.pure_ack(plan),
+            State::SynSent | State::SynReceived => return self.syn(plan),
             _ => {}
         }
-        self.c
-            .state
-            .transmits()
-            .then(|| {
-                self.retransmission()
-                    .or_else(|| self.new_data())
-                    .or_else(|| self.probe())
-            })
-            .flatten()
-            .or_else(|| self.keepalive_probe())
-            .or_else(|| self.pure_ack())
+        let sent = self.c.state.transmits()
+            && (self.retransmission(plan) || self.new_data(plan) || self.probe(plan));
+        sent || self.keepalive_probe(plan) || self.pure_ack(plan)
     }
 
     /// Bytes queued beyond SND.NXT.
@@ -69,12 +62,9 @@ impl Tcb<'_> {
         used + used / 2 <= self.sndbuf() && !self.env.pool.under_pressure()
     }
 
-    fn syn(&mut self) -> Option<Plan> {
+    fn syn(&mut self, plan: &mut Plan) -> bool {
         if !self.c.flags.has(Flags::SEND_SYN) {
-            if self.c.state == State::SynReceived && self.c.flags.has(Flags::ACK_NOW) {
-                return self.pure_ack();
-            }
-            return None;
+            return self.c.state == State::SynReceived && self.pure_ack(plan);
         }
         self.c.flags.clear(Flags::SEND_SYN | Flags::ACK_NOW);
         let iss = self.c.snd_una;
@@ -94,8 +84,8 @@ impl Tcb<'_> {
             self.c.total_retrans += 1;
             self.env.stats.segments_retransmitted += 1;
         }
-        let rto = self.c.rtt.backed_off(self.b.backoff);
-        self.b.timers.arm_rexmit(Rexmit::Rto, self.now + rto);
+        let rto = self.c.rtt.backed_off_us(self.b.backoff);
+        self.b.timers.arm_rexmit(Rexmit::Rto, self.now.plus_us(rto));
         let answers = self.c.state == State::SynReceived;
         // RFC 3168 §6.1.1: an ECN-setup SYN carries both bits. Not on a retransmission, in case a
         // middlebox drops it (§6.1.1.1).
@@ -115,7 +105,7 @@ impl Tcb<'_> {
         }
         self.c.rcv_wnd = self.c.rcvbuf.min(u32::from(u16::MAX));
         self.c.rcv_wup = self.c.rcv_nxt;
-        Some(Plan {
+        *plan = Plan {
             seq: iss,
             ack: if answers { self.c.rcv_nxt } else { Seq(0) },
             control: Control::SYN
@@ -123,25 +113,26 @@ impl Tcb<'_> {
                 .with_if(Control::ECE, ecn)
                 .with_if(Control::CWR, ecn),
             window: self.c.rcv_wnd as u16,
-            urgent: 0,
             options: OptionBytes::syn(our_mss, scale, self.c.flags.has(Flags::SACK), ts),
-            data_offset: 0,
-            data_len: 0,
-            ecn: 0,
-        })
+            ..Plan::new()
+        };
+        true
     }
 
     /// Lost ranges first, as pipe allows (RFC 6675 §5 (C)).
-    fn retransmission(&mut self) -> Option<Plan> {
-        let range = self.b.board.next_lost(u32::from(self.c.mss))?;
+    fn retransmission(&mut self, plan: &mut Plan) -> bool {
+        let Some(range) = self.b.board.next_lost(u32::from(self.c.mss)) else {
+            return false;
+        };
         let pipe = self.pipe();
         if pipe > 0 && pipe + range.end.since(range.start) > self.c.window.cwnd {
-            return None;
+            return false;
         }
-        Some(self.retransmit(range))
+        self.retransmit(range, plan);
+        true
     }
 
-    fn retransmit(&mut self, range: Range) -> Plan {
+    fn retransmit(&mut self, range: Range, plan: &mut Plan) {
         let len = range.end.since(range.start);
         self.b.board.retransmitted(range, stamp(self.now));
         self.c.total_retrans = self.c.total_retrans.wrapping_add(1);
@@ -154,26 +145,27 @@ impl Tcb<'_> {
         if self.b.timers.rexmit_kind == Rexmit::Off {
             self.arm_rexmit(true);
         }
-        self.text(range)
+        self.text(range, plan);
     }
 
     /// New data, as far as both windows, Nagle and silly-window avoidance allow; or the FIN.
     #[inline(always)]
-    fn new_data(&mut self) -> Option<Plan> {
+    fn new_data(&mut self, plan: &mut Plan) -> bool {
         let unsent = self.unsent();
         let fin = self.fin_unsent();
         if unsent == 0 && !fin {
-            return None;
+            return false;
         }
         if self.now < self.b.pace_at {
             self.b.timers.pace = self.b.pace_at;
-            return None;
+            return false;
         }
         if self.b.board.len() >= SENT_SEGMENTS_MAX {
-            return None;
+            return false;
         }
         if unsent == 0 {
-            return Some(self.send_new(0, true));
+            self.send_new(0, true, plan);
+            return true;
         }
         self.restart_after_idle();
         let mss = u32::from(self.c.mss);
@@ -181,7 +173,7 @@ impl Tcb<'_> {
         let cwnd = self.c.window.cwnd;
         if pipe > 0 && pipe + mss.min(unsent) > cwnd {
             self.b.cwnd_limited = true;
-            return None;
+            return false;
         }
         let window = self.c.snd_limit().since(self.c.snd_nxt);
         let burst = if self.link().tso_bytes > 0 {
@@ -203,14 +195,15 @@ impl Tcb<'_> {
                     if self.b.board.is_empty() {
                         self.start_persist();
                     }
-                    return None;
+                    return false;
                 }
             } else if self.held_back() {
-                return None;
+                return false;
             }
         }
         let with_fin = fin && len == unsent;
-        Some(self.send_new(len, with_fin))
+        self.send_new(len, with_fin, plan);
+        true
     }
 
     /// Nagle's rule as Minshall refined it, TCP_CORK and MSG_MORE, for a last segment below the
@@ -249,13 +242,13 @@ impl Tcb<'_> {
         if self.c.flight() > 0 || self.c.segs_out == 0 {
             return;
         }
-        let rto = self.c.rtt.rto();
-        if core::time::Duration::from_millis(u64::from(idle_ms)) > rto {
+        let rto_us = self.c.rtt.rto_us();
+        if u64::from(idle_ms) * 1_000 > rto_us {
             let initial = super::cc::Window::initial(u32::from(self.c.mss)).cwnd;
             let w = &mut self.c.window;
             w.ssthresh = w.ssthresh.max(w.cwnd - w.cwnd / 4);
             // Halved per RTO of silence, as Linux does, down to the initial window.
-            let rounds = (u128::from(idle_ms) * 1_000 / rto.as_micros().max(1)).min(31) as u32;
+            let rounds = (u64::from(idle_ms) * 1_000 / rto_us).min(31) as u32;
             w.cwnd = w
                 .cwnd
                 .checked_shr(rounds)
@@ -267,13 +260,13 @@ impl Tcb<'_> {
 
     fn start_persist(&mut self) {
         if self.b.timers.rexmit_kind == Rexmit::Off {
-            let at = self.now + self.c.rtt.backed_off(self.b.backoff);
+            let at = self.now.plus_us(self.c.rtt.backed_off_us(self.b.backoff));
             self.b.timers.arm_rexmit(Rexmit::Persist, at);
         }
     }
 
     #[inline(always)]
-    fn send_new(&mut self, len: u32, fin: bool) -> Plan {
+    fn send_new(&mut self, len: u32, fin: bool, plan: &mut Plan) {
         let start = self.c.snd_nxt;
         let end = start + len + u32::from(fin);
         let was_empty = self.b.board.is_empty();
@@ -305,15 +298,15 @@ impl Tcb<'_> {
         }
         self.c.last_send_ms = self.now.as_millis() as u32;
         self.arm_rexmit(was_empty);
-        self.text(Range { start, end })
+        self.text(Range { start, end }, plan);
     }
 
     /// Tail loss probe, then zero-window probe.
-    fn probe(&mut self) -> Option<Plan> {
+    fn probe(&mut self, plan: &mut Plan) -> bool {
         if self.c.flags.has(Flags::PROBE_TAIL) {
             self.c.flags.clear(Flags::PROBE_TAIL);
-            if let Some(plan) = self.tail_probe() {
-                return Some(plan);
+            if self.tail_probe(plan) {
+                return true;
             }
         }
         if self.c.flags.has(Flags::PROBE_WINDOW) {
@@ -323,69 +316,72 @@ impl Tcb<'_> {
             self.env.stats.window_probes += 1;
             if len > 0 {
                 // The window is silly but open: what fits is the best probe.
-                return Some(self.send_new(len, false));
+                self.send_new(len, false, plan);
+            } else {
+                self.empty(self.c.snd_una - 1, plan);
             }
-            return Some(self.empty(self.c.snd_una - 1));
+            return true;
         }
-        None
+        false
     }
 
     /// RFC 8985 §7.3: new data if the window allows, else the last segment again.
-    fn tail_probe(&mut self) -> Option<Plan> {
-        let last = *self.b.board.back()?;
+    fn tail_probe(&mut self, plan: &mut Plan) -> bool {
+        let Some(&last) = self.b.board.back() else {
+            return false;
+        };
         self.env.stats.tail_probes += 1;
         let mss = u32::from(self.c.mss);
         let window = self.c.snd_limit().since(self.c.snd_nxt);
         let len = self.unsent().min(mss);
         let fresh = len > 0 && len <= window;
-        let plan = if fresh {
+        if fresh {
             let fin = self.fin_unsent() && len == self.unsent();
-            self.send_new(len, fin)
+            self.send_new(len, fin, plan);
         } else {
             let start = if last.end.since(last.start) > mss {
                 last.end - mss
             } else {
                 last.start
             };
-            self.retransmit(Range {
-                start,
-                end: last.end,
-            })
-        };
+            let end = last.end;
+            self.retransmit(Range { start, end }, plan);
+        }
         self.b.tail.end = Some(self.c.snd_nxt);
         self.b.tail.is_retransmission = !fresh;
-        let rto = self.c.rtt.backed_off(self.b.backoff);
-        self.b.timers.arm_rexmit(Rexmit::Rto, self.now + rto);
-        Some(plan)
+        let rto = self.c.rtt.backed_off_us(self.b.backoff);
+        self.b.timers.arm_rexmit(Rexmit::Rto, self.now.plus_us(rto));
+        true
     }
 
-    fn keepalive_probe(&mut self) -> Option<Plan> {
+    fn keepalive_probe(&mut self, plan: &mut Plan) -> bool {
         if !self.c.flags.has(Flags::PROBE_KEEPALIVE) {
-            return None;
+            return false;
         }
         self.c.flags.clear(Flags::PROBE_KEEPALIVE);
         self.env.stats.keepalive_probes += 1;
-        Some(self.empty(self.c.snd_una - 1))
+        self.empty(self.c.snd_una - 1, plan);
+        true
     }
 
-    fn pure_ack(&mut self) -> Option<Plan> {
+    fn pure_ack(&mut self, plan: &mut Plan) -> bool {
         if !self.c.flags.has(Flags::ACK_NOW) {
-            return None;
+            return false;
         }
         let owed = self.b.dup_acks_owed;
-        let plan = self.empty(self.c.snd_nxt);
+        self.empty(self.c.snd_nxt, plan);
         if owed > 0 {
             self.b.dup_acks_owed = owed - 1;
             self.c.flags.set(Flags::ACK_NOW);
         }
         self.env.stats.pure_acks_out += 1;
-        Some(plan)
+        true
     }
 
-    fn reset(&mut self) -> Plan {
+    fn reset(&mut self, plan: &mut Plan) {
         self.c.flags.clear(Flags::SEND_RST);
         let synchronized = self.c.state != State::SynSent;
-        let mut plan = self.empty(self.c.snd_nxt);
+        self.empty(self.c.snd_nxt, plan);
         plan.control = Control::RST.with_if(Control::ACK, synchronized);
         if !synchronized {
             plan.ack = Seq(0);
@@ -396,28 +392,22 @@ impl Tcb<'_> {
         if self.c.error.is_some() {
             self.notify(Ready::ERROR);
         }
-        plan
     }
 
     /// A segment carrying `range`, which may include our FIN.
     #[inline(always)]
-    fn text(&mut self, range: Range) -> Plan {
+    fn text(&mut self, range: Range, plan: &mut Plan) {
         let offset = range.start.since(self.c.snd_una) as usize;
         let queued = self.b.tx.len();
         let data_len = (range.end.since(range.start) as usize).min(queued.saturating_sub(offset));
         let fin = data_len < range.end.since(range.start) as usize;
         let last = offset + data_len == queued;
-        let mut plan = self.empty(range.start);
+        self.empty(range.start, plan);
         // SACK blocks take room the MSS does not allow for: a full segment goes without, and a
         // pure ACK follows with them.
-        let timestamps = if self.c.flags.has(Flags::TIMESTAMPS) {
-            TIMESTAMPS_ALIGNED_BYTES
-        } else {
-            0
-        };
-        let extra = plan.options.as_slice().len() - timestamps;
+        let extra = plan.options.as_slice().len();
         if extra > 0 && data_len + extra > usize::from(self.c.mss) {
-            plan.options = self.timestamps_option();
+            plan.options.clear();
             self.c.flags.set(Flags::ACK_NOW);
         }
         plan.data_offset = offset;
@@ -443,13 +433,12 @@ impl Tcb<'_> {
                 }
             }
         }
-        plan
     }
 
     /// A segment without payload; every segment of a synchronized connection starts here, so this
     /// is where an ACK is accounted as sent.
     #[inline(always)]
-    fn empty(&mut self, seq: Seq) -> Plan {
+    fn empty(&mut self, seq: Seq, plan: &mut Plan) {
         let window = self.select_window();
         let unacked = self.c.rcv_nxt != self.c.rcv_wup;
         if unacked && self.c.quick_acks > 0 {
@@ -460,38 +449,27 @@ impl Tcb<'_> {
         self.c.flags.clear(Flags::ACK_NOW);
         self.b.timers.delayed_ack = Instant::FAR_FUTURE;
         self.c.segs_out = self.c.segs_out.wrapping_add(1);
-        let mut options = self.timestamps_option();
+        plan.seq = seq;
+        plan.ack = self.c.rcv_nxt;
+        plan.control = Control::ACK.with_if(Control::ECE, self.c.flags.has(Flags::ECN_ECHO));
+        plan.window = (window >> self.c.rcv_wscale).min(u32::from(u16::MAX)) as u16;
+        plan.urgent = 0;
+        plan.timestamps = self.c.flags.has(Flags::TIMESTAMPS).then(|| Timestamps {
+            val: self.c.ts_now(self.now),
+            ecr: self.c.ts_recent,
+        });
+        plan.options.clear();
+        plan.data_offset = 0;
+        plan.data_len = 0;
+        plan.ecn = 0;
         if self.c.flags.has(Flags::SACK) && (!self.b.reasm.is_empty() || self.b.dsack.is_some()) {
-            self.add_sack(&mut options);
+            self.add_sack(plan);
         }
-        Plan {
-            seq,
-            ack: self.c.rcv_nxt,
-            control: Control::ACK.with_if(Control::ECE, self.c.flags.has(Flags::ECN_ECHO)),
-            window: (window >> self.c.rcv_wscale).min(u32::from(u16::MAX)) as u16,
-            urgent: 0,
-            options,
-            data_offset: 0,
-            data_len: 0,
-            ecn: 0,
-        }
-    }
-
-    #[inline(always)]
-    fn timestamps_option(&self) -> OptionBytes {
-        let mut options = OptionBytes::new();
-        if self.c.flags.has(Flags::TIMESTAMPS) {
-            let val = self.c.ts_now(self.now);
-            options.add_timestamps(Timestamps {
-                val,
-                ecr: self.c.ts_recent,
-            });
-        }
-        options
     }
 
     /// D-SACK first (RFC 2883 §4), then the ranges held, newest first (RFC 2018 §4).
-    fn add_sack(&mut self, options: &mut OptionBytes) {
+    #[cold]
+    fn add_sack(&mut self, plan: &mut Plan) {
         let mut blocks = [Range {
             start: Seq(0),
             end: Seq(0),
@@ -502,9 +480,9 @@ impl Tcb<'_> {
             n = 1;
         }
         let mut held = [blocks[0]; 4];
-        let room = options.sack_room().min(4) - n;
+        let room = OptionBytes::sack_room(plan.timestamps.is_some()) - n;
         let m = self.b.reasm.sack_blocks(room, &mut held);
         blocks[n..n + m].copy_from_slice(&held[..m]);
-        options.add_sack(&blocks[..n + m]);
+        plan.options.add_sack(&blocks[..n + m]);
     }
 }

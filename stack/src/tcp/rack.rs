@@ -1,7 +1,5 @@
 //! RACK loss detection and the tail loss probe (RFC 8985).
 
-use core::time::Duration;
-
 use super::scoreboard::{Scoreboard, Sent, Stamp, stamp_at_or_after};
 use super::seq::Seq;
 
@@ -9,9 +7,9 @@ use super::seq::Seq;
 const REO_WND_PERSIST_ROUNDS: u8 = 16;
 /// RFC 8985 §7.2: allowance for the peer's delayed ACK when one segment is in flight; Linux uses
 /// its minimum RTO.
-const TLP_DELAYED_ACK: Duration = Duration::from_millis(200);
+const TLP_DELAYED_ACK_US: u64 = 200_000;
 /// What Linux adds to 2·SRTT when more is in flight.
-const TLP_SLACK: Duration = Duration::from_millis(2);
+const TLP_SLACK_US: u64 = 2_000;
 
 /// RACK's view of a connection with data in flight.
 #[derive(Debug, Clone, Copy, Default)]
@@ -125,15 +123,16 @@ const fn sent_after(t1: Stamp, end1: Seq, t2: Stamp, end2: Seq) -> bool {
     }
 }
 
-/// Probe timeout (§7.2): two round trips, plus the peer's delayed ACK if it may wait for more.
-pub(crate) fn probe_timeout(srtt_us: u32, single_segment: bool, rto: Duration) -> Duration {
+/// Probe timeout (§7.2) in microseconds: two round trips, plus the peer's delayed ACK if it may wait
+/// for more.
+pub(crate) fn probe_timeout_us(srtt_us: u32, single_segment: bool, rto_us: u64) -> u64 {
     if srtt_us == 0 {
-        return rto;
+        return rto_us;
     }
     let slack = if single_segment {
-        TLP_DELAYED_ACK
+        TLP_DELAYED_ACK_US
     } else {
-        TLP_SLACK
+        TLP_SLACK_US
     };
-    (Duration::from_micros(u64::from(srtt_us) * 2) + slack).min(rto)
+    (u64::from(srtt_us) * 2 + slack).min(rto_us)
 }

@@ -1,7 +1,5 @@
 //! Round-trip estimate and retransmission timeout (RFC 6298), with Linux's floor.
 
-use core::time::Duration;
-
 use crate::limits::{RTO_INITIAL, RTO_MAX, RTO_MIN};
 
 /// Smoothed round-trip time in microseconds; `srtt == 0` means no sample yet.
@@ -37,19 +35,19 @@ impl RttEstimate {
         }
     }
 
-    /// RTO without backoff. Linux applies its 200 ms floor to the variance term, so the timeout
-    /// always exceeds the smoothed round trip by at least that.
-    pub(crate) fn rto(&self) -> Duration {
+    /// RTO without backoff, in microseconds. Linux applies its 200 ms floor to the variance term, so
+    /// the timeout always exceeds the smoothed round trip by at least that.
+    pub(crate) fn rto_us(&self) -> u64 {
         if self.srtt_us == 0 {
-            return RTO_INITIAL;
+            return RTO_INITIAL.as_micros() as u64;
         }
-        let var = Duration::from_micros(u64::from(self.rttvar_us) * 4).max(RTO_MIN);
-        (Duration::from_micros(u64::from(self.srtt_us)) + var).min(RTO_MAX)
+        let var = (u64::from(self.rttvar_us) * 4).max(RTO_MIN.as_micros() as u64);
+        (u64::from(self.srtt_us) + var).min(RTO_MAX.as_micros() as u64)
     }
 
-    /// RFC 6298 §5.5: doubled per timeout, bounded.
-    pub(crate) fn backed_off(&self, backoff: u8) -> Duration {
-        self.rto().saturating_mul(1 << backoff.min(10)).min(RTO_MAX)
+    /// RFC 6298 §5.5: doubled per timeout, bounded; in microseconds.
+    pub(crate) fn backed_off_us(&self, backoff: u8) -> u64 {
+        (self.rto_us() << backoff.min(10)).min(RTO_MAX.as_micros() as u64)
     }
 }
 
@@ -60,18 +58,15 @@ mod tests {
     #[test]
     fn first_sample_and_convergence_follow_rfc6298() {
         let mut e = RttEstimate::new();
-        assert_eq!(e.rto(), Duration::from_secs(1));
+        assert_eq!(e.rto_us(), 1_000_000);
         e.sample(100_000);
         assert_eq!((e.srtt_us, e.rttvar_us), (100_000, 50_000));
-        assert_eq!(e.rto(), Duration::from_millis(300));
+        assert_eq!(e.rto_us(), 300_000);
         for _ in 0..200 {
             e.sample(100_000);
         }
-        assert_eq!(
-            e.rto(),
-            Duration::from_micros(u64::from(e.srtt_us)) + RTO_MIN
-        );
-        assert_eq!(e.backed_off(1), e.rto() * 2);
-        assert_eq!(e.backed_off(30), RTO_MAX);
+        assert_eq!(e.rto_us(), u64::from(e.srtt_us) + 200_000);
+        assert_eq!(e.backed_off_us(1), e.rto_us() * 2);
+        assert_eq!(e.backed_off_us(30), 120_000_000);
     }
 }

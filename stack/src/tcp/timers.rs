@@ -105,7 +105,7 @@ impl Tcb<'_> {
         self.b.board.mark_all_lost();
         self.b.timers.arm_rexmit(
             Rexmit::Rto,
-            self.now + self.c.rtt.backed_off(self.b.backoff),
+            self.now.plus_us(self.c.rtt.backed_off_us(self.b.backoff)),
         );
     }
 
@@ -171,7 +171,7 @@ impl Tcb<'_> {
         self.c.probes += 1;
         self.b.backoff = self.b.backoff.saturating_add(1);
         self.c.flags.set(Flags::PROBE_WINDOW);
-        let at = self.now + self.c.rtt.backed_off(self.b.backoff);
+        let at = self.now.plus_us(self.c.rtt.backed_off_us(self.b.backoff));
         self.b.timers.arm_rexmit(Rexmit::Persist, at);
     }
 
