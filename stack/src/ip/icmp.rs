@@ -7,7 +7,7 @@ use smoltcp::wire::{
 };
 
 use super::iface::IfaceId;
-use super::{IpLayer, IpMeta};
+use super::{Extensions, IpLayer, IpMeta};
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::checksum::Sum;
 use crate::error::Cause;
@@ -240,15 +240,15 @@ fn quoted_v6(bytes: &[u8], kind: ReportKind) -> Option<Report> {
         return None;
     }
     let p = Ipv6Packet::new_unchecked(bytes);
-    if p.version() != 6 {
+    let found = Extensions::walk(bytes)?;
+    if p.version() != 6 || found.fragment.is_some_and(|f| f.offset != 0) {
         return None;
     }
-    let transport = &bytes[40..];
     quoted(
         Ip::v6(p.src_addr()),
         Ip::v6(p.dst_addr()),
-        p.next_header(),
-        transport,
+        found.protocol,
+        bytes.get(found.at..)?,
         kind,
     )
 }

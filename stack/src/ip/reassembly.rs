@@ -125,12 +125,13 @@ impl Reassembler {
             data = &data[..data.len() & !7];
         }
         let end = f.offset + data.len();
-        let room = PACKET_BYTES_MAX
-            - if v4 {
-                f.head.len()
-            } else {
-                f.head.len() - IPV6
-            };
+        // What stands in front of the data and stays there when it is joined.
+        let ahead = if v4 {
+            f.head.len()
+        } else {
+            f.head.len() - IPV6 - FRAGMENT_HEADER
+        };
+        let room = PACKET_BYTES_MAX - ahead;
         if end > room || data.is_empty() {
             self.counts.malformed += 1;
             if !v4 && end > room {

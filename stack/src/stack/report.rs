@@ -26,9 +26,14 @@ impl Stack {
             (ReportKind::Unreachable { cause, hard }, IpProtocol::Tcp) => {
                 self.tcp.icmp_error(&r.tuple, r.seq, cause, hard, now);
             }
-            (ReportKind::Unreachable { cause, .. }, IpProtocol::Udp) => {
-                self.udp.icmp_error(&r.tuple, cause);
-            }
+            // Linux's icmp_err_convert: of the others a socket hears only if it asks (IP_RECVERR).
+            (
+                ReportKind::Unreachable {
+                    cause: cause @ (Cause::Refused | Cause::ProtocolUnreachable | Cause::Prohibited),
+                    hard: true,
+                },
+                IpProtocol::Udp,
+            ) => self.udp.icmp_error(&r.tuple, cause),
             _ => {}
         }
     }

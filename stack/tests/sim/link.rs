@@ -43,8 +43,10 @@ pub(crate) struct LinkConfig {
     pub(crate) corrupt: u32,
     /// Nothing passes in these windows.
     pub(crate) blackouts: Vec<(Instant, Instant)>,
-    /// Frames longer than this vanish without a word.
+    /// Frames longer than this do not pass.
     pub(crate) mtu: usize,
+    /// Their sender is told, as by a router; otherwise they vanish without a word.
+    pub(crate) tells: bool,
 }
 
 impl Default for LinkConfig {
@@ -60,6 +62,7 @@ impl Default for LinkConfig {
             corrupt: 0,
             blackouts: Vec::new(),
             mtu: usize::MAX,
+            tells: false,
         }
     }
 }
@@ -75,6 +78,8 @@ pub(crate) struct Link {
     busy_until: Instant,
     in_burst: u32,
     pub(crate) lost: u64,
+    /// Frames whose senders have to be told.
+    pub(crate) too_big: Vec<Vec<u8>>,
     pub(crate) carried: u64,
 }
 
@@ -88,6 +93,7 @@ impl Link {
             busy_until: Instant::ZERO,
             in_burst: 0,
             lost: 0,
+            too_big: Vec::new(),
             carried: 0,
         }
     }
@@ -98,6 +104,9 @@ impl Link {
             .blackouts
             .iter()
             .any(|(a, b)| now >= *a && now < *b);
+        if !dark && frame.len() > self.config.mtu && self.config.tells {
+            self.too_big.push(frame.to_vec());
+        }
         if dark || frame.len() > self.config.mtu || self.loses() {
             self.lost += 1;
             return;

@@ -1,9 +1,13 @@
 //! Simulation: whole stacks against each other in virtual time.
 
 mod basic;
+mod fabric;
 mod features;
+mod fragments;
 mod fuzz;
 mod goodput;
 mod link;
 mod net;
+mod paths;
+mod several;
 mod transfer;

@@ -21,6 +21,9 @@ pub(crate) fn at(side: usize, port: u16) -> SocketAddr {
     SocketAddr::new(ip(side), port)
 }
 
+/// Someone in the middle.
+pub(crate) type Mangle = Box<dyn FnMut(usize, &mut Vec<u8>) -> bool>;
+
 pub(crate) struct Net {
     pub(crate) now: Instant,
     pub(crate) stacks: [Stack; 2],
@@ -30,6 +33,8 @@ pub(crate) struct Net {
     buf: Vec<u8>,
     /// Copies of frames sent, with the side they came from, if wanted.
     pub(crate) tap: Option<Vec<(usize, Vec<u8>)>>,
+    /// Sees each frame before it arrives, with the side it comes from; true if it changed it.
+    pub(crate) mangle: Option<Mangle>,
     /// Check invariants after every event.
     pub(crate) check: bool,
 }
@@ -64,6 +69,7 @@ impl Net {
             events: [Vec::new(), Vec::new()],
             buf,
             tap: None,
+            mangle: None,
             check: true,
         }
     }
@@ -77,12 +83,28 @@ impl Net {
                 }
                 self.links[i].send(self.now, &self.buf[..t.len]);
             }
+            self.tell_too_big(i);
             while let Some(e) = self.stacks[i].poll_event() {
                 self.events[i].push(e);
             }
             if self.check {
                 self.stacks[i].check_invariants();
             }
+        }
+    }
+
+    /// A router's complaints about what side `i` sent.
+    fn tell_too_big(&mut self, i: usize) {
+        for frame in std::mem::take(&mut self.links[i].too_big) {
+            let mtu = self.links[i].config.mtu - 14;
+            let packet = &frame[14..];
+            let icmp = if packet[0] >> 4 == 4 {
+                too_big_v4(ip(1 - i), ip(i), mtu as u16, packet)
+            } else {
+                too_big_v6(ip6(1 - i), ip6(i), mtu as u32, packet)
+            };
+            let frame = crate::net::frame(MAC[i], MAC[1 - i], &icmp);
+            self.stacks[i].handle_frame(self.now, &frame, Received::default());
         }
     }
 
@@ -102,7 +124,11 @@ impl Net {
         self.now = self.now.max(next);
         for i in 0..2 {
             while let Some(frame) = self.links[i].arrive(self.now) {
-                self.stacks[1 - i].handle_frame(self.now, &frame, Received::default());
+                let mut frame = frame;
+                let received = Received {
+                    checksum_ok: self.mangle.as_mut().is_some_and(|m| m(i, &mut frame)),
+                };
+                self.stacks[1 - i].handle_frame(self.now, &frame, received);
             }
             self.stacks[i].handle_timeout(self.now);
         }
@@ -131,4 +157,70 @@ impl Net {
             }
         }
     }
+}
+
+/// An Ethernet frame around an IP packet.
+pub(crate) fn frame(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    let kind = if packet[0] >> 4 == 4 {
+        [8, 0]
+    } else {
+        [0x86, 0xdd]
+    };
+    [&to[..], &from, &kind, packet].concat()
+}
+
+/// The Internet checksum (RFC 1071) of bytes whose own field is zero.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let word = |c: &[u8]| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+pub(crate) fn fill_ipv4_checksum(packet: &mut [u8]) {
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum);
+}
+
+/// What a router says about an IPv4 packet that does not fit its next link (RFC 1191).
+pub(crate) fn too_big_v4(from: IpAddr, to: IpAddr, mtu: u16, packet: &[u8]) -> Vec<u8> {
+    let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) else {
+        panic!("IPv4")
+    };
+    let mut icmp = vec![3, 4, 0, 0, 0, 0];
+    icmp.extend(mtu.to_be_bytes());
+    icmp.extend(&packet[..packet.len().min(28)]);
+    let sum = checksum(&icmp);
+    icmp[2..4].copy_from_slice(&sum);
+    let mut p = vec![0x45, 0, 0, 20 + icmp.len() as u8, 0, 0, 0, 0, 64, 1, 0, 0];
+    p.extend(from.octets());
+    p.extend(to.octets());
+    fill_ipv4_checksum(&mut p);
+    p.extend(icmp);
+    p
+}
+
+/// The same of an IPv6 packet (RFC 4443 §3.2).
+pub(crate) fn too_big_v6(from: IpAddr, to: IpAddr, mtu: u32, packet: &[u8]) -> Vec<u8> {
+    let (IpAddr::V6(from), IpAddr::V6(to)) = (from, to) else {
+        panic!("IPv6")
+    };
+    let mut icmp = vec![2, 0, 0, 0];
+    icmp.extend(mtu.to_be_bytes());
+    icmp.extend(&packet[..packet.len().min(1_232)]);
+    let len = icmp.len() as u16;
+    let mut pseudo = [&from.octets()[..], &to.octets()].concat();
+    pseudo.extend(u32::from(len).to_be_bytes());
+    pseudo.extend([0, 0, 0, 58]);
+    let sum = checksum(&[&pseudo[..], &icmp].concat());
+    icmp[2..4].copy_from_slice(&sum);
+    let mut p = vec![0x60, 0, 0, 0, 0, 0, 58, 64];
+    p[4..6].copy_from_slice(&len.to_be_bytes());
+    p.extend(from.octets());
+    p.extend(to.octets());
+    p.extend(icmp);
+    p
 }
