@@ -214,7 +214,7 @@ fn modify(set: &'static File, fd: i32, target: &'static File, event: epoll_event
             return Err(Errno::EINVAL);
         }
         (member.events, member.data, member.spent) = (event.events, event.u64, false);
-        if target.kind() == Kind::Tcp {
+        if matches!(target.kind(), Kind::Tcp | Kind::Stack) {
             let tag = epoll::EventData::new_u64(Source::Member(key).pack());
             let _ = epoll::modify(&set.aux, sys::borrow(fd), tag, asked(event.events));
         }
@@ -305,7 +305,7 @@ fn watch_beneath(
     if ready::beneath(target) == Beneath::Queue {
         return watch_queue(set, fd, key);
     }
-    if target.kind() == Kind::Stack {
+    if ready::beneath(target) == Beneath::Mute && target.kind() == Kind::Stack {
         return Ok(()); // the engine tells by the watch list
     }
     if target.kind() == Kind::Kcm {
@@ -589,7 +589,7 @@ pub(crate) struct SetStay {
     set: Pin,
     bell: Lent,
     id: BellId,
-    _turn: Option<Turn>,
+    turn: Option<Turn>,
 }
 
 impl Drop for SetStay {
@@ -606,13 +606,14 @@ fn sleep(
     file: &'static File,
     until: Option<Nanos>,
     mask: SigMask,
-    before: Option<SetStay>,
+    mut before: Option<SetStay>,
 ) -> Outcome<Option<SetStay>> {
     let set = Pin::new(file)?;
     let (bell, id) = wait::lend()?;
     bell.arm();
     let raw_bell = bell.bell().raw_fd();
-    let duty = CELL.sleep(id);
+    let turn = before.as_mut().and_then(|before| before.turn.take());
+    let duty = CELL.sleep(id, turn);
     let (turn, device, due) = match duty {
         Some(duty) => (Some(duty.turn), duty.entry, duty.until),
         None => (None, None, None),
@@ -621,7 +622,7 @@ fn sleep(
         set,
         bell,
         id,
-        _turn: turn,
+        turn,
     };
     drop(before);
     let (fds, calling, pending) = with(file, |set| {

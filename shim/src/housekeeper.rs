@@ -19,6 +19,7 @@ use crate::errno::Outcome;
 use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
 use crate::net::CELL;
+use crate::share::broker;
 use crate::share::line::Line;
 use crate::share::owner;
 use crate::sync::{Mutex, Rank};
@@ -182,6 +183,9 @@ fn device_flags(events: i16) -> epoll::EventFlags {
 fn serve_device() {
     let Ok(mut engine) = CELL.lock() else { return };
     engine.serve();
+    drop(engine);
+    broker::end_if_idle();
+    let Ok(engine) = CELL.lock() else { return };
     if let Some(entry) = engine.device_entry() {
         let data = epoll::EventData::new_u64(DEVICE);
         let _ = epoll::modify(
@@ -435,6 +439,8 @@ impl Keeper {
             && let Ok(mut engine) = CELL.lock()
         {
             engine.expire(now);
+            drop(engine);
+            broker::end_if_idle();
         }
     }
 }

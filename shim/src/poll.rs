@@ -123,6 +123,9 @@ fn merge_native(
     mask: SigMask,
 ) -> Outcome<()> {
     let mut native = native_entries(fds, ours);
+    if until == Some(0) && native.iter().all(|entry| entry.fd < 0) {
+        return Ok(()); // the kernel has nothing to say
+    }
     native_ppoll_masked(&mut native, until, mask)?;
     merge(fds, &native, ours);
     Ok(())
@@ -135,10 +138,11 @@ fn sleep(
     ours: &Ours,
     until: Option<Nanos>,
     mask: SigMask,
-    before: Option<Watching>,
+    mut before: Option<Watching>,
 ) -> Outcome<Option<Watching>> {
     let mut watching = Watching::start(ours)?;
-    let duty = CELL.sleep(watching.id);
+    let turn = before.as_mut().and_then(|before| before.turn.take());
+    let duty = CELL.sleep(watching.id, turn);
     let (device, due) = match duty {
         Some(duty) => {
             watching.turn = Some(duty.turn);

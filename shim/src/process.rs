@@ -6,7 +6,7 @@ use crate::fd::{File, table};
 use crate::kcm::MuxCell;
 use crate::net::CELL;
 use crate::share::{self, owner};
-use crate::{heap, housekeeper, own, publish, route, sync, wait};
+use crate::{heap, housekeeper, net, own, publish, route, sync, wait};
 
 /// The process our state belongs to.
 static OWNER: AtomicI32 = AtomicI32::new(0);
@@ -47,6 +47,7 @@ pub(crate) fn before_fork() -> impl Sized {
 /// The child of a fork, before anything else of ours.
 pub(crate) fn after_fork(held: impl Sized) {
     enter_child(held);
+    CELL.reset_in_child();
     share::child::inherit();
 }
 
@@ -61,16 +62,17 @@ pub(crate) fn before_borrowed() {
 /// and this process ends: from now on its threads, the housekeeper among them, find every mux locked.
 pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
     let writer = publish::freeze(); // before the muxes: it waits for them
-    let muxes = MuxCell::freeze_all();
+    let engines = (MuxCell::freeze_all(), CELL.freeze());
     let quiet = freeze();
     let child = real();
     match child {
         0 => {
-            enter_child((writer, muxes, quiet));
+            enter_child((writer, engines, quiet));
             first();
             share::child::take_over();
+            net::ending::take_over();
         }
-        1.. => core::mem::forget(muxes),
+        1.. => core::mem::forget(engines),
         _ => {}
     }
     child
@@ -94,7 +96,6 @@ fn enter_child(quiet: impl Sized) {
     OWNER.store(me(), Ordering::Relaxed);
     sync::enter_child();
     drop(quiet);
-    CELL.reset_in_child();
     wait::reset_in_child();
     housekeeper::reset_in_child();
     publish::reset_in_child();

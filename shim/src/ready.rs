@@ -24,7 +24,8 @@ const IN: u32 = (libc::POLLIN | libc::POLLRDNORM) as u32;
 /// What the descriptor beneath `file` has to say.
 pub(crate) fn beneath(file: &File) -> Beneath {
     match (file.kind(), file.link()) {
-        (Kind::Kcm, Link::Private | Link::Tied) | (Kind::Stack, _) => Beneath::Mute,
+        (Kind::Kcm, Link::Private | Link::Tied) => Beneath::Mute,
+        (Kind::Stack, _) if !file.speaks() => Beneath::Mute,
         (Kind::Kcm, Link::Shared | Link::Remote) => Beneath::Queue,
         _ => Beneath::Speaks,
     }

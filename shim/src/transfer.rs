@@ -8,10 +8,10 @@ use rustix::fs::FileType;
 
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind, lookup};
-use crate::kcm;
 use crate::kcm::recv::SPLICED;
 use crate::sys;
 use crate::user_mem::{self, Iovecs, UserPtr};
+use crate::{kcm, net};
 
 /// Bytes moved at a time: the size of a pipe.
 const PIECE_BYTES: usize = 64 << 10;
@@ -27,6 +27,13 @@ pub(crate) fn splice(
 ) -> Outcome<isize> {
     let ours = |fd| lookup(fd).filter(|f| matches!(f.kind(), Kind::Kcm | Kind::Tcp));
     let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0;
+    let stack = |fd| lookup(fd).filter(|f| f.kind() == Kind::Stack);
+    if let Some(file) = stack(to) {
+        return net::transfer::from_pipe(from, from_at, file, to, to_at, length, flags);
+    }
+    if let Some(file) = stack(from) {
+        return net::transfer::to_pipe(file, from, from_at, to, to_at, length, flags);
+    }
     match (ours(from), ours(to)) {
         (_, Some(file)) if file.kind() == Kind::Kcm => {
             check_ends(from, from_at, to_at, length)?;
@@ -121,7 +128,10 @@ fn to_pipe(
 
 /// One sendfile(2). A file that ends early leaves the message open: more had been announced.
 pub(crate) fn sendfile(to: i32, from: i32, at: UserPtr, length: usize) -> Outcome<isize> {
-    if lookup(from).is_some_and(|f| f.kind() == Kind::Kcm) {
+    if let Some(file) = lookup(to).filter(|f| f.kind() == Kind::Stack) {
+        return net::transfer::sendfile(file, to, from, at, length);
+    }
+    if lookup(from).is_some_and(|f| matches!(f.kind(), Kind::Kcm | Kind::Stack)) {
         return Err(Errno::EINVAL.into());
     }
     let Some(file) = lookup(to).filter(|f| f.kind() == Kind::Kcm) else {

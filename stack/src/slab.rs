@@ -53,6 +53,11 @@ impl<T> Slab<T> {
         self.free.push(i);
     }
 
+    /// Every slot ever used, with its last value.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &T> {
+        self.chunks.iter().flatten()
+    }
+
     pub(crate) fn get(&self, i: u32) -> Option<&T> {
         self.chunks
             .get(i as usize >> CHUNK_SHIFT)?

@@ -49,6 +49,8 @@ pub(crate) struct File {
     pub(crate) cell: Slot<MuxCell>,
     /// Index of the KCM socket or psock in that mux, or of the stack socket in its engine.
     id: AtomicU32,
+    /// Of a stack socket: the kernel's socket beneath listens too.
+    speaks: AtomicBool,
     /// A KCM socket of type SOCK_SEQPACKET.
     seqpacket: AtomicBool,
     /// SO_RCVTIMEO and SO_SNDTIMEO of a KCM socket in nanoseconds, 0 for none.
@@ -116,6 +118,7 @@ impl File {
                 ino: AtomicU64::new(0),
                 cell: Slot::empty(),
                 id: AtomicU32::new(0),
+                speaks: AtomicBool::new(false),
                 seqpacket: AtomicBool::new(false),
                 rcvtimeo: AtomicU64::new(0),
                 blocking: AtomicU32::new(0),
@@ -203,6 +206,16 @@ impl File {
     pub(crate) fn bind(&'static self, cell: &'static MuxCell, id: u32) {
         self.id.store(id, Ordering::Relaxed);
         self.cell.swap(Some(cell));
+    }
+
+    /// Whether a stack socket shares its address with the kernel's socket beneath.
+    #[inline]
+    pub(crate) fn speaks(&self) -> bool {
+        self.speaks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_speaks(&self, on: bool) {
+        self.speaks.store(on, Ordering::Relaxed);
     }
 
     pub(crate) fn set_socket_type(&self, ty: SocketType) {
@@ -297,6 +310,7 @@ impl File {
         self.cell.swap(None);
         self.taken.swap(None);
         self.set_link(Link::Private);
+        self.set_speaks(false);
         self.watch.clear();
         self.rcvtimeo.store(0, Ordering::Relaxed);
         self.flags_changed();

@@ -105,9 +105,14 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::listen(fd, backlog) };
         on(fd, |f| match f.kind() {
-            Kind::Stack => net::socket::listen(f, backlog),
+            Kind::Stack => {
+                if f.speaks() {
+                    native();
+                }
+                net::socket::listen(f, backlog)
+            }
             _ => refuse("listen", f, || Ok(())),
-        }, || routed(|| net::listen(fd, backlog), native))
+        }, || routed(|| net::listen(fd, backlog, native), native))
     }
 
     /// accept(2).
@@ -115,7 +120,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::accept(fd, addr, len) });
         on(fd, |f| match f.kind() {
-            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), 0),
+            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), 0, native),
             _ => refuse("accept", f, || Ok(())),
         }, native)
     }
@@ -125,7 +130,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::accept4(fd, addr, len, flags) });
         on(fd, |f| match f.kind() {
-            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), flags),
+            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), flags, native),
             _ => refuse("accept4", f, || known_accept_flags(flags)),
         }, native)
     }
@@ -167,7 +172,12 @@ hooks! {
         on(fd, |f| {
             match f.kind() {
                 Kind::Kcm => return Err(Errno::EOPNOTSUPP.into()),
-                Kind::Stack => return net::socket::shutdown(f, how),
+                Kind::Stack => {
+                    if f.speaks() {
+                        native();
+                    }
+                    return net::socket::shutdown(f, how);
+                }
                 _ => {}
             }
             let done = native();

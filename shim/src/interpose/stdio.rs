@@ -182,7 +182,7 @@ hooks! {
     /// fdopen(3).
     fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE {
         match lookup(fd).map(File::kind) {
-            Some(Kind::Kcm | Kind::Tcp) => open_stream(fd, mode),
+            Some(Kind::Kcm | Kind::Tcp | Kind::Stack) => open_stream(fd, mode),
             // SAFETY: forwards the caller's own arguments.
             _ => unsafe { next::fdopen(fd, mode) },
         }

@@ -100,7 +100,7 @@ pub(crate) fn bind(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
 }
 
 /// listen(2).
-pub(crate) fn listen(fd: i32, backlog: i32) -> Outcome<i32> {
+pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let inet = inet(fd)?;
     if inet.udp {
@@ -108,13 +108,28 @@ pub(crate) fn listen(fd: i32, backlog: i32) -> Outcome<i32> {
     }
     let local = bound(fd, inet.v6);
     if let Verdict::Both { .. } = verdict(plan, Role::Listen, local)? {
-        return Err(Exit::Native);
+        return listen_both(fd, inet.v6, backlog, native);
     }
     let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
     if local.port() != 0 {
         let mut engine = CELL.lock()?;
         socket::bind_in(&mut engine, file, address::canonical(local))?;
     }
+    socket::listen(file, backlog)
+}
+
+/// listen(2) on the wildcard: the kernel's socket listens for the kernel's addresses, and one of the
+/// stack on the same port for the stack's.
+fn listen_both(fd: i32, v6: bool, backlog: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
+    let done = native();
+    if done != 0 {
+        return Ok(done);
+    }
+    let local = address::canonical(bound(fd, v6));
+    let file = socket::join(fd, v6, State::Unbound)?;
+    let mut engine = CELL.lock()?;
+    socket::bind_in(&mut engine, file, local)?;
+    drop(engine);
     socket::listen(file, backlog)
 }
 

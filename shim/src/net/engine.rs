@@ -8,7 +8,7 @@ use kcm_mux::Nanos;
 use kcm_stack::device::{self, NetDevice, Wait};
 use kcm_stack::{Event, Instant, ListenerId, Ready, Stack, TcpId, UdpId};
 use libc::pollfd;
-use rustix::fd::AsRawFd;
+use rustix::fd::{AsRawFd, OwnedFd};
 
 use super::ready::{self, Bits};
 use super::socket::{Socket, State};
@@ -16,7 +16,7 @@ use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::sync::{Guard, Mutex, Rank, RawMutex};
 use crate::wait::{self, BellId};
-use crate::{housekeeper, sys};
+use crate::{housekeeper, own, sys};
 
 /// Frames moved in one go each way: the ring's content of a few hundred microseconds, after which
 /// another thread may have its turn.
@@ -173,6 +173,8 @@ fn nanos(at: Instant) -> Nanos {
 pub(crate) struct Engine {
     pub(crate) stack: Stack,
     device: Box<dyn NetDevice>,
+    /// Keep the addresses from other processes.
+    claims: Vec<OwnedFd>,
     /// Sockets by the index their file has.
     sockets: Vec<Option<Socket>>,
     free: Vec<u32>,
@@ -194,10 +196,11 @@ pub(crate) struct Engine {
 const NOBODY: u32 = u32::MAX;
 
 impl Engine {
-    pub(crate) fn new(stack: Stack, device: Box<dyn NetDevice>) -> Self {
+    pub(crate) fn new(stack: Stack, device: Box<dyn NetDevice>, claims: Vec<OwnedFd>) -> Self {
         Self {
             stack,
             device,
+            claims,
             sockets: Vec::new(),
             free: Vec::new(),
             by_conn: Vec::new(),
@@ -372,15 +375,20 @@ impl Engine {
         })
     }
 
-    /// This thread is about to sleep on files of the engine. True when it is the one to watch the
-    /// device.
-    fn enter_sleep(&mut self, bell: BellId) -> bool {
-        if self.leader.is_none() {
-            self.leader = Some(bell);
-            return true;
+    /// This thread is about to sleep on files of the engine. The first one watches the device.
+    pub(crate) fn enter_sleep(&mut self, bell: BellId) {
+        match self.leader {
+            None => self.leader = Some(bell),
+            Some(_) => self.followers.push(bell),
         }
-        self.followers.push(bell);
-        false
+    }
+
+    /// A thread that sleeps once more, on another bell, keeps its place.
+    fn rename_sleeper(&mut self, old: BellId, new: BellId) {
+        let mut all = self.leader.iter_mut().chain(&mut self.followers);
+        if let Some(bell) = all.find(|bell| **bell == old) {
+            *bell = new;
+        }
     }
 
     /// The thread is awake again. If it watched the device, another is woken to do so when it goes
@@ -401,6 +409,18 @@ impl Engine {
         if self.next_deadline().is_some_and(|at| at <= now) {
             self.exchange(now);
         }
+    }
+
+    /// Lets other processes have the addresses: nothing new starts here.
+    pub(crate) fn give_up_addresses(&mut self) {
+        for claim in self.claims.drain(..) {
+            own::unprotect(sys::number(&claim));
+        }
+    }
+
+    /// Whoever slept is not in this process.
+    pub(crate) fn forget_sleepers(&mut self) {
+        (self.leader, self.followers) = (None, Vec::new());
     }
 
     /// Poll bits of a connection.
@@ -430,18 +450,25 @@ pub(crate) struct Duty {
 }
 
 impl NetCell {
-    /// The thread with this bell goes to sleep. `None` without an engine.
-    pub(crate) fn sleep(&'static self, bell: BellId) -> Option<Duty> {
+    /// The thread with this bell goes to sleep, perhaps once more after `before`. `None` without an
+    /// engine.
+    pub(crate) fn sleep(&'static self, bell: BellId, before: Option<Turn>) -> Option<Duty> {
         if !self.is_open() {
             return None;
         }
         let mut engine = self.lock().ok()?;
+        if let Some(before) = before {
+            engine.rename_sleeper(before.bell, bell);
+            core::mem::forget(before);
+        } else {
+            engine.enter_sleep(bell);
+        }
         Some(self.begin_sleep(&mut engine, bell))
     }
 
-    /// As [`sleep`](Self::sleep), for a thread that has the engine.
+    /// As [`sleep`](Self::sleep), for a thread that has the engine and has entered.
     pub(crate) fn begin_sleep(&'static self, engine: &mut EngineGuard, bell: BellId) -> Duty {
-        let leads = engine.enter_sleep(bell);
+        let leads = engine.leader == Some(bell);
         let turn = Turn { cell: self, bell };
         // What is sent when the lock is given back is part of the answer.
         let now = engine.now;

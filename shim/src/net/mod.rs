@@ -8,6 +8,7 @@
 
 pub(crate) mod address;
 mod decide;
+pub(crate) mod ending;
 pub(crate) mod engine;
 mod errors;
 mod info;
@@ -19,6 +20,7 @@ pub(crate) mod ready;
 pub(crate) mod sleep;
 pub(crate) mod socket;
 pub(crate) mod stream;
+pub(crate) mod transfer;
 pub(crate) mod udp;
 
 pub(crate) use decide::{bind, connect, listen, send_to};

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use kcm_stack::device::{self, OpenOptions};
 use kcm_stack::{Config, Key, Stack};
+use rustix::fd::OwnedFd;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::engine::{CELL, Engine, instant};
 use crate::errno::{Errno, Exit, Outcome};
@@ -40,6 +42,7 @@ fn make(plan: &'static Plan) -> Result<Engine, String> {
         .interfaces
         .first()
         .ok_or("no interface is configured")?;
+    let claims = claim(interface)?;
     let options = OpenOptions {
         mtu: interface.mtu.map(usize::from),
         offloads: interface.offloads,
@@ -54,7 +57,30 @@ fn make(plan: &'static Plan) -> Result<Engine, String> {
     if let Some((fd, _)) = device.wait_fd(device::Wait::Readable) {
         own::protect(rustix::fd::AsRawFd::as_raw_fd(&fd));
     }
-    Ok(Engine::new(stack, device))
+    Ok(Engine::new(stack, device, claims))
+}
+
+/// Takes the interface's addresses for this process: two engines with one address would reset each
+/// other's connections. An abstract name is the network namespace's, and free again when its last
+/// holder ends, however that comes.
+fn claim(interface: &Interface) -> Result<Vec<OwnedFd>, String> {
+    let mut claims = Vec::new();
+    for address in &interface.addresses {
+        let name = format!("kcmshim/address/{}", address.ip);
+        let claimed = SocketAddrUnix::new_abstract_name(name.as_bytes()).and_then(|name| {
+            let flags = SocketFlags::CLOEXEC;
+            let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+            rustix::net::bind(&fd, &name)?;
+            Ok(sys::raise(fd))
+        });
+        let fd = claimed.map_err(|_| {
+            let ip = address.ip;
+            format!("{ip} is in use by another process, and each needs an address of its own")
+        })?;
+        own::protect(sys::number(&fd));
+        claims.push(fd);
+    }
+    Ok(claims)
 }
 
 fn configure(stack: &mut Stack, interface: &Interface) -> Result<(), String> {

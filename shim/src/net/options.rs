@@ -390,8 +390,11 @@ pub(crate) fn set(
     name: i32,
     value: UserPtr,
     length: u32,
-    native: impl FnOnce() -> i32,
+    native: impl Fn() -> i32,
 ) -> Outcome<i32> {
+    if file.speaks() && native() != 0 {
+        return Ok(-1);
+    }
     match (level, name) {
         (libc::SOL_SOCKET, libc::SO_RCVTIMEO | SO_RCVTIMEO_NEW) => {
             let done = native();

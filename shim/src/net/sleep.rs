@@ -70,6 +70,20 @@ pub(crate) fn until(
     file: &'static File,
     until: Option<Nanos>,
     pin: &mut Option<Pin>,
+    ready: impl FnMut(&mut Engine) -> bool,
+) -> Outcome<()> {
+    beside(file, None, until, pin, ready)
+}
+
+/// As [`until`](fn@until), or until the descriptor `beneath` can be read.
+///
+/// # Errors
+/// As [`until`](fn@until).
+pub(crate) fn beside(
+    file: &'static File,
+    beneath: Option<i32>,
+    until: Option<Nanos>,
+    pin: &mut Option<Pin>,
     mut ready: impl FnMut(&mut Engine) -> bool,
 ) -> Outcome<()> {
     let spun = busy_poll(until, || match CELL.lock() {
@@ -81,7 +95,7 @@ pub(crate) fn until(
         return Ok(());
     }
     let kept = Pin::new(file)?;
-    let slept = once(file, Some(kept), until, ready);
+    let slept = once(file, Some(kept), beneath, until, ready);
     *pin = Some(Pin::new(file)?);
     slept
 }
@@ -93,7 +107,7 @@ pub(crate) fn unpinned(
     mut ready: impl FnMut(&mut Engine) -> bool,
 ) -> Outcome<()> {
     loop {
-        once(file, None, Some(until), &mut ready)?;
+        once(file, None, None, Some(until), &mut ready)?;
         let mut engine = CELL.lock()?;
         if ready(&mut engine) {
             return Ok(());
@@ -104,6 +118,7 @@ pub(crate) fn unpinned(
 fn once(
     file: &'static File,
     pin: Option<Pin>,
+    beneath: Option<i32>,
     until: Option<Nanos>,
     mut ready: impl FnMut(&mut Engine) -> bool,
 ) -> Outcome<()> {
@@ -116,14 +131,18 @@ fn once(
     }
     bell.arm();
     file.watch.add(Watcher::Thread(id));
+    engine.enter_sleep(id);
     let duty = CELL.begin_sleep(&mut engine, id);
     drop(engine);
-    let mut fds = [wait::readable(-1); 2];
+    let mut fds = [wait::readable(-1); 3];
     if let Some(fd) = bell.bell().raw_fd() {
         fds[0].fd = fd;
     }
     if let Some(entry) = duty.entry {
         fds[1] = entry;
+    }
+    if let Some(beneath) = beneath {
+        fds[2].fd = beneath;
     }
     let stay = Held::Net(Stay {
         file,

@@ -14,6 +14,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
 use crate::kcm::recv::deadline;
+use crate::sync::{Mutex, Rank};
 use crate::user_mem::{self, UserPtr};
 use crate::{epoll, sys};
 
@@ -59,14 +60,31 @@ pub(crate) fn waits(file: &File, fd: i32, flags: i32) -> bool {
 /// A stack socket takes the place of the kernel's socket behind `fd`: `state` is what it is from now
 /// on. Options set so far go with it.
 pub(crate) fn replace(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'static File> {
-    if !table::in_range(fd) {
-        return Err(Errno::EMFILE.into());
-    }
-    let old = sys::borrow(fd);
     let mut flags = SocketFlags::empty();
     flags.set(SocketFlags::NONBLOCK, sys::is_nonblocking(fd));
-    let settings = Settings::of_kernel_socket(old, udp);
     let (beneath, file) = make(flags, udp)?;
+    enrol(fd, file, v6, udp, state)?;
+    let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
+    sys::move_onto(beneath, fd, !stays_open)?;
+    Ok(file)
+}
+
+/// A stack socket joins the kernel's socket behind `fd`, which goes on beneath it.
+pub(crate) fn join(fd: i32, v6: bool, state: State) -> Outcome<&'static File> {
+    let ino = sys::inode(sys::borrow(fd));
+    let file = File::new(Kind::Stack, ino, Body::None)?;
+    file.set_speaks(true);
+    enrol(fd, file, v6, false, state)?;
+    Ok(file)
+}
+
+/// Puts `file` behind `fd`, where a kernel socket stands, with that one's options.
+fn enrol(fd: i32, file: &'static File, v6: bool, udp: bool, state: State) -> Outcome<()> {
+    if !table::in_range(fd) {
+        file.release();
+        return Err(Errno::EMFILE.into());
+    }
+    let settings = Settings::of_kernel_socket(sys::borrow(fd), udp);
     settings.keep_timeouts(file);
     let mut engine = CELL.lock()?;
     let index = engine.add(Socket {
@@ -80,9 +98,7 @@ pub(crate) fn replace(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'s
     drop(engine);
     table::install(fd, file);
     epoll::kernel_set::move_registrations(fd, file);
-    let keep_open = rustix::io::fcntl_getfd(old).is_ok_and(|f| f.is_empty());
-    sys::move_onto(beneath, fd, !keep_open)?;
-    Ok(file)
+    Ok(())
 }
 
 /// A descriptor for a stack socket, and its file: an unconnected AF_UNIX socket, so that its number,
@@ -195,6 +211,7 @@ pub(crate) fn accept(
     addr: UserPtr,
     length: UserPtr,
     flags: i32,
+    native: impl Fn() -> i32,
 ) -> Outcome<i32> {
     if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
         return Err(Errno::EINVAL.into());
@@ -216,6 +233,11 @@ pub(crate) fn accept(
             }
         }
         drop(engine);
+        if file.speaks()
+            && let Some(number) = accept_beneath(fd, &native)
+        {
+            return Ok(number);
+        }
         if !slept {
             if !waits(file, fd, 0) {
                 return Err(Errno::EAGAIN.into());
@@ -223,10 +245,20 @@ pub(crate) fn accept(
             until = deadline(file.rcvtimeo.load(Ordering::Relaxed));
             slept = true;
         }
-        sleep::until(file, until, &mut pin, |engine| {
+        let beneath = file.speaks().then_some(fd);
+        sleep::beside(file, beneath, until, &mut pin, |engine| {
             listener_of(engine, file).is_none_or(|id| has_connection(engine, id))
         })?;
     }
+}
+
+/// One thread at a time asks the kernel's listener, which must not block it.
+static ACCEPTING: Mutex<()> = Mutex::ranked(Rank::Any, ());
+
+/// A connection of the kernel's listener beneath, or its error: what accept(2) returned.
+fn accept_beneath(fd: i32, native: impl Fn() -> i32) -> Option<i32> {
+    let _accepting = ACCEPTING.lock().ok()?;
+    sys::poll_one(fd, libc::POLLIN).then(native)
 }
 
 fn listener_of(engine: &mut Engine, file: &File) -> Option<ListenerId> {

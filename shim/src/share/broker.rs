@@ -7,14 +7,22 @@ use super::owner;
 use crate::fd::{Kind, lookup, table};
 use crate::interpose::process::{end, fork_apart};
 use crate::kcm::MuxCell;
-use crate::{process, signal, sys};
+use crate::{net, process, signal, sys};
 
 /// This process is a broker.
 static IS_BROKER: AtomicBool = AtomicBool::new(false);
 
-/// The process is about to end: closes its KCM sockets and sees whether others need them.
+/// The process is about to end: closes its KCM sockets and sees whether others need them, and its
+/// stack sockets and sees whether they have something left to do.
 pub(crate) fn at_exit() {
-    if !table::is_used() || process::is_foreign() || !owner::has_lines() {
+    if !table::is_used() || process::is_foreign() {
+        return;
+    }
+    let unfinished = net::ending::at_exit();
+    if !owner::has_lines() {
+        if unfinished {
+            hand_over();
+        }
         return;
     }
     for fd in table::ours_in(0, u32::MAX) {
@@ -22,7 +30,7 @@ pub(crate) fn at_exit() {
             let _ = sys::close(fd);
         }
     }
-    if owner::is_needed() {
+    if unfinished || owner::is_needed() {
         hand_over();
     }
 }
@@ -46,6 +54,7 @@ pub(crate) fn hand_over() {
 fn leave_program() {
     IS_BROKER.store(true, Ordering::Relaxed);
     MuxCell::keep_connections();
+    net::ending::give_up_addresses();
     for fd in table::ours_in(0, u32::MAX) {
         if lookup(fd).is_some_and(|file| file.kind() != Kind::Own)
             && let Some(file) = table::remove(fd)
@@ -71,8 +80,8 @@ fn run() {
 }
 
 /// A broker whose last socket was closed has nothing left to do.
-pub(super) fn end_if_idle() {
-    if IS_BROKER.load(Ordering::Relaxed) && !MuxCell::any() {
+pub(crate) fn end_if_idle() {
+    if IS_BROKER.load(Ordering::Relaxed) && !MuxCell::any() && !net::ending::is_unfinished() {
         end();
     }
 }

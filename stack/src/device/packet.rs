@@ -60,6 +60,10 @@ const TX_FRAMES: usize = 64;
 /// Arena they are written into: as many frames of ordinary size, or four super-frames.
 const TX_BYTES: usize = 4 * LARGE_FRAME_LEN;
 
+/// Receives that find nothing before the socket is asked for an error: each such question is a system
+/// call.
+const IDLE_MAX: u32 = 16;
+
 /// From this size on, gathering in the kernel beats copying into the arena.
 const GATHER_BYTES_MIN: usize = 4096;
 
@@ -72,8 +76,8 @@ pub struct PacketDevice {
     large: Box<[u8]>,
     tx: TxArena,
     missed: Cell<u64>,
-    /// The last receive found nothing.
-    was_idle: bool,
+    /// Receives in a row that found nothing.
+    idle: u32,
     counters: Counters,
 }
 
@@ -181,7 +185,7 @@ impl PacketDevice {
                 frames: Vec::with_capacity(TX_FRAMES),
             },
             missed: Cell::new(0),
-            was_idle: false,
+            idle: 0,
             counters: Counters::default(),
         })
     }
@@ -384,14 +388,15 @@ impl NetDevice for PacketDevice {
             }
         }
         // An error on the socket (the link went down, the interface is gone) wakes the reader and is
-        // reported once. A reader that finds nothing twice in a row may be looking for one.
-        let is_idle = received == 0;
-        if core::mem::replace(&mut self.was_idle, is_idle)
-            && is_idle
+        // reported once. A reader that finds nothing time after time may be looking for one.
+        self.idle = if received == 0 { self.idle + 1 } else { 0 };
+        if self.idle == IDLE_MAX
             && let Ok(Err(errno)) = sockopt::socket_error(&self.socket)
         {
+            self.idle = 0;
             return Err(DeviceError::of("recvfrom", errno));
         }
+        self.idle %= IDLE_MAX;
         Ok(received)
     }
 

@@ -219,6 +219,11 @@ impl Stack {
         self.tcp_may_send(id) && self.tcp.ready(id).contains(Ready::WRITABLE)
     }
 
+    /// Bytes that a send would take now.
+    pub fn tcp_send_room(&self, id: TcpId) -> usize {
+        self.tcp.send_room(id)
+    }
+
     /// ESTABLISHED, FIN-WAIT-1 or FIN-WAIT-2, or bytes are queued: more may be read.
     pub fn tcp_may_recv(&self, id: TcpId) -> bool {
         self.tcp.state(id).is_some_and(State::may_recv) || self.tcp_can_recv(id)
@@ -284,6 +289,11 @@ impl Stack {
     /// Connections, embryonic connections and TIME-WAIT records.
     pub fn flow_count(&self) -> usize {
         self.tcp.flow_count()
+    }
+
+    /// Whether a connection that was closed still has data or its FIN to get across.
+    pub fn is_unfinished(&self) -> bool {
+        self.tcp.is_unfinished()
     }
 
     /// Bytes held in stream buffers.

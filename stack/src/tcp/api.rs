@@ -324,7 +324,7 @@ impl Engine {
         }
         let t = self.tcb(i, now);
         let total: usize = parts.iter().map(|p| p.len()).sum();
-        let mut room = (t.sndbuf() as usize).saturating_sub(t.b.tx.len());
+        let mut room = (t.c.sndbuf() as usize).saturating_sub(t.b.tx.len());
         if t.env.pool.under_pressure() && t.b.tx.len() > 0 {
             room = 0;
         }
@@ -451,6 +451,18 @@ impl Engine {
             return self.readable(i).map(|_| Ok(0));
         }
         Ok(Ok(n))
+    }
+
+    /// Bytes the send buffer takes now.
+    pub(crate) fn send_room(&self, id: TcpId) -> usize {
+        let Some(c) = self.conn(id).filter(|c| c.state.may_send()) else {
+            return 0;
+        };
+        let queued = self.busy_of(c).map_or(0, |b| b.tx.len());
+        match self.env.pool.under_pressure() {
+            true => 0,
+            false => (c.sndbuf() as usize).saturating_sub(queued),
+        }
     }
 
     /// Whether what is queued is all that one read can get, however long it waits.
@@ -621,12 +633,7 @@ impl Engine {
         if c.error.is_some() {
             r.insert(Ready::ERROR);
         }
-        let sndbuf = c.opts().sndbuf.unwrap_or_else(|| {
-            c.window
-                .cwnd
-                .saturating_mul(2)
-                .clamp(limits::SNDBUF_BYTES, limits::SNDBUF_BYTES_MAX)
-        });
+        let sndbuf = c.sndbuf();
         let room = c.state.may_send() && tx + tx / 2 <= sndbuf && !pressure;
         if room || closed || c.flags.has(Flags::FIN_QUEUED) {
             r.insert(Ready::WRITABLE);

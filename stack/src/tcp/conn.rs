@@ -19,6 +19,7 @@ use crate::error::Cause;
 use crate::events::Ready;
 use crate::ip::iface::IfaceId;
 use crate::ip::neighbor::NeighborRef;
+use crate::limits;
 use crate::time::Instant;
 
 /// A set of one-bit facts.
@@ -235,6 +236,14 @@ impl Conn {
 
     pub(crate) fn opts(&self) -> &SockOpts {
         self.opts.as_deref().unwrap_or(&SockOpts::DEFAULT)
+    }
+
+    /// Send buffer in bytes: two windows, so that the ACK clock never starves.
+    pub(crate) fn sndbuf(&self) -> u32 {
+        self.opts().sndbuf.unwrap_or_else(|| {
+            let windows = self.window.cwnd.saturating_mul(2);
+            windows.clamp(limits::SNDBUF_BYTES, limits::SNDBUF_BYTES_MAX)
+        })
     }
 
     /// Bytes of sequence space sent and not acknowledged.

@@ -740,6 +740,15 @@ impl Engine {
         self.demux.len()
     }
 
+    /// Whether a connection still has something to get across.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        let busy = |c: &Conn| {
+            matches!(c.state, State::FinWait1 | State::Closing | State::LastAck)
+                || c.flags.has(Flags::SEND_RST)
+        };
+        self.conns.slots().any(busy)
+    }
+
     /// Checks every invariant that must hold between calls; for simulations.
     pub(crate) fn check_invariants(&self) {
         let mut dirty: Vec<u32> = Vec::new();

@@ -8,7 +8,7 @@ use super::seq::Seq;
 use super::state::State;
 use super::{Tcb, mss};
 use crate::events::Ready;
-use crate::limits::{CORK, SENT_SEGMENTS_MAX, SNDBUF_BYTES, SNDBUF_BYTES_MAX};
+use crate::limits::{CORK, SENT_SEGMENTS_MAX};
 use crate::time::Instant;
 
 /// ECN codepoints of the IP header (RFC 3168 §5).
@@ -45,21 +45,10 @@ impl Tcb<'_> {
         self.c.flags.has(Flags::FIN_QUEUED) && self.c.flight() <= self.b.tx.len() as u32
     }
 
-    /// Send buffer in bytes: two windows, so that the ACK clock never starves.
-    pub(crate) fn sndbuf(&self) -> u32 {
-        self.c.opts().sndbuf.unwrap_or_else(|| {
-            self.c
-                .window
-                .cwnd
-                .saturating_mul(2)
-                .clamp(SNDBUF_BYTES, SNDBUF_BYTES_MAX)
-        })
-    }
-
     /// Linux's sk_stream_is_writeable: a third of the buffer is free.
     pub(crate) fn has_send_room(&self) -> bool {
         let used = self.b.tx.len() as u32;
-        used + used / 2 <= self.sndbuf() && !self.env.pool.under_pressure()
+        used + used / 2 <= self.c.sndbuf() && !self.env.pool.under_pressure()
     }
 
     fn syn(&mut self, plan: &mut Plan) -> bool {
