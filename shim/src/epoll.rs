@@ -60,6 +60,8 @@ struct Member {
     /// EPOLLONESHOT has fired: silent until EPOLL_CTL_MOD.
     spent: bool,
     queued: bool,
+    /// Counts what was delivered, so that what comes while its bits are read is not taken for them.
+    news: u32,
 }
 
 const EPOLLET: u32 = libc::EPOLLET as u32;
@@ -157,6 +159,7 @@ impl EpollSet {
         let Some(member) = self.members.get_mut(&key) else {
             return false;
         };
+        member.news = member.news.wrapping_add(1);
         if member.spent || member.queued {
             return false;
         }
@@ -188,6 +191,7 @@ fn add(set: &'static File, fd: i32, target: &'static File, event: epoll_event) -
         data: event.u64,
         spent: false,
         queued: false,
+        news: 0,
     };
     let key = with(set, |set| {
         if set.key_of(fd, target).is_some() {
@@ -360,19 +364,28 @@ pub(crate) fn watch_shared(set: &'static File, target: &'static File) {
     }
 }
 
-/// In a forked child: the set gets a private part of its own. `renewed` finds the child's file of
+/// In a forked child: the set behind `epfd` gets descriptors of its own in place of the parent's,
+/// which are closed already. `renewed` finds the child's file of
 /// an inherited KCM socket; TCP sockets attached by the parent are no members any more.
 pub(crate) fn renew_in_child(
     file: &'static File,
+    epfd: i32,
     renewed: impl Fn(&'static File) -> Option<&'static File>,
 ) {
-    let Ok(aux) = epoll::create(epoll::CreateFlags::CLOEXEC) else {
+    let aux = epoll::create(epoll::CreateFlags::CLOEXEC).map(sys::raise);
+    let (Ok(aux), Ok(kernel)) = (aux, sys::dup_high(sys::borrow(epfd))) else {
+        // No descriptors are left. The set answers EBADF; its numbers are others' to close.
+        if let Ok(mut body) = file.body.lock() {
+            core::mem::forget(core::mem::replace(&mut *body, Body::None));
+        }
         return;
     };
-    let aux = sys::raise(aux);
     own::protect(sys::number(&aux));
+    own::protect(sys::number(&kernel));
     let members = with(file, |set| {
-        core::mem::forget(core::mem::replace(&mut set.aux, aux)); // closed already
+        core::mem::forget(core::mem::replace(&mut set.aux, aux));
+        core::mem::forget(core::mem::replace(&mut set.kernel, kernel));
+        core::mem::forget(set.call_in.take());
         set.sleepers.clear();
         set.ready.clear();
         set.members
@@ -488,7 +501,8 @@ fn drain_aux(file: &'static File) {
 }
 
 /// Events of ready members, at most `room`. Taking them (`take`) ends an edge, spends a one-shot
-/// and puts a level member at the end of the list; members that have nothing leave it.
+/// and puts a level member at the end of the list; members that have nothing leave it, unless
+/// something came while that was found out.
 fn collect(file: &'static File, room: usize, take: bool) -> Outcome<Vec<epoll_event>> {
     let queued: Vec<_> = with(file, |set| {
         let member = |key: &u64| set.members.get(key).map(|m| (*key, *m));
@@ -499,18 +513,20 @@ fn collect(file: &'static File, room: usize, take: bool) -> Outcome<Vec<epoll_ev
         if events.len() == room {
             break;
         }
-        let now = current(&member) & (member.events & !FLAGS | ALWAYS);
+        let (now, news) = look(file, key, member)?;
         with(file, |set| {
             let Some(member) = set.members.get_mut(&key) else {
                 return;
             };
-            let leaves = now == 0 || (take && member.events & (EPOLLET | EPOLLONESHOT) != 0);
+            let spends = take && now != 0 && member.events & EPOLLONESHOT != 0;
+            let over = now == 0 || (take && member.events & EPOLLET != 0);
+            let leaves = spends || (over && member.news == news);
             if now != 0 {
                 events.push(epoll_event {
                     events: now,
                     u64: member.data,
                 });
-                member.spent |= take && member.events & EPOLLONESHOT != 0;
+                member.spent |= spends;
             }
             if leaves || take {
                 set.ready.retain(|k| *k != key);
@@ -523,6 +539,24 @@ fn collect(file: &'static File, room: usize, take: bool) -> Outcome<Vec<epoll_ev
         })?;
     }
     Ok(events)
+}
+
+/// What a member has to report, and the news that this takes in. Looking may bring news itself, when
+/// it reads connections; that is looked at too.
+fn look(file: &File, key: u64, mut member: Member) -> Outcome<(u32, u32)> {
+    /// What still comes then stays news.
+    const LOOKS_MAX: usize = 4;
+    let mut now = 0;
+    let mut news = member.news;
+    for _ in 0..LOOKS_MAX {
+        news = member.news;
+        now = current(&member) & (member.events & !FLAGS | ALWAYS);
+        match with(file, |set| set.members.get(&key).copied())? {
+            Some(latest) if latest.news != news => member = latest,
+            _ => break,
+        }
+    }
+    Ok((now, news))
 }
 
 /// Poll bits of a member now.

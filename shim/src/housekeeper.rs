@@ -221,6 +221,11 @@ pub(crate) fn settle(cell: &'static MuxCell, engine: &mut Engine) {
     }
 }
 
+/// Whether this process has the thread.
+pub(crate) fn is_running() -> bool {
+    EPFD.load(Ordering::Acquire) >= 0
+}
+
 fn epfd() -> rustix::fd::BorrowedFd<'static> {
     sys::borrow(EPFD.load(Ordering::Acquire))
 }

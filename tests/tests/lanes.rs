@@ -119,6 +119,7 @@ sections! {
     i_steering(24): strict quirk;
     j_parser(46): strict ordinary_user quirk;
     k_lifetime(24): strict quirk;
+    l_random(24): strict ordinary_user;
 }
 
 /// Identifiers in the first column of the table of divergences.

@@ -10,7 +10,7 @@ use kcm_mux::Nanos;
 use super::{add, adopt};
 use crate::fd::File;
 use crate::sync::{Mutex, Rank};
-use crate::{own, sys};
+use crate::{housekeeper, own, sys};
 
 /// Numbers that epoll_create returned. One may have been closed since.
 static CREATED: Mutex<Vec<i32>> = Mutex::ranked(Rank::Leaf, Vec::new());
@@ -146,10 +146,11 @@ pub(super) fn call_in(set: &OwnedFd) -> Option<CallIn> {
     Some(CallIn { event, until })
 }
 
-/// Whether another thread of the program may be there. The housekeeper counts too.
+/// Whether the program may have another thread.
 fn has_threads() -> bool {
+    let ours = 1 + u64::from(housekeeper::is_running());
     // The directory's links: ".", "..", and one a thread.
-    rustix::fs::stat("/proc/self/task").is_ok_and(|dir| dir.st_nlink > 2 + 1)
+    rustix::fs::stat("/proc/self/task").is_ok_and(|dir| dir.st_nlink > 2 + ours)
 }
 
 impl CallIn {

@@ -18,7 +18,7 @@ pub(crate) fn inherit() {
     ledger::reset_in_child();
     MuxCell::reset_in_child();
     let mut made: BTreeMap<usize, &'static File> = BTreeMap::new();
-    let mut sets = Vec::new();
+    let mut sets: Vec<(&'static File, i32)> = Vec::new();
     for fd in table::ours_in(0, u32::MAX) {
         let Some(file) = lookup(fd) else { continue };
         match file.kind() {
@@ -43,13 +43,16 @@ pub(crate) fn inherit() {
             Kind::Tcp if file.cell.get().is_some() => drop(table::remove(fd)),
             // Its engine stays with the parent.
             Kind::Stack => drop(table::remove(fd)),
-            Kind::Epoll => sets.push(file),
+            Kind::Epoll if sets.iter().all(|(set, _)| !core::ptr::eq(*set, file)) => {
+                sets.push((file, fd))
+            }
+            Kind::Epoll => {}
             Kind::Tcp | Kind::Bpf | Kind::Free => {}
         }
     }
     let renewed = |old: &'static File| made.get(&core::ptr::from_ref(old).addr()).copied();
-    for set in sets {
-        epoll::renew_in_child(set, renewed);
+    for (set, fd) in sets {
+        epoll::renew_in_child(set, fd, renewed);
     }
 }
 

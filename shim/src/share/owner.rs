@@ -56,6 +56,8 @@ pub(crate) fn tie_all() {
         if let Some(file) = lookup(fd)
             && file.kind() == Kind::Kcm
             && tie(file, sys::borrow(fd)).is_err()
+            // Another thread may have closed it meanwhile.
+            && lookup(fd).is_some_and(|now| core::ptr::eq(now, file))
         {
             crate::log::warn("a KCM socket cannot be shared with other processes");
         }
