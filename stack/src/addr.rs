@@ -21,6 +21,22 @@ impl Ip {
         lo: 0xffff_0000_0000,
     };
     pub(crate) const UNSPECIFIED_V6: Self = Self { hi: 0, lo: 0 };
+    /// All hosts on the link, 224.0.0.1.
+    pub(crate) const ALL_HOSTS: Self = Self::v4(Ipv4Addr::new(224, 0, 0, 1));
+    /// 224.0.0.2.
+    pub(crate) const ALL_ROUTERS_V4: Self = Self::v4(Ipv4Addr::new(224, 0, 0, 2));
+    /// 224.0.0.22 (RFC 3376 §4.2.14).
+    pub(crate) const IGMPV3_ROUTERS: Self = Self::v4(Ipv4Addr::new(224, 0, 0, 22));
+    /// ff02::2.
+    pub(crate) const ALL_ROUTERS_V6: Self = Self {
+        hi: 0xff02 << 48,
+        lo: 2,
+    };
+    /// ff02::16 (RFC 3810 §5.2.14).
+    pub(crate) const MLDV2_ROUTERS: Self = Self {
+        hi: 0xff02 << 48,
+        lo: 0x16,
+    };
     /// All nodes on the link, ff02::1.
     pub(crate) const ALL_NODES: Self = Self {
         hi: 0xff02 << 48,

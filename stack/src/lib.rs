@@ -13,7 +13,7 @@
 //! time (`tcp_ready`, `tcp_can_send`, …).
 //!
 //! # Not done
-//! No DHCP, IGMP or MLD. No TCP Fast Open and no BBR.
+//! No DHCP, no router advertisements, no source filters on groups. No TCP Fast Open and no BBR.
 
 #![deny(unsafe_code)]
 

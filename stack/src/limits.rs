@@ -111,6 +111,11 @@ pub const PMTU_EXPIRES: Duration = Duration::from_secs(600);
 /// Interfaces per stack; connections name theirs in a byte.
 pub const IFACES_MAX: usize = 16;
 
+/// Multicast groups per stack, over all interfaces.
+pub const GROUPS_MAX: usize = 1024;
+/// Multicast groups per socket (igmp_max_memberships).
+pub const SOCKET_GROUPS_MAX: usize = 20;
+
 /// Memory in fragments that wait for others (ipfrag_high_thresh).
 pub const FRAGMENT_BYTES_MAX: usize = 4 << 20;
 /// Datagrams some of whose fragments are here: bounds the work of ending them all at once.

@@ -85,6 +85,14 @@ impl Addresses {
         self.list.iter().any(|a| a.ip == ip && a.iface == iface)
     }
 
+    /// The address an interface speaks from about its link: link-local for IPv6, the first for IPv4.
+    pub(super) fn for_link(&self, iface: IfaceId, v4: bool) -> Option<Ip> {
+        let fits = |a: &&Address| {
+            a.iface == iface && a.ip.is_v4() == v4 && (v4 || a.ip.is_link_local_v6())
+        };
+        self.list.iter().find(fits).map(|a| a.ip)
+    }
+
     /// The interface that has an address of ours, `bound` if several do.
     pub(super) fn iface_of(&self, ip: Ip, bound: Option<IfaceId>) -> Option<IfaceId> {
         let mut having = self.list.iter().filter(|a| a.ip == ip).map(|a| a.iface);
@@ -98,15 +106,6 @@ impl Addresses {
 
     pub(super) fn is_broadcast(&self, ip: Ip) -> bool {
         ip.is_limited_broadcast() || ip.is_v4() && self.list.iter().any(|a| a.is_broadcast(ip))
-    }
-
-    pub(super) fn is_solicited_node(&self, iface: IfaceId, ip: Ip) -> bool {
-        !ip.is_v4()
-            && ip.is_multicast()
-            && self
-                .list
-                .iter()
-                .any(|a| a.iface == iface && !a.ip.is_v4() && a.ip.solicited_node() == ip)
     }
 
     /// RFC 6724 §5 with what a host without temporary, deprecated or mobile addresses needs: scope

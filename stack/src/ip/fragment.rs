@@ -99,6 +99,7 @@ impl IpLayer {
                 repr.emit(&mut Ipv6FragmentHeader::new_unchecked(fields));
             }
             self.fragments_out += 1;
+            self.loop_group(&frame, &meta, way.iface);
             self.dispatch(frame, way, None);
         }
         self.recycle(whole);

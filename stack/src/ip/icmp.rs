@@ -7,6 +7,7 @@ use smoltcp::wire::{
 };
 
 use super::iface::IfaceId;
+use super::membership::{MLD_DONE_V1, MLD_QUERY};
 use super::{Extensions, IpLayer, IpMeta};
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::checksum::Sum;
@@ -182,6 +183,13 @@ pub(crate) fn v6_arrives(
         .pseudo(src, dst, IpProtocol::Icmpv6.into(), bytes.len())
         .bytes(bytes);
     if bytes.len() < HEADER || !sum.is_valid() {
+        return None;
+    }
+    // RFC 3810 §6.2: from a neighbour that says who it is. smoltcp does not know MLDv1.
+    if matches!(bytes[0], MLD_QUERY..=MLD_DONE_V1) {
+        if src.is_link_local_v6() && hops == 1 {
+            ip.mld_arrives(arrival, bytes, now);
+        }
         return None;
     }
     let p = Icmpv6Packet::new_checked(bytes).ok()?;

@@ -5,8 +5,10 @@ mod addresses;
 mod arp;
 mod extensions;
 mod fragment;
+mod groups;
 pub(crate) mod icmp;
 pub(crate) mod iface;
+mod membership;
 mod ndisc;
 pub(crate) mod neighbor;
 mod output;
@@ -27,6 +29,7 @@ use crate::time::Instant;
 use addresses::Addresses;
 pub(crate) use extensions::Extensions;
 use fragment::Idents;
+use groups::Groups;
 use iface::{Iface, IfaceId};
 use neighbor::{NeighborCache, NeighborRef};
 pub(crate) use output::{ETHERNET, IpMeta, NextHop, NoWay};
@@ -50,6 +53,7 @@ pub(crate) struct IpLayer {
     ident: u16,
     idents: Idents,
     pub(crate) fragments: Reassembler,
+    pub(crate) groups: Groups,
     pub(crate) fragments_out: u64,
     pub(crate) control_drops: u64,
 }
@@ -68,6 +72,7 @@ impl IpLayer {
             ident: 0,
             idents: Idents::new(key),
             fragments: Reassembler::default(),
+            groups: Groups::new(key.derive(1)),
             fragments_out: 0,
             control_drops: 0,
         }
@@ -111,6 +116,10 @@ impl IpLayer {
     ) -> Result<(), SocketError> {
         self.iface(iface).ok_or(SocketError::NoInterface)?;
         if self.addresses.add(iface, ip, prefix_len)? {
+            if !ip.is_v4() {
+                // RFC 4291 §2.8; switches that listen to MLD pass solicitations only so.
+                self.groups.join(iface, ip.solicited_node())?;
+            }
             self.routes.add(ip, prefix_len, iface, None)?;
             self.neighbors.forget_references();
         }
@@ -122,6 +131,9 @@ impl IpLayer {
         let Some(removed) = self.addresses.remove(iface, ip) else {
             return false;
         };
+        if !ip.is_v4() {
+            self.groups.leave(iface, ip.solicited_node());
+        }
         if !self.addresses.has_prefix(iface, removed) {
             self.routes.remove(ip, removed.prefix_len, iface);
         }
@@ -174,9 +186,10 @@ impl IpLayer {
         self.addresses.is_broadcast(ip)
     }
 
-    /// All-nodes and the solicited-node groups of the interface's IPv6 addresses (RFC 4291 §2.7.1).
+    /// A group the interface is in: everyone's, a solicited-node group, or one that a socket joined.
     pub(crate) fn is_our_multicast(&self, iface: IfaceId, ip: Ip) -> bool {
-        ip == Ip::ALL_NODES || self.addresses.is_solicited_node(iface, ip)
+        ip.is_multicast()
+            && (ip == Ip::ALL_NODES || ip == Ip::ALL_HOSTS || self.groups.is_member(iface, ip))
     }
 
     /// The interface packets for `dst` leave by; `None` without a route.
@@ -276,6 +289,7 @@ impl IpLayer {
         self.neighbors
             .next_deadline()
             .min(self.fragments.next_deadline())
+            .min(self.groups.next_deadline())
     }
 
     /// A frame to one of our own addresses: it comes back in by `take_looped`.

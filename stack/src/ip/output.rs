@@ -28,6 +28,8 @@ pub(crate) struct IpMeta {
     pub(crate) iface: Option<IfaceId>,
     /// No router may cut it (the DF bit of IPv4; IPv6 routers never do).
     pub(crate) dont_fragment: bool,
+    /// Sockets of ours that listen to the group it goes to get a copy (IP_MULTICAST_LOOP).
+    pub(crate) loops: bool,
 }
 
 impl IpMeta {
@@ -41,6 +43,7 @@ impl IpMeta {
             iface: None,
             // Path MTU discovery depends on it (RFC 1191 §3).
             dont_fragment: true,
+            loops: false,
         }
     }
 
@@ -219,7 +222,9 @@ impl IpLayer {
         let transport = &mut frame[meta.transport_offset()..];
         fill(transport);
         let partial = match (checksum_at, way.delivery) {
-            (Some(at), Delivery::Queue) => self.fill_checksum(way.iface, meta, transport, at),
+            (Some(at), Delivery::Queue) if !meta.loops => {
+                self.fill_checksum(way.iface, meta, transport, at)
+            }
             (Some(at), _) => {
                 self.fill_full_checksum(meta, transport, at);
                 None
@@ -267,7 +272,15 @@ impl IpLayer {
         partial: Option<PartialChecksum>,
     ) {
         self.write_headers(&mut frame, meta, way.iface, way.to, len);
+        self.loop_group(&frame, meta, way.iface);
         self.dispatch(frame, way, partial);
+    }
+
+    /// Our own copy of a frame to a group we are in, or to everybody.
+    pub(super) fn loop_group(&mut self, frame: &[u8], meta: &IpMeta, iface: IfaceId) {
+        if meta.loops && (self.is_our_multicast(iface, meta.dst) || self.is_broadcast(meta.dst)) {
+            self.loop_back(iface, frame);
+        }
     }
 
     /// Sends a complete frame on its way.

@@ -133,7 +133,10 @@ impl Stack {
         let packet = &bytes[..usize::from(p.total_len())];
         let (src, dst) = (Ip::v4(p.src_addr()), Ip::v4(p.dst_addr()));
         let iface = origin.iface;
-        if !self.ip.is_ours(dst) && !self.ip.is_broadcast(dst) {
+        if !self.ip.is_ours(dst)
+            && !self.ip.is_broadcast(dst)
+            && !self.ip.is_our_multicast(iface, dst)
+        {
             self.stats.not_ours += 1;
             return;
         }
@@ -301,6 +304,11 @@ impl Stack {
                 let report = icmp::v6_arrives(&mut self.ip, iface, src, dst, hops, transport, now);
                 if let Some(report) = report {
                     self.icmp_report(&report, now);
+                }
+            }
+            IpProtocol::Igmp if src.is_v4() => {
+                if !self.ip.igmp_arrives(iface, transport, now) {
+                    self.stats.malformed += 1;
                 }
             }
             IpProtocol::Tcp => self.tcp_packet(now, p),

@@ -185,6 +185,7 @@ impl Stack {
             self.undeliverable(&frame, now);
         }
         self.fragments_expire(now);
+        self.ip.run_groups(now);
     }
 
     /// No later than the time `handle_timeout` has something to do; `None` if never.

@@ -1,11 +1,12 @@
 //! UDP sockets, as the application sees them.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use super::{Stack, UdpId, scope_of};
 use crate::addr::Endpoint;
 use crate::error::{Cause, RecvError, SendError, SocketError};
 use crate::events::Ready;
+use crate::ip::iface::IfaceId;
 use crate::time::Instant;
 use crate::udp::{Datagram, Reuse, UdpBindOptions, UdpOpts, UdpSendOptions, UdpStats};
 
@@ -135,9 +136,37 @@ impl Stack {
         self.udp.set_rcvbuf(id, bytes);
     }
 
-    /// Closes a UDP socket.
+    /// Joins a multicast group (IP_ADD_MEMBERSHIP, IPV6_JOIN_GROUP) on an interface, or on the one
+    /// that leads to the group. Routers are told by IGMP or MLD.
+    ///
+    /// # Errors
+    /// `InvalidAddress` if it is no group, `AddressInUse` if the socket is in it, `LimitReached`,
+    /// `NoInterface`, `BadHandle`.
+    pub fn udp_join(
+        &mut self,
+        id: UdpId,
+        group: IpAddr,
+        iface: Option<IfaceId>,
+    ) -> Result<(), SocketError> {
+        self.udp.join(&mut self.ip, id, group.into(), iface)
+    }
+
+    /// Leaves a multicast group.
+    ///
+    /// # Errors
+    /// `AddressNotAvailable` if the socket is not in it, `BadHandle`.
+    pub fn udp_leave(
+        &mut self,
+        id: UdpId,
+        group: IpAddr,
+        iface: Option<IfaceId>,
+    ) -> Result<(), SocketError> {
+        self.udp.leave(&mut self.ip, id, group.into(), iface)
+    }
+
+    /// Closes a UDP socket; it leaves its groups.
     pub fn udp_close(&mut self, id: UdpId) {
-        self.udp.close(id);
+        self.udp.close(&mut self.ip, id);
     }
 
     /// Counters of UDP.

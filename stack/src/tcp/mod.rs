@@ -633,6 +633,7 @@ impl Engine {
             hop_limit: opts.hop_limit,
             iface: c.bound,
             dont_fragment: true,
+            loops: false,
         };
         let mut neighbor = c.neighbor;
         let hop = ip.next_hop(&mut neighbor, meta.dst, c.bound, now);

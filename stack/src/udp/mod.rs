@@ -16,7 +16,9 @@ use crate::error::{Cause, RecvError, SocketError};
 use crate::events::Ready;
 use crate::ip::IpLayer;
 use crate::ip::iface::IfaceId;
-use crate::limits::{CONTROL_FRAMES_MAX, EPHEMERAL_PORTS, UDP_OVERHEAD_BYTES, UDP_RCVBUF_BYTES};
+use crate::limits::{
+    CONTROL_FRAMES_MAX, EPHEMERAL_PORTS, SOCKET_GROUPS_MAX, UDP_OVERHEAD_BYTES, UDP_RCVBUF_BYTES,
+};
 use crate::secret::{Key, Rng};
 use crate::stack::UdpId;
 
@@ -65,6 +67,8 @@ struct Socket {
     reuse: Reuse,
     v6_only: bool,
     opts: UdpOpts,
+    /// Groups it joined; each counts in the IP layer.
+    groups: Vec<(IfaceId, Ip)>,
     queue: VecDeque<Datagram>,
     queued_bytes: usize,
     rcvbuf: usize,
@@ -78,7 +82,7 @@ struct Socket {
 impl Socket {
     /// IP_MULTICAST_ALL.
     fn hears_group(&self, a: &Arrival) -> bool {
-        self.opts.multicast_all || !a.dst.is_multicast()
+        self.opts.multicast_all || !a.dst.is_multicast() || self.groups.contains(&(a.iface, a.dst))
     }
 
     /// Two sockets that cannot have the same port, unless both share it.
@@ -169,6 +173,7 @@ impl Udp {
                 iface: options.iface,
                 ..UdpOpts::default()
             },
+            groups: Vec::new(),
             queue: VecDeque::new(),
             queued_bytes: 0,
             rcvbuf: UDP_RCVBUF_BYTES,
@@ -254,8 +259,55 @@ impl Udp {
         }
     }
 
-    pub(crate) fn close(&mut self, id: UdpId) {
+    /// IP_ADD_MEMBERSHIP, IPV6_JOIN_GROUP. Without `iface`, the one that leads to the group.
+    pub(crate) fn join(
+        &mut self,
+        ip: &mut IpLayer,
+        id: UdpId,
+        group: Ip,
+        iface: Option<IfaceId>,
+    ) -> Result<(), SocketError> {
+        let s = self.get(id).ok_or(SocketError::BadHandle)?;
+        if !group.is_multicast() {
+            return Err(SocketError::InvalidAddress);
+        }
+        let iface = iface.or_else(|| ip.egress(group, s.opts.iface));
+        let iface = iface.unwrap_or(IfaceId::FIRST);
+        ip.iface(iface).ok_or(SocketError::NoInterface)?;
+        if s.groups.contains(&(iface, group)) {
+            return Err(SocketError::AddressInUse);
+        }
+        if s.groups.len() >= SOCKET_GROUPS_MAX {
+            return Err(SocketError::LimitReached);
+        }
+        ip.groups.join(iface, group)?;
+        s.groups.push((iface, group));
+        Ok(())
+    }
+
+    /// IP_DROP_MEMBERSHIP, IPV6_LEAVE_GROUP. Without `iface`, on the first it joined on.
+    pub(crate) fn leave(
+        &mut self,
+        ip: &mut IpLayer,
+        id: UdpId,
+        group: Ip,
+        iface: Option<IfaceId>,
+    ) -> Result<(), SocketError> {
+        let s = self.get(id).ok_or(SocketError::BadHandle)?;
+        let mut joined = s.groups.iter();
+        let at = joined
+            .position(|(i, g)| *g == group && iface.is_none_or(|wanted| wanted == *i))
+            .ok_or(SocketError::AddressNotAvailable)?;
+        let (iface, group) = s.groups.swap_remove(at);
+        ip.groups.leave(iface, group);
+        Ok(())
+    }
+
+    pub(crate) fn close(&mut self, ip: &mut IpLayer, id: UdpId) {
         let Some(s) = self.get(id) else { return };
+        for (iface, group) in core::mem::take(&mut s.groups) {
+            ip.groups.leave(iface, group);
+        }
         s.open = false;
         s.queue = VecDeque::new();
         s.queued_bytes = 0;

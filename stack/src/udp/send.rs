@@ -40,7 +40,8 @@ impl Udp {
         }
         let (local, opts) = (s.local, &s.opts);
         let is_multicast = to.ip.is_multicast();
-        if !is_multicast && ip.is_broadcast(to.ip) && !opts.broadcast {
+        let is_broadcast = !is_multicast && ip.is_broadcast(to.ip);
+        if is_broadcast && !opts.broadcast {
             return Err(SendError::Failed(Cause::BroadcastDenied));
         }
         let group_iface = opts.multicast_iface.filter(|_| is_multicast);
@@ -75,6 +76,7 @@ impl Udp {
             hop_limit: options.ttl.unwrap_or(ttl),
             iface,
             dont_fragment: discovery != PmtuDiscovery::Dont,
+            loops: is_broadcast || is_multicast && opts.multicast_loop,
             ..IpMeta::new(src, to.ip, IpProtocol::Udp)
         };
         let mtu = match discovery {

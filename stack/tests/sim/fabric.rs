@@ -37,6 +37,8 @@ pub(crate) struct Fabric {
     /// Frames each port sent.
     pub(crate) sent: Vec<u64>,
     buf: Vec<u8>,
+    /// Copies of frames sent, with the port they came from, if wanted.
+    pub(crate) tap: Option<Vec<(usize, Vec<u8>)>>,
 }
 
 impl Fabric {
@@ -76,6 +78,7 @@ impl Fabric {
         Self {
             now,
             buf: vec![0; 2_000],
+            tap: None,
             links: links.collect(),
             sent: vec![0; ports.len()],
             stacks,
@@ -97,6 +100,9 @@ impl Fabric {
                 let frame = &self.buf[..t.len];
                 assert_eq!(frame[6..12], mac(from), "source address of the interface");
                 self.sent[n] += 1;
+                if let Some(tap) = &mut self.tap {
+                    tap.push((n, frame.to_vec()));
+                }
                 for (to, link) in self.ports.iter().zip(&mut self.links) {
                     let wanted = frame[0] & 1 != 0 || frame[..6] == mac(*to);
                     if wanted && to.lan == from.lan && *to != from {
@@ -105,6 +111,14 @@ impl Fabric {
                 }
             }
             stack.check_invariants();
+        }
+    }
+
+    /// A frame from nobody, to everyone on a network.
+    pub(crate) fn inject(&mut self, lan: usize, frame: &[u8]) {
+        for port in self.ports.iter().filter(|p| p.lan == lan) {
+            let stack = &mut self.stacks[port.host];
+            stack.handle_frame_on(self.now, port.iface, frame, Received::default());
         }
     }
 

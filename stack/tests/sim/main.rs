@@ -6,6 +6,7 @@ mod features;
 mod fragments;
 mod fuzz;
 mod goodput;
+mod groups;
 mod link;
 mod net;
 mod paths;

@@ -81,7 +81,12 @@ impl Net {
                 if let Some(tap) = &mut self.tap {
                     tap.push((i, self.buf[..t.len].to_vec()));
                 }
-                self.links[i].send(self.now, &self.buf[..t.len]);
+                let frame = &self.buf[..t.len];
+                // MLD reports (a hop-by-hop header comes first) are for routers, and shall not take
+                // part in what the links' seeds decide.
+                if frame[12..14] != [0x86, 0xdd] || frame[20] != 0 {
+                    self.links[i].send(self.now, frame);
+                }
             }
             self.tell_too_big(i);
             while let Some(e) = self.stacks[i].poll_event() {
@@ -170,7 +175,7 @@ pub(crate) fn frame(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
 }
 
 /// The Internet checksum (RFC 1071) of bytes whose own field is zero.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
+pub(crate) fn checksum(bytes: &[u8]) -> [u8; 2] {
     let word = |c: &[u8]| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0));
     let mut sum: u32 = bytes.chunks(2).map(word).sum();
     while sum > 0xffff {
