@@ -6,5 +6,6 @@
 //! they print. [`program`] builds and runs programs that check themselves.
 
 pub mod guest;
+pub mod netlab;
 pub mod program;
 pub mod trace;

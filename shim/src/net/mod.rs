@@ -41,7 +41,19 @@ pub(crate) fn bits(file: &'static File) -> ready::Bits {
             _ => 0,
         },
         Ok(State::Udp(id)) => ready::datagrams(engine.udp_bits(id)),
-        Ok(State::Unbound | State::Bound(_)) => ready::UNCONNECTED,
+        Ok(State::Unbound | State::Bound(_)) => unconnected(&mut engine, file),
         Err(_) => 0,
     }
+}
+
+fn unconnected(engine: &mut engine::Engine, file: &File) -> ready::Bits {
+    let Ok(socket) = engine.socket(file) else {
+        return 0;
+    };
+    let bits = if socket.ended {
+        ready::ENDED
+    } else {
+        ready::UNCONNECTED
+    };
+    bits | if socket.error != 0 { ready::ERR } else { 0 }
 }

@@ -5,12 +5,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use kcm_stack::{CongestionControl, SockFlag, SockOpts, State as TcpState};
-use rustix::fd::BorrowedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::net::sockopt;
 
 use super::engine::{CELL, EngineGuard};
 use super::socket::State;
-use super::{errors, info};
+use super::{errors, info, socket};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::kcm::options::put_int;
@@ -51,8 +51,9 @@ const SO_RCVTIMEO_NEW: i32 = 66;
 const SO_SNDTIMEO_NEW: i32 = 67;
 /// Buffer sizes are reported doubled, since Linux counts its overhead in (socket(7)).
 const OVERHEAD: u32 = 2;
-/// The least a buffer can be set to (SOCK_MIN_SNDBUF, SOCK_MIN_RCVBUF), overhead included.
-const BUFFER_MIN: i32 = 2304;
+/// The least the buffers can be set to (SOCK_MIN_SNDBUF, SOCK_MIN_RCVBUF), overhead included.
+const SNDBUF_MIN: u32 = 4608;
+const RCVBUF_MIN: u32 = 2304;
 
 /// Integer options that a kernel socket is asked for when a stack socket takes its place.
 const CARRIED: [(i32, i32); 17] = [
@@ -123,6 +124,17 @@ impl Settings {
         file.sndtimeo.store(self.timeouts[1], Ordering::Relaxed);
     }
 
+    /// The socket beneath answers for the timeouts.
+    pub(crate) fn show_timeouts(&self, beneath: &OwnedFd) {
+        let both = [sockopt::Timeout::Recv, sockopt::Timeout::Send];
+        for (which, length) in both.into_iter().zip(self.timeouts) {
+            if length != 0 {
+                let length = Some(Duration::from_nanos(length));
+                let _ = sockopt::set_socket_timeout(beneath, which, length);
+            }
+        }
+    }
+
     /// The engine's flags that are on.
     pub(crate) fn flags(&self) -> Vec<SockFlag> {
         let on = |(at, (_, _, flag)): (usize, &(i32, i32, SockFlag))| {
@@ -190,10 +202,18 @@ impl Settings {
             }
             (libc::SOL_SOCKET, libc::SO_SNDLOWAT) => return Err(Errno::ENOPROTOOPT),
             (libc::SOL_SOCKET, libc::SO_RCVBUF | libc::SO_RCVBUFFORCE) => {
-                tcp.rcvbuf = Some(buffer(value, kcm_stack::limits::RCVBUF_BYTES_MAX));
+                tcp.rcvbuf = Some(buffer(
+                    value,
+                    RCVBUF_MIN,
+                    kcm_stack::limits::RCVBUF_BYTES_MAX,
+                ));
             }
             (libc::SOL_SOCKET, libc::SO_SNDBUF | libc::SO_SNDBUFFORCE) => {
-                tcp.sndbuf = Some(buffer(value, kcm_stack::limits::SNDBUF_BYTES_MAX));
+                tcp.sndbuf = Some(buffer(
+                    value,
+                    SNDBUF_MIN,
+                    kcm_stack::limits::SNDBUF_BYTES_MAX,
+                ));
             }
             (libc::IPPROTO_TCP, libc::TCP_MAXSEG) => {
                 tcp.max_seg = match value {
@@ -254,8 +274,8 @@ fn doubled(bytes: u32) -> i32 {
 }
 
 /// A buffer size as the engine counts it: payload.
-fn buffer(value: i32, max: u32) -> u32 {
-    (value.max(BUFFER_MIN / OVERHEAD as i32) as u32).min(max)
+fn buffer(value: i32, min: u32, max: u32) -> u32 {
+    (value.max(0) as u32).clamp(min / OVERHEAD, max)
 }
 
 /// getsockopt(2).
@@ -267,8 +287,10 @@ pub(crate) fn get(
     length: UserPtr,
 ) -> Outcome<i32> {
     let mut engine = CELL.lock()?;
-    let socket = engine.socket(file)?;
-    let (state, v6) = (socket.state, socket.v6);
+    let (state, v6) = {
+        let socket = engine.socket(file)?;
+        (socket.state, socket.v6)
+    };
     let udp = matches!(state, State::Udp(_));
     let answer = match (level, name) {
         (libc::SOL_SOCKET, libc::SO_TYPE) => {
@@ -350,21 +372,18 @@ fn conn_of(state: State) -> Option<kcm_stack::TcpId> {
 /// SO_ERROR: what is pending, reported once. A connect that failed is over with it.
 fn take_error(engine: &mut EngineGuard, file: &'static File) -> Outcome<i32> {
     engine.pump();
-    let (state, bound) = {
-        let socket = engine.socket(file)?;
-        (socket.state, socket.bound)
-    };
+    let state = engine.socket(file)?.state;
     let cause = match state {
         State::Connecting(id) | State::Connected(id) => engine.stack.tcp_take_error(id),
         State::Udp(id) => engine.stack.udp_take_error(id),
-        _ => None,
+        _ => return Ok(core::mem::take(&mut engine.socket(file)?.error)),
     };
     if let State::Connecting(id) = state {
         match engine.stack.tcp_state(id) {
             Some(TcpState::SynSent | TcpState::SynReceived) => {}
             Some(TcpState::Closed) | None if cause.is_some() => {
                 let now = engine.now();
-                engine.set_state(file, bound.map_or(State::Unbound, State::Bound))?;
+                socket::lose(engine, file)?;
                 engine.stack.tcp_close(now, id);
             }
             _ => drop(engine.set_state(file, State::Connected(id))?),

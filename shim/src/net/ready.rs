@@ -16,6 +16,9 @@ const PRI: Bits = libc::POLLPRI as Bits;
 /// A socket that is neither connected nor listening.
 pub(crate) const UNCONNECTED: Bits = OUT | HUP;
 
+/// One that was shut down, or whose connect has failed.
+pub(crate) const ENDED: Bits = UNCONNECTED | IN | RDHUP;
+
 /// What an event tells anew.
 pub(crate) fn edge(ready: Ready) -> Bits {
     let pairs = [

@@ -38,6 +38,10 @@ pub(crate) struct Socket {
     /// AF_INET6.
     pub(crate) v6: bool,
     pub(crate) settings: Settings,
+    /// Has no connection, and was shut down, or lost the one it had: reads find the end.
+    pub(crate) ended: bool,
+    /// Without a connection: the pending error, 0 for none.
+    pub(crate) error: i32,
     /// The address bind(2) gave it, kept over a connection that failed.
     pub(crate) bound: Option<SocketAddr>,
 }
@@ -63,7 +67,7 @@ pub(crate) fn replace(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'s
     let mut flags = SocketFlags::empty();
     flags.set(SocketFlags::NONBLOCK, sys::is_nonblocking(fd));
     let (beneath, file) = make(flags, udp)?;
-    enrol(fd, file, v6, udp, state)?;
+    enrol(fd, file, v6, udp, state)?.show_timeouts(&beneath);
     let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
     sys::move_onto(beneath, fd, !stays_open)?;
     Ok(file)
@@ -74,31 +78,34 @@ pub(crate) fn join(fd: i32, v6: bool, state: State) -> Outcome<&'static File> {
     let ino = sys::inode(sys::borrow(fd));
     let file = File::new(Kind::Stack, ino, Body::None)?;
     file.set_speaks(true);
-    enrol(fd, file, v6, false, state)?;
+    let _ = enrol(fd, file, v6, false, state)?;
     Ok(file)
 }
 
-/// Puts `file` behind `fd`, where a kernel socket stands, with that one's options.
-fn enrol(fd: i32, file: &'static File, v6: bool, udp: bool, state: State) -> Outcome<()> {
+/// Puts `file` behind `fd`, where a kernel socket stands, with that one's options, which it returns.
+fn enrol(fd: i32, file: &'static File, v6: bool, udp: bool, state: State) -> Outcome<Settings> {
     if !table::in_range(fd) {
         file.release();
         return Err(Errno::EMFILE.into());
     }
     let settings = Settings::of_kernel_socket(sys::borrow(fd), udp);
     settings.keep_timeouts(file);
+    let ended = sys::poll_bits(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0;
     let mut engine = CELL.lock()?;
     let index = engine.add(Socket {
         file,
         state,
         v6,
-        settings,
+        settings: settings.clone(),
+        ended,
+        error: 0,
         bound: None,
     });
     file.set_net_index(index);
     drop(engine);
     table::install(fd, file);
     epoll::kernel_set::move_registrations(fd, file);
-    Ok(())
+    Ok(settings)
 }
 
 /// A descriptor for a stack socket, and its file: an unconnected AF_UNIX socket, so that its number,
@@ -122,17 +129,23 @@ pub(crate) fn bind(file: &'static File, addr: UserPtr, length: u32) -> Outcome<i
         Address::Unspecified | Address::Other => return Err(Errno::EINVAL.into()),
     };
     let mut engine = CELL.lock()?;
+    check_local(&engine, local)?;
     match engine.socket(file)?.state {
         State::Unbound => bind_in(&mut engine, file, local).map(|()| 0),
         _ => Err(Errno::EINVAL.into()),
     }
 }
 
+fn check_local(engine: &Engine, local: SocketAddr) -> Outcome<()> {
+    match local.ip().is_unspecified() || engine.stack.is_local(local.ip()) {
+        true => Ok(()),
+        false => Err(Errno::EADDRNOTAVAIL.into()),
+    }
+}
+
 /// Gives an unbound socket a local address.
 pub(crate) fn bind_in(engine: &mut Engine, file: &File, local: SocketAddr) -> Outcome<()> {
-    if !local.ip().is_unspecified() && !engine.stack.is_local(local.ip()) {
-        return Err(Errno::EADDRNOTAVAIL.into());
-    }
+    check_local(engine, local)?;
     let local = match local.port() {
         0 => SocketAddr::new(local.ip(), free_port(engine, file, local)?),
         _ if is_taken(engine, file, local) => return Err(Errno::EADDRINUSE.into()),
@@ -325,6 +338,8 @@ fn adopt_connection(
         state: State::Connected(conn),
         v6,
         settings,
+        ended: false,
+        error: 0,
         bound: None,
     });
     file.set_net_index(index);
@@ -396,6 +411,8 @@ fn start(engine: &mut EngineGuard, file: &'static File, remote: SocketAddr) -> O
         .stack
         .tcp_connect(now, remote, &options)
         .map_err(errors::connect)?;
+    let socket = engine.socket(file)?;
+    (socket.ended, socket.error) = (false, 0);
     engine.set_state(file, State::Connecting(id))?;
     Ok(())
 }
@@ -448,10 +465,17 @@ fn conclude(engine: &mut Engine, file: &'static File, id: TcpId) -> Outcome<i32>
         return Ok(0);
     }
     let cause = engine.stack.tcp_take_error(id);
-    let bound = engine.socket(file)?.bound;
-    engine.set_state(file, bound.map_or(State::Unbound, State::Bound))?;
+    lose(engine, file)?;
     engine.stack.tcp_close(kcm_stack::Instant::ZERO, id);
     Err(cause.map_or(Errno::ECONNABORTED, errors::cause).into())
+}
+
+/// A connect has failed: the socket is free for another try.
+pub(crate) fn lose(engine: &mut Engine, file: &File) -> Outcome<()> {
+    let socket = engine.socket(file)?;
+    socket.ended = true;
+    let state = socket.bound.map_or(State::Unbound, State::Bound);
+    engine.set_state(file, state).map(drop)
 }
 
 /// connect(2) with AF_UNSPEC.
@@ -461,9 +485,16 @@ fn disconnect(file: &'static File) -> Outcome<i32> {
     match engine.socket(file)?.state {
         State::Udp(_) => return super::udp::connect(&mut engine, file, None),
         State::Connecting(id) | State::Connected(id) => {
+            // tcp_disconnect resets a connection, and reports it as one that was.
+            let open = engine
+                .stack
+                .tcp_state(id)
+                .is_some_and(|s| s != TcpState::Closed);
             engine.stack.tcp_abort(now, id);
-            let bound = engine.socket(file)?.bound;
-            engine.set_state(file, bound.map_or(State::Unbound, State::Bound))?;
+            let socket = engine.socket(file)?;
+            socket.error = if open { libc::ECONNRESET } else { 0 };
+            let state = socket.bound.map_or(State::Unbound, State::Bound);
+            engine.set_state(file, state)?;
         }
         State::Listening(_) => {
             let old = engine.set_state(file, State::Unbound)?;
@@ -505,7 +536,10 @@ pub(crate) fn shutdown(file: &'static File, how: i32) -> Outcome<i32> {
             Ok(0)
         }
         State::Udp(id) => super::udp::shutdown(&mut engine, file, id, read, write),
-        State::Unbound | State::Bound(_) => Err(Errno::ENOTCONN.into()),
+        State::Unbound | State::Bound(_) => {
+            engine.socket(file)?.ended |= read;
+            Err(Errno::ENOTCONN.into())
+        }
     }
 }
 

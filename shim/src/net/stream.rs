@@ -13,10 +13,12 @@ use crate::kcm::recv::{Received, deadline};
 use crate::signal;
 use crate::user_mem::{Efault, Iovecs};
 
-/// The connection of a socket, for a receive.
-fn source(engine: &mut Engine, file: &File) -> Outcome<TcpId> {
-    match engine.socket(file)?.state {
-        State::Connecting(id) | State::Connected(id) => Ok(id),
+/// The connection of a socket, for a receive; `None` where there is none and reads find the end.
+fn source(engine: &mut Engine, file: &File) -> Outcome<Option<TcpId>> {
+    let socket = engine.socket(file)?;
+    match socket.state {
+        State::Connecting(id) | State::Connected(id) => Ok(Some(id)),
+        _ if socket.ended => Ok(None),
         State::Unbound | State::Bound(_) | State::Listening(_) => Err(Errno::ENOTCONN.into()),
         State::Udp(_) => Err(Errno::EBADF.into()),
     }
@@ -42,7 +44,9 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
     let mut until = None;
     let mut slept = false;
     loop {
-        let id = source(&mut engine, file)?;
+        let Some(id) = source(&mut engine, file)? else {
+            return receiving.finish();
+        };
         let target = receiving.target(&engine, id);
         match receiving.take(&mut engine, id)? {
             Step::Moved if receiving.moved >= target => return receiving.finish(),
@@ -90,7 +94,7 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
 
 /// Whether a receive that waits for `low` bytes has something to do.
 fn is_readable(engine: &mut Engine, file: &File, low: usize) -> bool {
-    let Ok(id) = source(engine, file) else {
+    let Ok(Some(id)) = source(engine, file) else {
         return true;
     };
     let queued = engine.stack.tcp_queues(id).map_or(0, |(unread, ..)| unread);
@@ -155,7 +159,7 @@ impl Receiving<'_> {
                 Ok::<_, Efault>(())
             });
         match taken {
-            Ok(Ok(0)) if room == 0 => Ok(Step::Moved),
+            // The end, or no room: a call without room ends once there is something to read.
             Ok(Ok(0)) => Ok(Step::End),
             Ok(Ok(bytes)) => {
                 // A peek starts again from the front.
@@ -192,7 +196,7 @@ impl Receiving<'_> {
 fn urgent(engine: &mut EngineGuard, file: &File, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
     engine.pump();
     let now = engine.now();
-    let id = source(engine, file)?;
+    let id = source(engine, file)?.ok_or(Errno::EINVAL)?;
     let peek = flags & libc::MSG_PEEK != 0;
     let byte = engine
         .stack
@@ -293,8 +297,12 @@ fn some(
     flags: i32,
 ) -> Outcome<Sent> {
     let now = engine.now();
-    let Some(id) = engine.socket(file)?.conn() else {
-        return Ok(Sent::Failed(Errno::EPIPE));
+    let socket = engine.socket(file)?;
+    let Some(id) = socket.conn() else {
+        return Ok(Sent::Failed(match core::mem::take(&mut socket.error) {
+            0 => Errno::EPIPE,
+            error => Errno(error),
+        }));
     };
     let taken = if flags & libc::MSG_OOB != 0 {
         engine.stack.tcp_send_urgent(now, id, &parts.concat())

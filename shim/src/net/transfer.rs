@@ -166,6 +166,7 @@ fn await_room(file: &'static File, waits: bool) -> Outcome<usize> {
 }
 
 /// splice(2) from a connection to a pipe: what the pipe does not take stays in the connection.
+/// SPLICE_F_NONBLOCK is about the pipe alone, as in the kernel.
 pub(crate) fn to_pipe(
     file: &'static File,
     fd: i32,
@@ -183,9 +184,8 @@ pub(crate) fn to_pipe(
     if nonblocking && !sys::poll_one(pipe, libc::POLLOUT) {
         return Err(Errno::EAGAIN.into());
     }
-    let wait = if nonblocking { libc::MSG_DONTWAIT } else { 0 };
     let mut bytes = vec![0; length.min(PIECE_BYTES)];
-    let got = stream::recv(file, fd, own(&bytes), wait | libc::MSG_PEEK)?;
+    let got = stream::recv(file, fd, own(&bytes), libc::MSG_PEEK)?;
     let peeked = bytes.get_mut(..got.bytes).unwrap_or_default();
     let written = write_to_pipe(sys::borrow(pipe), peeked, nonblocking)?;
     let taken = stream::recv(file, fd, own(peeked.get(..written).unwrap_or_default()), 0)?;

@@ -1,0 +1,113 @@
+//! Two network namespaces joined by a veth pair: a program on one side, its peer on the kernel's stack
+//! on the other.
+
+use std::ffi::OsStr;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Address of the side with the program, whoever serves it.
+pub const GUEST: &str = "10.9.0.2";
+/// Address of the peer.
+pub const PEER: &str = "10.9.0.1";
+
+/// The namespaces, until it is dropped.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+}
+
+/// Why no namespace can be made here, if so.
+#[must_use]
+pub fn missing() -> Option<&'static str> {
+    let probe = Command::new("unshare")
+        .args(["--net", "ip", "link"])
+        .output();
+    match probe {
+        Ok(out) if out.status.success() => None,
+        Ok(_) => Some("network namespaces need root"),
+        Err(_) => Some("needs util-linux and iproute2"),
+    }
+}
+
+impl Lab {
+    /// Makes the namespaces. The guest's side gets [`GUEST`] from the kernel only with `kernel`; the
+    /// stack brings it itself.
+    ///
+    /// # Panics
+    /// When `ip` fails.
+    #[must_use]
+    pub fn new(kernel: bool) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("k{}-{number}", std::process::id());
+        let lab = Self { name };
+        let (guest, peer) = (lab.guest(), lab.peer());
+        for side in [&guest, &peer] {
+            ip(&["netns", "add", side]);
+            ip(&["-n", side, "link", "set", "lo", "up"]);
+        }
+        let veth = ["link", "add", "eth0", "netns", &guest, "type", "veth"];
+        let other = ["peer", "name", "eth0", "netns", &peer];
+        ip(&[&veth[..], &other[..]].concat());
+        for side in [&guest, &peer] {
+            ip(&["-n", side, "link", "set", "eth0", "up"]);
+        }
+        ip(&["-n", &peer, "addr", "add", "10.9.0.1/24", "dev", "eth0"]);
+        if kernel {
+            ip(&["-n", &guest, "addr", "add", "10.9.0.2/24", "dev", "eth0"]);
+        }
+        lab
+    }
+
+    fn guest(&self) -> String {
+        format!("{}g", self.name)
+    }
+
+    fn peer(&self) -> String {
+        format!("{}p", self.name)
+    }
+
+    /// A command on the guest's side.
+    #[must_use]
+    pub fn on_guest(&self, program: impl AsRef<OsStr>) -> Command {
+        inside(&self.guest(), program)
+    }
+
+    /// A command on the guest's side under the library, with the stack on its interface.
+    #[must_use]
+    pub fn on_stack(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.on_guest("env");
+        let library = crate::guest::library().display();
+        command.arg(format!("LD_PRELOAD={library}"));
+        command.arg(format!("KCMSHIM_STACK=packet:eth0 {GUEST}/24"));
+        command.arg(program);
+        command
+    }
+
+    /// A command on the peer's side, on the kernel's stack.
+    #[must_use]
+    pub fn on_peer(&self, program: impl AsRef<OsStr>) -> Command {
+        inside(&self.peer(), program)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for side in [self.guest(), self.peer()] {
+            let _ = Command::new("ip").args(["netns", "del", &side]).status();
+        }
+    }
+}
+
+fn inside(name: &str, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", name]).arg(program);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn ip(arguments: &[&str]) {
+    let status = Command::new("ip").args(arguments).status();
+    let done = status.expect("iproute2 is installed").success();
+    assert!(done, "ip {} failed", arguments.join(" "));
+}
