@@ -12,7 +12,7 @@ use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
 use crate::kcm::{EngineGuard, MuxCell, socket};
 use crate::proc_net::{self, Page};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::tcp::Left;
 use crate::{bpf, epoll, housekeeper, own, sys};
 
@@ -34,6 +34,10 @@ struct Client {
     /// Sockets it has proved to hold.
     held: Vec<u64>,
 }
+
+/// Held while descriptors exist that nothing of ours names yet, or any more: the child of a fork closes
+/// what is named, and would keep the others open without knowing.
+static IN_FLIGHT: Mutex<()> = Mutex::ranked(Rank::Directory, ());
 
 /// Lock order: before any mux.
 static CONTROL: Mutex<Option<Control>> = Mutex::new(None);
@@ -69,6 +73,7 @@ pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
     if file.link() != Link::Private {
         return Ok(());
     }
+    let _in_flight = in_flight();
     housekeeper::start()?;
     let line_name = next_name()?;
     let listener = name::listen(&line_name, 1)?;
@@ -217,6 +222,7 @@ pub(crate) fn on_line(cell: &'static MuxCell, id: KcmId, ended: bool) {
 
 /// The housekeeper saw a process at the door.
 pub(crate) fn on_listener() {
+    let _in_flight = in_flight();
     let Ok(mut control) = CONTROL.lock() else {
         return;
     };
@@ -237,6 +243,7 @@ pub(crate) fn on_listener() {
 
 /// The housekeeper saw a request, or the end, of a process.
 pub(crate) fn on_client(fd: i32) {
+    let _in_flight = in_flight();
     let Some(mut client) = take_client(fd) else {
         return;
     };
@@ -499,7 +506,12 @@ pub(super) fn has_lines() -> bool {
 
 /// Holds still for the length of a fork.
 pub(crate) fn freeze() -> impl Sized {
-    CONTROL.lock().ok()
+    (in_flight(), CONTROL.lock().ok())
+}
+
+/// No fork comes in between while this is held. A thread may hold it already.
+pub(super) fn in_flight() -> impl Sized {
+    IN_FLIGHT.lock().ok()
 }
 
 /// In a forked child, which owns none of its parent's muxes. The descriptors are closed with all

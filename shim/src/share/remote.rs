@@ -6,7 +6,7 @@ use rustix::io::IoSlice;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
 use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
-use super::{ledger, name, parcel};
+use super::{ledger, name, owner, parcel};
 use crate::bpf::Parcel;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
@@ -140,6 +140,7 @@ fn call(
     let at = match owners.iter().position(|(name, _)| name == owner) {
         Some(at) => at,
         None => {
+            let _in_flight = owner::in_flight();
             let fd = sys::raise(name::socket()?);
             name::connect(&fd, owner).map_err(|_| Errno::EPIPE)?;
             own::protect(sys::number(&fd));
