@@ -225,8 +225,15 @@ fn recv_stack<T: Pod>(
     }
     let mut stored = from.got;
     stored.flags |= flags & libc::MSG_CMSG_CLOEXEC;
+    let mut control = 0;
+    if let Some(told) = from.told {
+        let (used, cut) = told.store(header)?;
+        control = used;
+        stored.flags |= cut;
+    }
     let msg = msg.writable()?;
     finish(file, &msg, is_named(header), stored, flags);
+    msg.set(offset_of!(msghdr, msg_controllen), control);
     if length != 0 {
         msg.set(offset_of!(msghdr, msg_namelen), length);
     }

@@ -6,6 +6,7 @@
 //! they print. [`program`] builds and runs programs that check themselves.
 
 pub mod guest;
+pub mod lab;
 pub mod netlab;
 pub mod program;
 pub mod trace;

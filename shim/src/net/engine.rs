@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use kcm_mux::Nanos;
 use kcm_stack::device::{self, NetDevice, Wait};
-use kcm_stack::{Event, Instant, ListenerId, Ready, Stack, TcpId, UdpId};
+use kcm_stack::{Event, Instant, ListenerId, Stack, TcpId, UdpId};
 use libc::pollfd;
 use rustix::fd::{AsRawFd, OwnedFd};
 
@@ -428,9 +428,10 @@ impl Engine {
         ready::level(self.stack.tcp_ready(id), self.stack.tcp_state(id))
     }
 
-    /// Levels of a UDP socket.
-    pub(crate) fn udp_bits(&mut self, id: UdpId) -> Ready {
-        self.stack.udp_ready(id)
+    /// What a UDP socket shows now.
+    pub(crate) fn udp_bits(&mut self, id: UdpId) -> Bits {
+        let is_queued = self.stack.udp_peek(id).is_some();
+        ready::datagrams(self.stack.udp_ready(id), is_queued)
     }
 }
 

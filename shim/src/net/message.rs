@@ -2,11 +2,13 @@
 
 use core::net::SocketAddr;
 
+use kcm_stack::UdpSendOptions;
 use libc::msghdr;
 
 use super::address::{self, Address};
 use super::engine::CELL;
 use super::socket::State;
+use super::udp::control::Told;
 use super::{stream, udp};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
@@ -18,6 +20,8 @@ pub(crate) struct From {
     pub(crate) got: Received,
     /// The sender, of a datagram.
     pub(crate) sender: Option<SocketAddr>,
+    /// What else a datagram tells those who ask.
+    pub(crate) told: Option<Told>,
 }
 
 fn is_udp(file: &File) -> Outcome<(bool, bool)> {
@@ -35,20 +39,34 @@ pub(crate) fn sendto(
     addr: UserPtr,
     length: u32,
 ) -> Outcome<isize> {
-    if !is_udp(file)?.0 {
+    let plain = UdpSendOptions::default();
+    send_with(file, fd, src, flags, (addr, length), &plain).map(|n| n as isize)
+}
+
+fn send_with(
+    file: &'static File,
+    fd: i32,
+    src: Iovecs<'_>,
+    flags: i32,
+    (addr, length): (UserPtr, u32),
+    options: &UdpSendOptions,
+) -> Outcome<usize> {
+    let (udp, v6) = is_udp(file)?;
+    if !udp {
         // An address on a stream is not looked at.
-        return stream::send(file, fd, src, flags).map(|n| n as isize);
+        return stream::send(file, fd, src, flags);
     }
     let to = if addr.is_null() {
         None
     } else {
         match address::read(addr, length)? {
+            Address::Inet(to) if to.is_ipv6() && !v6 => return Err(Errno::EAFNOSUPPORT.into()),
             Address::Inet(to) => Some(to),
             Address::Unspecified => None,
             Address::Other => return Err(Errno::EINVAL.into()),
         }
     };
-    udp::send(file, fd, src, to, flags).map(|n| n as isize)
+    udp::send(file, fd, src, to, flags, options)
 }
 
 /// One send to where the socket is connected.
@@ -71,7 +89,8 @@ pub(crate) fn sendmsg(
     } else {
         header.msg_namelen
     };
-    sendto(file, fd, src, flags, name, length).map(|n| n as usize)
+    let options = udp::control::of_send(header)?;
+    send_with(file, fd, src, flags, (name, length), &options)
 }
 
 /// One receive, of a stream or a datagram.
@@ -79,12 +98,17 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
     let (udp, v6) = is_udp(file)?;
     if !udp {
         let got = stream::recv(file, fd, dst, flags)?;
-        return Ok(From { got, sender: None });
+        return Ok(From {
+            got,
+            sender: None,
+            told: None,
+        });
     }
-    let (got, datagram) = udp::recv(file, fd, dst, flags)?;
+    let (got, sender, told) = udp::recv(file, fd, dst, flags)?;
     Ok(From {
         got,
-        sender: Some(address::in_family(datagram.from, v6)),
+        sender: Some(address::in_family(sender, v6)),
+        told: Some(told),
     })
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn bits(file: &'static File) -> ready::Bits {
             Some(1..) => ready::IN,
             _ => 0,
         },
-        Ok(State::Udp(id)) => ready::datagrams(engine.udp_bits(id)),
+        Ok(State::Udp(id)) => engine.udp_bits(id),
         Ok(State::Unbound | State::Bound(_)) => unconnected(&mut engine, file),
         Err(_) => 0,
     }

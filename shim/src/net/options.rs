@@ -10,7 +10,8 @@ use rustix::net::sockopt;
 
 use super::engine::{CELL, EngineGuard};
 use super::socket::State;
-use super::{errors, info, socket};
+use super::udp::options::Wants;
+use super::{errors, info, socket, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::kcm::options::put_int;
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) v6_only: bool,
     /// TCP_DEFER_ACCEPT in seconds, 0 for off.
     pub(crate) defer_accept: u32,
+    /// What a UDP socket tells beside its datagrams.
+    pub(crate) wants: Wants,
     /// SO_LINGER in seconds; `None` for off.
     pub(crate) linger: Option<u32>,
     /// SO_RCVTIMEO and SO_SNDTIMEO in nanoseconds, 0 for none.
@@ -291,10 +294,19 @@ pub(crate) fn get(
         let socket = engine.socket(file)?;
         (socket.state, socket.v6)
     };
-    let udp = matches!(state, State::Udp(_));
+    let is_udp = matches!(state, State::Udp(_));
+    if is_udp {
+        if udp::options::is_beneath(level, name) {
+            return Err(Exit::Native);
+        }
+        if let Some(answer) = udp::options::get(&mut engine, file, level, name)? {
+            drop(engine);
+            return put_int(answer, value, length);
+        }
+    }
     let answer = match (level, name) {
         (libc::SOL_SOCKET, libc::SO_TYPE) => {
-            if udp {
+            if is_udp {
                 libc::SOCK_DGRAM
             } else {
                 libc::SOCK_STREAM
@@ -308,7 +320,7 @@ pub(crate) fn get(
             }
         }
         (libc::SOL_SOCKET, libc::SO_PROTOCOL) => {
-            if udp {
+            if is_udp {
                 libc::IPPROTO_UDP
             } else {
                 libc::IPPROTO_TCP
@@ -325,7 +337,7 @@ pub(crate) fn get(
             bytes[4..].copy_from_slice(&seconds.to_ne_bytes());
             return put_bytes(&bytes, value, length);
         }
-        (libc::IPPROTO_TCP, _) if udp => return Err(Errno::ENOPROTOOPT.into()),
+        (libc::IPPROTO_TCP, _) if is_udp => return Err(Errno::ENOPROTOOPT.into()),
         (libc::IPPROTO_TCP, libc::TCP_INFO) => {
             let now = engine.now();
             let bytes = match state {
@@ -414,6 +426,14 @@ pub(crate) fn set(
     if file.speaks() && native() != 0 {
         return Ok(-1);
     }
+    if udp::options::is_beneath(level, name) && udp::is_udp(file)? {
+        let done = native();
+        udp::options::follow_rcvbuf(file, fd)?;
+        return Ok(done);
+    }
+    if let Some(done) = udp::options::set(file, level, name, value, length)? {
+        return Ok(done);
+    }
     match (level, name) {
         (libc::SOL_SOCKET, libc::SO_RCVTIMEO | SO_RCVTIMEO_NEW) => {
             let done = native();
@@ -476,12 +496,7 @@ fn change(
                 let _ = engine.stack.tcp_set_opts(now, id, opts);
             }
         }
-        State::Udp(id) => {
-            if let Some(bytes) = opts.rcvbuf {
-                engine.stack.udp_set_rcvbuf(id, bytes as usize);
-            }
-        }
-        State::Unbound | State::Bound(_) | State::Listening(_) => {}
+        State::Udp(_) | State::Unbound | State::Bound(_) | State::Listening(_) => {}
     }
     Ok(0)
 }

@@ -61,10 +61,10 @@ pub(crate) fn level(ready: Ready, state: Option<State>) -> Bits {
     bits
 }
 
-/// What a UDP socket shows now.
-pub(crate) fn datagrams(ready: Ready) -> Bits {
+/// What a UDP socket shows now, by the rules of `datagram_poll`: an error alone is not data.
+pub(crate) fn datagrams(ready: Ready, is_queued: bool) -> Bits {
     let mut bits = 0;
-    if ready.contains(Ready::READABLE) {
+    if is_queued {
         bits |= IN;
     }
     if ready.contains(Ready::WRITABLE) {

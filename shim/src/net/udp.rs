@@ -1,14 +1,22 @@
 //! UDP on the stack.
 
+pub(crate) mod control;
+pub(crate) mod options;
+
 use core::net::SocketAddr;
 use core::sync::atomic::Ordering;
 
-use kcm_stack::{Datagram, RecvError, SendError, UdpId};
+use kcm_stack::{
+    Cause, Datagram, RecvError, Reuse, SendError, UdpBindOptions, UdpId, UdpSendOptions,
+};
+use rustix::net::sockopt;
+
+use control::Told;
 
 use super::address;
 use super::engine::{CELL, Engine, EngineGuard};
 use super::socket::{self, State, waits};
-use super::{errors, sleep};
+use super::{errors, ready, sleep};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::kcm::recv::{Received, deadline};
@@ -22,27 +30,57 @@ fn id_of(engine: &mut Engine, file: &File) -> Outcome<UdpId> {
     }
 }
 
-/// A UDP socket of the stack takes the place of the kernel's behind `fd`, bound to `local`.
+/// Whether the file is a UDP socket.
+pub(crate) fn is_udp(file: &File) -> Outcome<bool> {
+    let mut engine = CELL.lock()?;
+    Ok(matches!(engine.socket(file)?.state, State::Udp(_)))
+}
+
+/// A UDP socket of the stack takes the place of the kernel's behind `fd`, bound to `local`. What was
+/// set on the kernel's goes with it.
 pub(crate) fn bind(fd: i32, v6: bool, local: SocketAddr) -> Outcome<&'static File> {
-    let reuse = [libc::SO_REUSEADDR, libc::SO_REUSEPORT]
-        .into_iter()
-        .any(|name| sys::option_int(sys::borrow(fd), libc::SOL_SOCKET, name).unwrap_or(0) != 0);
-    let broadcast = sys::option_int(sys::borrow(fd), libc::SOL_SOCKET, libc::SO_BROADCAST);
-    let opts = kcm_stack::UdpOpts {
-        broadcast: broadcast.unwrap_or(0) != 0,
-        ..kcm_stack::UdpOpts::default()
+    let old = sys::borrow(fd);
+    let is_on = |level, name| sys::option_int(old, level, name).unwrap_or(0) != 0;
+    let bind = UdpBindOptions {
+        reuse: match is_on(libc::SOL_SOCKET, libc::SO_REUSEPORT) {
+            true => Reuse::Port,
+            false if is_on(libc::SOL_SOCKET, libc::SO_REUSEADDR) => Reuse::Address,
+            false => Reuse::No,
+        },
+        v6_only: v6 && is_on(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+        iface: None,
     };
+    let (opts, wants) = options::of_kernel_socket(old, v6);
+    let sizes = [
+        sockopt::socket_recv_buffer_size(old),
+        sockopt::socket_send_buffer_size(old),
+    ];
     let mut engine = CELL.lock()?;
     let id = engine
         .stack
-        .udp_bind(local, reuse)
+        .udp_bind_with(local, &bind)
         .map_err(errors::socket)?;
-    engine
-        .stack
-        .udp_set_opts(id, opts)
-        .map_err(errors::socket)?;
+    let _ = engine.stack.udp_set_opts(id, opts);
     drop(engine);
-    socket::replace(fd, v6, true, State::Udp(id))
+    let file = match socket::replace(fd, v6, true, State::Udp(id)) {
+        Ok(file) => file,
+        Err(why) => {
+            CELL.lock()?.stack.udp_close(id);
+            return Err(why);
+        }
+    };
+    CELL.lock()?.socket(file)?.settings.wants = wants;
+    // The kernel doubles what it is told.
+    let [receive, send] = sizes.map(|size| size.unwrap_or(0) / 2);
+    let new = sys::borrow(fd);
+    if sockopt::socket_recv_buffer_size(new) != Ok(receive * 2) {
+        let _ = sockopt::set_socket_recv_buffer_size(new, receive);
+    }
+    if sockopt::socket_send_buffer_size(new) != Ok(send * 2) {
+        let _ = sockopt::set_socket_send_buffer_size(new, send);
+    }
+    options::follow_rcvbuf(file, fd)?;
+    Ok(file)
 }
 
 /// connect(2): fixes the peer, or dissolves.
@@ -74,7 +112,7 @@ pub(crate) fn shutdown(
     if !connected {
         return Err(Errno::ENOTCONN.into());
     }
-    file.watch.notify(super::ready::IN | super::ready::OUT);
+    file.watch.notify(ready::IN | ready::OUT);
     Ok(0)
 }
 
@@ -85,7 +123,15 @@ pub(crate) fn send(
     src: Iovecs<'_>,
     to: Option<SocketAddr>,
     flags: i32,
+    options: &UdpSendOptions,
 ) -> Outcome<usize> {
+    // A datagram in several sends, or with urgent data, is not to be had here.
+    if flags & (libc::MSG_OOB | libc::MSG_MORE) != 0 {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
+    if to.is_some_and(|to| to.port() == 0) {
+        return Err(Errno::EINVAL.into());
+    }
     let parts = src.gather()?;
     let to = to.map(address::canonical);
     let mut until = None;
@@ -95,9 +141,16 @@ pub(crate) fn send(
         let mut engine = CELL.lock()?;
         let id = id_of(&mut engine, file)?;
         let now = engine.now();
-        match engine.stack.udp_send(now, id, to, &parts) {
+        match engine.stack.udp_send_with(now, id, to, options, &parts) {
             Ok(count) => return Ok(count),
             Err(SendError::WouldBlock) => {}
+            // A source of IP_PKTINFO has no route to go by (ip_route_output, ip6_datagram_send_ctl).
+            Err(SendError::Failed(Cause::SourceNotOurs)) => {
+                return Err(match options.source {
+                    Some(source) if source.is_ipv6() => Errno::EINVAL.into(),
+                    _ => Errno::ENETUNREACH.into(),
+                });
+            }
             Err(why) => return Err(errors::send(why).into()),
         }
         engine.pump();
@@ -113,13 +166,19 @@ pub(crate) fn send(
     }
 }
 
-/// One datagram in, and where it came from.
+/// One datagram in, and what there is to tell of it.
 pub(crate) fn recv(
     file: &'static File,
     fd: i32,
     dst: Iovecs<'_>,
     flags: i32,
-) -> Outcome<(Received, Datagram)> {
+) -> Outcome<(Received, SocketAddr, Told)> {
+    if flags & libc::MSG_ERRQUEUE != 0 {
+        return Err(Errno::EAGAIN.into()); // IP_RECVERR is not to be had, so nothing is queued
+    }
+    if flags & libc::MSG_OOB != 0 {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
     let mut until = None;
     let mut pin = None;
     let mut slept = false;
@@ -130,7 +189,12 @@ pub(crate) fn recv(
             engine.pump();
         }
         match take(&mut engine, id, flags) {
-            Ok(datagram) => return deliver(datagram, dst, flags),
+            Ok(datagram) => {
+                let wants = engine.socket(file)?.settings.wants;
+                drop(engine);
+                let told = Told::new(&datagram, wants);
+                return Ok((deliver(&datagram, dst, flags)?, datagram.from, told));
+            }
             Err(RecvError::WouldBlock) => {}
             Err(why) => return Err(errors::recv(why)),
         }
@@ -143,7 +207,7 @@ pub(crate) fn recv(
             slept = true;
         }
         sleep::until(file, until, &mut pin, |engine| match id_of(engine, file) {
-            Ok(id) => engine.udp_bits(id).contains(kcm_stack::Ready::READABLE),
+            Ok(id) => engine.udp_bits(id) & (ready::IN | ready::ERR) != 0,
             Err(_) => true,
         })?;
     }
@@ -158,18 +222,17 @@ fn take(engine: &mut Engine, id: UdpId, flags: i32) -> Result<Datagram, RecvErro
     engine.stack.udp_recv(id)
 }
 
-fn deliver(datagram: Datagram, dst: Iovecs<'_>, flags: i32) -> Outcome<(Received, Datagram)> {
+fn deliver(datagram: &Datagram, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
     let length = datagram.data.len();
     let count = length.min(dst.total());
     dst.scatter([&*datagram.data], count)?;
     let cut = count < length;
-    let got = Received {
+    Ok(Received {
         bytes: if flags & libc::MSG_TRUNC != 0 {
             length
         } else {
             count
         },
         flags: if cut { libc::MSG_TRUNC } else { 0 },
-    };
-    Ok((got, datagram))
+    })
 }

@@ -1,0 +1,31 @@
+//! Sockets of the in-process stack against the kernel's: the same program, once with all its addresses
+//! the kernel's and once with some of them the stack's, prints the same.
+
+use kcm_tests::lab::{self, Side};
+use kcm_tests::program;
+
+/// What a program printed, line by line.
+fn trace(side: Side, program: &std::path::Path) -> Vec<String> {
+    let output = program::run(&mut lab::command(side, program));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "", "{side:?}: nothing is said unasked");
+    text.lines().map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn assert_same(name: &str) {
+    let program = program::build(name, &[]);
+    let kernel = trace(Side::Kernel, &program);
+    let stack = trace(Side::Stack, &program);
+    for (at, (kernel_line, line)) in kernel.iter().zip(&stack).enumerate() {
+        let before = kernel[at.saturating_sub(5)..at].join("\n");
+        assert_eq!(line, kernel_line, "line {}, after\n{before}", at + 1);
+    }
+    assert_eq!(stack.len(), kernel.len());
+}
+
+#[test]
+fn udp_calls_return_what_the_kernels_return() {
+    assert_same("stack_udp");
+}
