@@ -13,13 +13,14 @@
 //! time (`tcp_ready`, `tcp_can_send`, …).
 //!
 //! # Not done
-//! No DHCP, no router advertisements, no source filters on groups. No TCP Fast Open and no BBR.
+//! No router advertisements, no source filters on groups. No TCP Fast Open and no BBR.
 
 #![deny(unsafe_code)]
 
 mod addr;
 mod checksum;
 pub mod device;
+mod dhcp;
 mod error;
 mod events;
 mod ip;
@@ -32,6 +33,7 @@ mod tcp;
 mod time;
 mod udp;
 
+pub use dhcp::DhcpLease;
 pub use error::{Cause, RecvError, SendError, SocketError};
 pub use events::{Event, Ready};
 pub use ip::iface::IfaceId;

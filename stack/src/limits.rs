@@ -111,6 +111,11 @@ pub const PMTU_EXPIRES: Duration = Duration::from_secs(600);
 /// Interfaces per stack; connections name theirs in a byte.
 pub const IFACES_MAX: usize = 16;
 
+/// Longest wait for an answer from a DHCP server (RFC 2131 §4.1).
+pub const DHCP_RETRY_MAX: Duration = Duration::from_secs(64);
+/// Shortest lease: a server that grants less would have us ask all the time.
+pub const DHCP_LEASE_MIN: Duration = Duration::from_secs(60);
+
 /// Multicast groups per stack, over all interfaces.
 pub const GROUPS_MAX: usize = 1024;
 /// Multicast groups per socket (igmp_max_memberships).

@@ -133,6 +133,15 @@ impl Stack {
         let packet = &bytes[..usize::from(p.total_len())];
         let (src, dst) = (Ip::v4(p.src_addr()), Ip::v4(p.dst_addr()));
         let iface = origin.iface;
+        let cut = p.more_frags() || p.frag_offset() != 0;
+        // Before there is an address, answers come to the one we are to have.
+        if !self.dhcp.is_empty()
+            && p.next_header() == IpProtocol::Udp
+            && !cut
+            && self.dhcp_arrives(now, iface, (src, dst), &packet[header..])
+        {
+            return;
+        }
         if !self.ip.is_ours(dst)
             && !self.ip.is_broadcast(dst)
             && !self.ip.is_our_multicast(iface, dst)
@@ -140,11 +149,13 @@ impl Stack {
             self.stats.not_ours += 1;
             return;
         }
-        if !src.is_valid_source() || self.ip.is_broadcast(src) {
+        // Hosts without an address speak to everybody.
+        let nobody = src.is_unspecified() && dst.is_limited_broadcast();
+        if !src.is_valid_source() && !nobody || self.ip.is_broadcast(src) {
             self.stats.bad_source += 1;
             return;
         }
-        if p.more_frags() || p.frag_offset() != 0 {
+        if cut {
             let fragment = Fragment {
                 key: Key {
                     src,

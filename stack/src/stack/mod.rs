@@ -1,6 +1,7 @@
 //! `Stack`: the one public state machine. Joins IP, UDP and TCP; no algorithm of its own.
 
 mod config;
+mod dhcp;
 mod frames;
 mod handles;
 mod input;
@@ -18,12 +19,14 @@ pub use frames::{Gso, LinkStats, PartialChecksum, Received, Transmit};
 pub use handles::{ListenerId, TcpId, UdpId};
 
 use crate::addr::Ip;
+use crate::dhcp::Client;
 use crate::error::SocketError;
 use crate::events::Event;
 use crate::ip::IpLayer;
 use crate::ip::iface::IfaceId;
 use crate::limits;
 use crate::rate::RateLimit;
+use crate::secret::Key;
 use crate::tcp::Engine;
 use crate::time::Instant;
 use crate::udp::Udp;
@@ -44,6 +47,9 @@ pub struct Stack {
     ip: IpLayer,
     tcp: Engine,
     udp: Udp,
+    /// Clients by interface.
+    dhcp: Vec<(IfaceId, Client)>,
+    dhcp_key: Key,
     icmp_budget: RateLimit,
     stats: LinkStats,
 }
@@ -56,6 +62,8 @@ impl Stack {
             ip: IpLayer::new(&first, config.key.derive(102)),
             tcp: Engine::new(&config.tcp, config.key.derive(100), &first, now),
             udp: Udp::new(config.key.derive(101)),
+            dhcp: Vec::new(),
+            dhcp_key: config.key.derive(103),
             icmp_budget: RateLimit::new(limits::ICMP_ERRORS_PER_SEC),
             stats: LinkStats::default(),
         }
@@ -186,12 +194,17 @@ impl Stack {
         }
         self.fragments_expire(now);
         self.ip.run_groups(now);
+        self.dhcp_run(now);
     }
 
     /// No later than the time `handle_timeout` has something to do; `None` if never.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let at = self.tcp.next_deadline().min(self.ip.next_deadline());
+        let at = self
+            .tcp
+            .next_deadline()
+            .min(self.ip.next_deadline())
+            .min(self.dhcp_next_deadline());
         (at != Instant::FAR_FUTURE).then_some(at)
     }
 

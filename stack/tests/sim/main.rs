@@ -1,6 +1,7 @@
 //! Simulation: whole stacks against each other in virtual time.
 
 mod basic;
+mod dhcp;
 mod fabric;
 mod features;
 mod fragments;
