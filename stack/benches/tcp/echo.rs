@@ -69,10 +69,14 @@ impl Echo {
 
     /// Every client asks once; nanoseconds a packet, those in and those out counted alike.
     fn ask(&mut self) -> f64 {
-        self.round(|input, i, (seq, ack)| segment(input, i, seq, ack, ACK | PSH, &PAYLOAD))
+        let (ns, answered) =
+            self.round(|input, i, (seq, ack)| segment(input, i, seq, ack, ACK | PSH, &PAYLOAD));
+        assert_eq!(answered, self.order.len(), "each was answered");
+        ns
     }
 
-    fn round(&mut self, say: impl Fn(&mut Batch, u32, (u32, u32))) -> f64 {
+    /// Nanoseconds a packet, and how many clients were answered.
+    fn round(&mut self, say: impl Fn(&mut Batch, u32, (u32, u32))) -> (f64, usize) {
         let Self {
             stack: s,
             clock,
@@ -81,7 +85,7 @@ impl Echo {
             input,
             output,
         } = self;
-        let (mut spent, mut packets) = (Duration::ZERO, 0);
+        let (mut spent, mut packets, mut answered) = (Duration::ZERO, 0, 0);
         for chunk in order.chunks(BATCH as usize) {
             // As fast as the goal: ten million packets a second.
             let now = clock.tick(50);
@@ -109,11 +113,12 @@ impl Echo {
             packets += input.len() + output.len();
             for f in output.iter() {
                 if let Some(r) = parse(f) {
+                    answered += usize::from(r.len == PAYLOAD.len() as u32);
                     seqs[r.client as usize] = (r.ack, r.seq.wrapping_add(r.len));
                 }
             }
         }
-        spent.as_secs_f64() * 1e9 / packets as f64
+        (spent.as_secs_f64() * 1e9 / packets as f64, answered)
     }
 }
 

@@ -84,9 +84,7 @@ impl Batch {
     }
 
     pub(crate) fn deliver(&self, to: &mut Stack, now: Instant) {
-        for f in self.iter() {
-            to.handle_frame(now, f, Received::default());
-        }
+        to.handle_frames(now, self.iter().map(|f| (f, Received::default())));
     }
 }
 

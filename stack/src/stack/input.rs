@@ -9,6 +9,7 @@ use crate::ip::icmp::{self, Complaint};
 use crate::ip::iface::IfaceId;
 use crate::ip::reassembly::{Fragment, Key, Outcome};
 use crate::ip::{ETHERNET, Extensions};
+use crate::tcp::WARM_MAX;
 use crate::time::Instant;
 use crate::udp::Arrival;
 
@@ -98,12 +99,21 @@ impl Stack {
     where
         I: Iterator<Item = (&'a [u8], Received)> + Clone,
     {
+        self.tcp.begin_batch();
+        // A few flows stay in the cache by themselves.
+        if self.flow_count() < WARM_FLOWS_MIN {
+            for (frame, received) in frames {
+                self.handle_frame_on(now, iface, frame, received);
+            }
+            self.tcp.end_batch(now);
+            return;
+        }
         let mut rest = frames;
         loop {
-            let mut tags = [0; WARM_FRAMES];
+            let mut tags = [0; WARM_MAX];
             let mut known = 0;
             let mut taken = 0;
-            for (frame, _) in rest.clone().take(WARM_FRAMES) {
+            for (frame, _) in rest.clone().take(WARM_MAX) {
                 taken += 1;
                 if let Some((src, dst, ports)) = tcp_flow(frame) {
                     tags[known] = self.tcp.tag_of(src, dst, ports[0], ports[1]);
@@ -111,6 +121,7 @@ impl Stack {
                 }
             }
             if taken == 0 {
+                self.tcp.end_batch(now);
                 return;
             }
             self.tcp.warm(&tags[..known]);
@@ -381,9 +392,8 @@ impl Stack {
     }
 }
 
-/// Frames whose records are brought into the cache together: enough to overlap misses, few enough
-/// to fit in the first-level cache.
-const WARM_FRAMES: usize = 32;
+/// Flows from which on bringing records into the cache pays.
+const WARM_FLOWS_MIN: usize = 64;
 
 /// Addresses and ports of a plain TCP frame, nothing verified; for cache warming only.
 fn tcp_flow(frame: &[u8]) -> Option<(Ip, Ip, [u16; 2])> {

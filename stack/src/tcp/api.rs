@@ -823,15 +823,7 @@ impl Tcb<'_> {
     /// Whether anything might be sent now; the egress pass decides.
     pub(crate) fn wants_output(&self) -> bool {
         let c = &*self.c;
-        let urgent_flags = [
-            Flags::ACK_NOW,
-            Flags::SEND_SYN,
-            Flags::SEND_RST,
-            Flags::PROBE_KEEPALIVE,
-            Flags::PROBE_WINDOW,
-            Flags::PROBE_TAIL,
-        ];
-        if urgent_flags.into_iter().any(|f| c.flags.has(f)) {
+        if c.flags.any(Flags::OUTPUT) {
             return true;
         }
         c.state.transmits()

@@ -1,7 +1,9 @@
 //! Stream buffers made of pooled blocks.
 //!
-//! A connection owns blocks only while bytes are in flight or unread. Both queues are byte
-//! streams addressed by offset from their first byte; neither knows sequence numbers.
+//! A connection owns blocks only while bytes are in flight or unread: a small block for a message or
+//! two, full ones once the queue outgrows it, so that a million connections with a short answer in
+//! flight each need 256 MiB and not 4 GiB. Both queues are byte streams addressed by offset from
+//! their first byte; neither knows sequence numbers.
 
 use std::collections::VecDeque;
 
@@ -11,49 +13,85 @@ pub(crate) const BLOCK_BYTES: usize = 4096;
 
 type Block = Box<[u8; BLOCK_BYTES]>;
 
+/// Bytes in a small block: what most requests and answers fit in, four cache lines.
+const SMALL_BYTES: usize = 256;
+
+type Small = Box<[u8; SMALL_BYTES]>;
+
 /// All blocks of an engine. Never exceeds its limit; never returns memory to the allocator
 /// beyond a reserve, so steady traffic does not allocate.
 #[derive(Debug)]
 pub(crate) struct BlockPool {
     free: Vec<Block>,
+    free_small: Vec<Small>,
+    /// Bytes in blocks handed out, and their most.
     used: usize,
     limit: usize,
 }
 
 /// Free blocks kept for reuse (64 MiB); more are given back to the allocator.
 const FREE_BLOCKS_MAX: usize = 16 * 1024;
+/// Free small blocks kept for reuse (16 MiB).
+const FREE_SMALL_MAX: usize = 64 * 1024;
 
 impl BlockPool {
     pub(crate) fn new(limit_bytes: usize) -> Self {
         Self {
             free: Vec::new(),
+            free_small: Vec::new(),
             used: 0,
-            limit: (limit_bytes / BLOCK_BYTES).max(4),
+            limit: limit_bytes.max(4 * BLOCK_BYTES),
         }
     }
 
     fn take(&mut self) -> Option<Block> {
-        if self.used >= self.limit {
-            return None;
-        }
-        self.used += 1;
-        Some(
-            self.free
-                .pop()
-                .unwrap_or_else(|| Box::new([0; BLOCK_BYTES])),
-        )
+        self.charge(BLOCK_BYTES)?;
+        let fresh = || Box::new([0; BLOCK_BYTES]);
+        Some(self.free.pop().unwrap_or_else(fresh))
     }
 
     fn give(&mut self, block: Block) {
-        self.used -= 1;
+        self.used -= BLOCK_BYTES;
         if self.free.len() < FREE_BLOCKS_MAX {
             self.free.push(block);
         }
     }
 
+    fn take_small(&mut self) -> Option<Small> {
+        self.charge(SMALL_BYTES)?;
+        let fresh = || Box::new([0; SMALL_BYTES]);
+        Some(self.free_small.pop().unwrap_or_else(fresh))
+    }
+
+    fn give_small(&mut self, block: Small) {
+        self.used -= SMALL_BYTES;
+        if self.free_small.len() < FREE_SMALL_MAX {
+            self.free_small.push(block);
+        }
+    }
+
+    /// A full block that begins with what a small one holds, which comes back.
+    fn outgrow(
+        &mut self,
+        small: &mut Option<Small>,
+        held: core::ops::Range<usize>,
+    ) -> Option<Block> {
+        let mut block = self.take()?;
+        if let Some(old) = small.take() {
+            block[..held.len()].copy_from_slice(&old[held]);
+            self.give_small(old);
+        }
+        Some(block)
+    }
+
+    fn charge(&mut self, bytes: usize) -> Option<()> {
+        let used = self.used + bytes;
+        (used <= self.limit).then(|| self.used = used)
+    }
+
     /// Bytes in blocks handed out.
     pub(crate) fn used_bytes(&self) -> usize {
-        self.used * BLOCK_BYTES
+        self.used
     }
 
     /// Above three quarters of the limit, windows and send buffers shrink (tcp_mem's "pressure").
@@ -70,6 +108,8 @@ impl BlockPool {
 /// Bytes from the first unacknowledged to the last the application wrote.
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
+    /// Holds everything while it fits; then `blocks` is empty.
+    small: Option<Small>,
     blocks: VecDeque<Block>,
     /// Offset of the stream's first byte in the first block.
     head: usize,
@@ -83,6 +123,28 @@ impl SendQueue {
 
     /// Appends as much of `data` as the pool gives blocks for; the count appended.
     pub(crate) fn push(&mut self, pool: &mut BlockPool, data: &[u8]) -> usize {
+        if data.is_empty() {
+            return 0;
+        }
+        let end = self.head + self.len;
+        if self.blocks.is_empty() && end + data.len() <= SMALL_BYTES {
+            if self.small.is_none() {
+                self.small = pool.take_small();
+            }
+            let Some(small) = &mut self.small else {
+                return 0;
+            };
+            small[end..end + data.len()].copy_from_slice(data);
+            self.len += data.len();
+            return data.len();
+        }
+        if self.small.is_some() {
+            let Some(block) = pool.outgrow(&mut self.small, self.head..end) else {
+                return 0;
+            };
+            self.blocks.push_back(block);
+            self.head = 0;
+        }
         let mut done = 0;
         while done < data.len() {
             let tail = self.head + self.len;
@@ -106,6 +168,10 @@ impl SendQueue {
     pub(crate) fn copy_to(&self, offset: usize, out: &mut [u8]) {
         debug_assert!(offset + out.len() <= self.len);
         let mut pos = self.head + offset;
+        if let Some(small) = &self.small {
+            out.copy_from_slice(&small[pos..pos + out.len()]);
+            return;
+        }
         let mut done = 0;
         while done < out.len() {
             let at = pos % BLOCK_BYTES;
@@ -113,6 +179,17 @@ impl SendQueue {
             out[done..done + n].copy_from_slice(&self.blocks[pos / BLOCK_BYTES][at..at + n]);
             done += n;
             pos += n;
+        }
+    }
+
+    /// A byte of the block at the front, to bring it into the cache.
+    pub(crate) fn peek_first(&self) -> u8 {
+        match &self.small {
+            Some(small) => small[self.head % SMALL_BYTES],
+            None => self
+                .blocks
+                .front()
+                .map_or(0, |b| b[self.head % BLOCK_BYTES]),
         }
     }
 
@@ -133,6 +210,9 @@ impl SendQueue {
     }
 
     pub(crate) fn clear(&mut self, pool: &mut BlockPool) {
+        if let Some(small) = self.small.take() {
+            pool.give_small(small);
+        }
         while let Some(b) = self.blocks.pop_front() {
             pool.give(b);
         }
@@ -145,6 +225,8 @@ impl SendQueue {
 /// Out-of-order bytes are written where they belong, so reassembly copies nothing.
 #[derive(Debug, Default)]
 pub(crate) struct RecvQueue {
+    /// Holds everything while it is in order and fits; then `blocks` is empty.
+    small: Option<Small>,
     blocks: VecDeque<Option<Block>>,
     head: usize,
     len: usize,
@@ -158,12 +240,30 @@ impl RecvQueue {
 
     /// Whether no block is held.
     pub(crate) fn is_vacant(&self) -> bool {
-        self.blocks.is_empty()
+        self.blocks.is_empty() && self.small.is_none()
     }
 
     /// Writes `data` at `gap` bytes past the in-order end. False, with nothing promised about
     /// those bytes, if the pool is short; in-order data may use the pool's last reserve.
     pub(crate) fn write(&mut self, pool: &mut BlockPool, gap: usize, data: &[u8]) -> bool {
+        let end = self.head + self.len;
+        if self.blocks.is_empty() && gap == 0 && end + data.len() <= SMALL_BYTES {
+            if self.small.is_none() {
+                self.small = pool.take_small();
+            }
+            let Some(small) = &mut self.small else {
+                return false;
+            };
+            small[end..end + data.len()].copy_from_slice(data);
+            return true;
+        }
+        if self.small.is_some() {
+            let Some(block) = pool.outgrow(&mut self.small, self.head..end) else {
+                return false;
+            };
+            self.blocks.push_back(Some(block));
+            self.head = 0;
+        }
         let mut pos = self.head + self.len + gap;
         let mut done = 0;
         while done < data.len() {
@@ -196,11 +296,13 @@ impl RecvQueue {
     /// The readable bytes in place, as contiguous pieces.
     pub(crate) fn slices(&self) -> impl Iterator<Item = &[u8]> {
         let (head, end) = (self.head, self.head + self.len);
-        self.blocks.iter().enumerate().map_while(move |(i, b)| {
+        let small = self.small.as_ref().filter(|_| head < end);
+        let blocks = self.blocks.iter().enumerate().map_while(move |(i, b)| {
             let start = i * BLOCK_BYTES;
             let b = b.as_ref().filter(|_| start < end)?;
             Some(&b[head.saturating_sub(start)..(end - start).min(BLOCK_BYTES)])
-        })
+        });
+        small.map(|s| &s[head..end]).into_iter().chain(blocks)
     }
 
     /// Copies readable bytes from `offset` on without consuming them; the count copied.
@@ -240,6 +342,9 @@ impl RecvQueue {
     }
 
     pub(crate) fn clear(&mut self, pool: &mut BlockPool) {
+        if let Some(small) = self.small.take() {
+            pool.give_small(small);
+        }
         for b in self.blocks.drain(..).flatten() {
             pool.give(b);
         }
@@ -296,6 +401,33 @@ mod tests {
     }
 
     #[test]
+    fn small_messages_share_a_small_block_and_outgrow_it() {
+        let mut pool = BlockPool::new(1 << 20);
+        let (mut tx, mut rx) = (SendQueue::default(), RecvQueue::default());
+        for round in 0..3u8 {
+            assert_eq!(tx.push(&mut pool, &[round; 60]), 60);
+            assert!(rx.write(&mut pool, 0, &[round; 60]));
+            rx.commit(60);
+        }
+        assert_eq!(pool.used_bytes(), 2 * SMALL_BYTES);
+        tx.advance(&mut pool, 70);
+        rx.consume(&mut pool, 70, false);
+        assert_eq!(tx.push(&mut pool, &[9; 100]), 100);
+        assert!(rx.write(&mut pool, 300, b"ahead"));
+        assert_eq!(pool.used_bytes(), 2 * BLOCK_BYTES);
+        let mut sent = [0; 210];
+        tx.copy_to(0, &mut sent);
+        let expected = [&[1; 50][..], &[2; 60], &[9; 100]].concat();
+        assert_eq!(sent[..], expected);
+        let mut read = [0; 210];
+        assert_eq!(rx.copy_to(0, &mut read), 110);
+        assert_eq!(read[..110], expected[..110]);
+        tx.clear(&mut pool);
+        rx.clear(&mut pool);
+        assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
     fn pool_exhaustion_shortens_writes_and_recovers() {
         let mut pool = BlockPool::new(4 * BLOCK_BYTES);
         let mut q = SendQueue::default();
@@ -313,7 +445,7 @@ mod tests {
         assert_eq!(q.push(&mut pool, &[1; 15 * BLOCK_BYTES]), 15 * BLOCK_BYTES);
         assert!(pool.under_pressure());
         let mut r = RecvQueue::default();
-        assert!(!r.write(&mut pool, 9, b"ahead"));
+        assert!(!r.write(&mut pool, SMALL_BYTES, b"ahead"));
         assert!(r.write(&mut pool, 0, b"next"));
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Variable names are those of RFC 9293 §3.3.1.
 
+use core::hint::black_box;
 use core::time::Duration;
 
 use super::buffer::{BlockPool, RecvQueue, SendQueue};
@@ -102,6 +103,16 @@ flags! {
 }
 
 impl Flags {
+    /// Each of these alone asks for a segment.
+    pub(crate) const OUTPUT: Self = Self(
+        Self::ACK_NOW.0
+            | Self::SEND_SYN.0
+            | Self::SEND_RST.0
+            | Self::PROBE_KEEPALIVE.0
+            | Self::PROBE_WINDOW.0
+            | Self::PROBE_TAIL.0,
+    );
+
     pub(crate) const fn has(self, f: Self) -> bool {
         self.0 & f.0 == f.0
     }
@@ -208,6 +219,37 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
+    /// Reads fields of each cache line, wherever the compiler put them, to bring them in.
+    pub(crate) fn warm(&self) {
+        black_box((
+            self.local_ip,
+            self.remote_ip,
+            self.local_port,
+            self.remote_port,
+        ));
+        black_box((
+            self.flags,
+            self.rcv_nxt,
+            self.snd_una,
+            self.window.cwnd,
+            self.rtt.srtt_us,
+        ));
+        black_box((
+            self.busy,
+            self.bytes_acked,
+            self.segs_in,
+            self.ts_recent,
+            self.opts.is_some(),
+        ));
+        black_box((
+            self.tag,
+            self.events,
+            self.rtt.min_us,
+            self.bytes_received,
+            self.state,
+        ));
+    }
+
     pub(crate) const fn local(&self) -> Endpoint {
         Endpoint {
             ip: self.local_ip,
@@ -454,6 +496,34 @@ impl Busy {
             && self.dsack.is_none()
             && self.dup_acks_owed == 0
             && self.fin_at.is_none()
+    }
+
+    /// Reads one field of each cache line, to bring them in.
+    pub(crate) fn warm(&self) {
+        black_box((
+            self.tx.len(),
+            self.rx.len(),
+            self.board.pipe(),
+            self.dup_acks,
+        ));
+        black_box((
+            self.timers.rexmit,
+            self.timers.pace,
+            self.small_end,
+            self.rack.reordering_seen,
+        ));
+        black_box((
+            self.episode.point,
+            self.tail.end,
+            self.urgent.rcv_at,
+            self.cc.peek(),
+        ));
+        black_box((
+            self.reasm.is_empty(),
+            self.tuning.rtt_seq,
+            self.pace_at,
+            self.invalid_ack_at,
+        ));
     }
 
     /// Returns every block; keeps the allocations of queues for the next borrower.

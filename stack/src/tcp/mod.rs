@@ -66,6 +66,10 @@ use segment::{Control, Plan, Segment};
 use timer_wheel::TimerWheel;
 use timewait::{Last, TimeWaits, Verdict};
 
+/// Connections whose records are brought into the cache together: enough to overlap misses, few
+/// enough to fit in the first-level cache.
+pub(crate) const WARM_MAX: usize = 32;
+
 /// TCP's checksum field within its header.
 const CHECKSUM_AT: usize = 16;
 
@@ -129,6 +133,10 @@ pub(crate) struct Engine {
     embryo_wheel: TimerWheel,
     time_waits: TimeWaits,
     binds: api::Binds,
+    /// Frames are coming in one after the other.
+    is_batch: bool,
+    /// Within a batch, the connection of the last segment, not settled yet; else `NONE`.
+    train: u32,
     pub(crate) env: Env,
     isn_key: Key,
     ts_key: Key,
@@ -151,6 +159,8 @@ impl Engine {
             embryo_wheel: TimerWheel::new(now),
             time_waits: TimeWaits::new(),
             binds: api::Binds::default(),
+            is_batch: false,
+            train: NONE,
             env: Env {
                 pool: BlockPool::new(config.stream_bytes_max),
                 stats: TcpStats::default(),
@@ -208,6 +218,14 @@ impl Engine {
                 port: seg.src_port,
             },
         };
+        if self.train != NONE {
+            let c = &self.conns[self.train];
+            if c.tuple() == tuple && c.hears(Some(arrival)) {
+                self.conn_segment(ip, self.train, arrival, &tuple, &seg, now);
+                return;
+            }
+            self.leave_train(now);
+        }
         let tag = self.demux.hash(&tuple);
         match self.find(tag, &tuple, Some(arrival)) {
             Some(Entry::Conn(i)) => self.conn_segment(ip, i, arrival, &tuple, &seg, now),
@@ -232,20 +250,57 @@ impl Engine {
         self.demux.hash(&FourTuple { local, remote })
     }
 
-    /// Reads, for a batch, first every slot of the table and then every record, so that the cache
-    /// misses of the batch overlap instead of adding up. Changes nothing.
+    /// Reads, for a batch, every slot of the table, then every record, then every busy state, then
+    /// what that points at, so that the cache misses of the batch overlap instead of adding up.
+    /// Changes nothing.
     pub(crate) fn warm(&self, tags: &[u32]) {
         for &tag in tags {
             black_box(self.demux.peek(tag));
         }
-        for &tag in tags {
-            if let Some(Entry::Conn(i)) = self.demux.guess(tag) {
-                let c = &self.conns[i];
-                // One field of each cache line, wherever the compiler put them.
-                black_box((c.flags, c.rcv_nxt, c.snd_una, c.window.cwnd, c.rtt.srtt_us));
-                black_box((c.local_port, c.busy, c.bytes_acked, c.segs_in, c.ts_recent));
-                black_box(self.wheel.peek(i));
-            }
+        let guessed = |tag: &u32| match self.demux.guess(*tag) {
+            Some(Entry::Conn(i)) => Some(i),
+            _ => None,
+        };
+        let mut known = [NONE; WARM_MAX];
+        let found = tags.iter().filter_map(guessed);
+        let n = known.iter_mut().zip(found).map(|(k, i)| *k = i).count();
+        self.warm_records(&known[..n]);
+    }
+
+    /// As [`Self::warm`] for connections by index.
+    fn warm_records(&self, indices: &[u32]) {
+        for &i in indices {
+            self.conns[i].warm();
+            black_box(self.wheel.peek(i));
+        }
+        let busy = || {
+            let at_work = indices.iter().map(|i| self.conns[*i].busy);
+            at_work.filter(|b| *b != NONE).map(|b| &self.busy[b])
+        };
+        for b in busy() {
+            b.warm();
+        }
+        for b in busy() {
+            black_box((b.tx.peek_first(), b.board.front().map(|s| s.at)));
+        }
+    }
+
+    /// What follows, up to [`Self::end_batch`], is frames and nothing else.
+    pub(crate) fn begin_batch(&mut self) {
+        self.is_batch = true;
+    }
+
+    /// Settles what the batch left open.
+    pub(crate) fn end_batch(&mut self, now: Instant) {
+        self.is_batch = false;
+        self.leave_train(now);
+    }
+
+    /// Settles the connection whose segments came one after the other.
+    fn leave_train(&mut self, now: Instant) {
+        let i = core::mem::replace(&mut self.train, NONE);
+        if i != NONE {
+            self.settle(i, now);
         }
     }
 
@@ -275,7 +330,13 @@ impl Engine {
         if answer == Answer::Reset {
             self.reset_reply(ip, arrival, tuple, seg, now);
         }
-        self.settle(i, now);
+        if self.is_batch && self.conns[i].state == State::Established {
+            // More of the same flow may follow at once: it is settled when it ends.
+            self.train = i;
+        } else {
+            self.train = NONE;
+            self.settle(i, now);
+        }
     }
 
     #[allow(clippy::too_many_arguments, reason = "as packet_arrives")]
@@ -503,15 +564,20 @@ impl Engine {
 
     /// Runs due timers, a bounded number per call.
     pub(crate) fn timers_expire(&mut self, ip: &mut IpLayer, now: Instant) {
-        for _ in 0..TIMERS_PER_POLL_MAX {
-            let Some(i) = self.wheel.pop_expired(now) else {
+        for _ in 0..TIMERS_PER_POLL_MAX / WARM_MAX {
+            let mut due = [NONE; WARM_MAX];
+            let expired = core::iter::from_fn(|| self.wheel.pop_expired(now));
+            let n = due.iter_mut().zip(expired).map(|(d, i)| *d = i).count();
+            if n == 0 {
                 break;
-            };
-            if self.conns[i].state == State::Closed {
-                continue;
             }
-            self.tcb(i, now).timers_expire();
-            self.settle(i, now);
+            self.warm_records(&due[..n]);
+            for &i in &due[..n] {
+                if self.conns[i].state != State::Closed {
+                    self.tcb(i, now).timers_expire();
+                    self.settle(i, now);
+                }
+            }
         }
         for _ in 0..TIMERS_PER_POLL_MAX {
             let Some(i) = self.embryo_wheel.pop_expired(now) else {

@@ -123,6 +123,11 @@ impl CcState {
         };
     }
 
+    /// A field to read early.
+    pub(crate) fn peek(&self) -> u32 {
+        self.acked
+    }
+
     /// Time spent idle must not count as time since the last congestion event.
     pub(crate) fn on_idle_restart(&mut self) {
         self.cubic.restart_epoch();
