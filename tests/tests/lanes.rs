@@ -120,6 +120,7 @@ sections! {
     j_parser(46): strict ordinary_user quirk;
     k_lifetime(24): strict quirk;
     l_random(24): strict ordinary_user;
+    m_signals(9): strict;
 }
 
 /// Identifiers in the first column of the table of divergences.

@@ -17,7 +17,7 @@ use crate::kcm::socket;
 use crate::proc_net::Page;
 use crate::sync::Mutex;
 use crate::tcp::Left;
-use crate::{bpf, own, sys, tcp};
+use crate::{bpf, own, signal, sys, tcp};
 
 /// What this process knows of a socket it holds by another's leave.
 #[derive(Default)]
@@ -264,12 +264,15 @@ fn await_room(fd: i32, until: Option<u64>) -> Outcome<()> {
         events: libc::POLLOUT,
         revents: 0,
     }];
-    if sys::poll_now(&mut entry) {
-        native_ppoll(&mut [], Some(now + AGAIN_NS))?;
+    let slept = if sys::poll_now(&mut entry) {
+        native_ppoll(&mut [], Some(now + AGAIN_NS))
     } else {
-        native_ppoll(&mut entry, until)?;
+        native_ppoll(&mut entry, until)
+    };
+    match slept {
+        Err(Errno::EINTR) if until.is_none() && signal::handlers_restart() => Ok(()),
+        slept => Ok(slept.map(drop)?),
     }
-    Ok(())
 }
 
 /// The program passed memory that cannot be read: an open message of a SOCK_DGRAM is lost.
