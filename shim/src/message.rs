@@ -6,6 +6,7 @@ use libc::{mmsghdr, msghdr};
 
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind};
+use crate::interpose::message::native_sendmsg;
 use crate::kcm::recv::Received;
 use crate::kcm::send::MSG_BATCH;
 use crate::user_mem::{self, InPlace, Iovecs, Pod, UserPtr, Writable};
@@ -129,7 +130,12 @@ fn send_each(
         let send = || {
             let msg = InPlace::<mmsghdr>::new(msgs.element::<mmsghdr>(index));
             let header = msg.read()?.msg_hdr;
-            let sent = net::message::sendmsg(file, fd, &header, checked_source(&header)?, flags)?;
+            let sent =
+                match net::message::sendmsg(file, fd, &header, checked_source(&header)?, flags) {
+                    // This one is the kernel's; the next may not be.
+                    Err(Exit::Native) => native_sendmsg(fd, msgs.element::<mmsghdr>(index), flags)?,
+                    sent => sent?,
+                };
             msg.writable()?
                 .set(offset_of!(mmsghdr, msg_len), sent as u32);
             Ok::<(), Exit>(())

@@ -43,6 +43,9 @@ static socklen_t size(const union address *a)
 	return a->any.sa_family == AF_INET6 ? sizeof a->v6 : sizeof a->v4;
 }
 
+/* The kernel answers itself from the address it was asked at: then one of the two is as good as the other. */
+static int either;
+
 static const char *text(const union address *a)
 {
 	static char out[80];
@@ -55,6 +58,8 @@ static const char *text(const union address *a)
 		inet_ntop(AF_INET, &a->v4.sin_addr, ip, sizeof ip);
 		port = ntohs(a->v4.sin_port);
 	}
+	if (either && (!strncmp(ip, "10.9.", 5) || !strncmp(ip, "fd09", 4)))
+		strcpy(ip, "either");
 	snprintf(out, sizeof out, "%s %s", ip, port >= 32768 ? "ephemeral" : port ? "named" : "0");
 	return out;
 }
@@ -419,6 +424,86 @@ static void mapped(void)
 	close(s), close(k);
 }
 
+/* Sockets on no address in particular hear and answer everybody. */
+static void everywhere(int family, const char *any, const char *near, const char *far, const char *far_ours)
+{
+	printf("-- everywhere %s\n", any);
+	either = 1;
+	int s = open_at(family, any, 5000);
+	int n = open_at(family, near, 5001), f = open_at(family, far, 5002);
+	names("names", s);
+	receive("nothing yet", s, 20, MSG_DONTWAIT);
+	printf("poll %x\n", readable(s));
+	for (int round = 0; round < 2; round++) {
+		send_to("near", n, "near", near, 5000);
+		await(s, POLLIN);
+		receive("s", s, 20, 0);
+		send_to("far", f, "far", far_ours, 5000);
+		await(s, POLLIN);
+		receive("s", s, 20, 0);
+		send_to("to near", s, "to near", near, 5001);
+		receive("near", n, 20, 0);
+		send_to("to far", s, "to far", far, 5002);
+		receive("far", f, 20, 0);
+	}
+	struct iovec part = { "both", 4 };
+	union address to[2] = { at(far, 5002), at(near, 5001) };
+	struct mmsghdr m[4];
+	memset(m, 0, sizeof m);
+	for (int i = 0; i < 4; i++)
+		m[i].msg_hdr = (struct msghdr){ .msg_name = &to[i % 2], .msg_namelen = size(&to[0]), .msg_iov = &part, .msg_iovlen = 1 };
+	say("sendmmsg", sendmmsg(s, m, 4, 0));
+	for (int i = 0; i < 2; i++) {
+		receive("near", n, 20, 0);
+		receive("far", f, 20, 0);
+	}
+	say("connect far", connect(s, &to[0].any, size(&to[0])));
+	names("names", s);
+	say("send", send(s, "x", 1, 0));
+	receive("far", f, 20, 0);
+	union address mine;
+	socklen_t length = sizeof mine;
+	getsockname(s, &mine.any, &length);
+	say("far", sendto(f, "far", 3, 0, &mine.any, length));
+	receive("s", s, 20, 0);
+	close(s);
+
+	printf("-- a client that goes both ways\n");
+	s = socket(family, SOCK_DGRAM, 0);
+	struct timeval patience = { .tv_sec = 10 };
+	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	send_to("to near", s, "to near", near, 5001);
+	send_to("to far", s, "to far", far, 5002);
+	names("names", s);
+	int client = 0;
+	for (int i = 0; i < 2; i++) {
+		char data[20];
+		union address a;
+		length = sizeof a;
+		int k = i ? f : n;
+		say("question", recvfrom(k, data, sizeof data, 0, &a.any, &length));
+		say("answer", sendto(k, "answer", 6, 0, &a.any, length));
+		receive("client", s, 20, 0);
+		int port = ntohs(family == AF_INET6 ? a.v6.sin6_port : a.v4.sin_port);
+		printf("  one port %d\n", !client || client == port);
+		client = port;
+	}
+	close(s);
+
+	printf("-- a client bound to no port\n");
+	s = open_at(family, any, 0);
+	say("connect far", connect(s, &to[0].any, size(&to[0])));
+	say("send", send(s, "x", 1, 0));
+	receive("far", f, 20, 0);
+	close(s);
+	s = open_at(family, any, 0);
+	say("connect near", connect(s, &to[1].any, size(&to[1])));
+	names("names", s);
+	say("send", send(s, "x", 1, 0));
+	receive("near", n, 20, 0);
+	close(s), close(n), close(f);
+}
+
 int main(void)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -432,5 +517,7 @@ int main(void)
 	large(AF_INET, "10.9.0.2", "10.9.0.1");
 	large(AF_INET6, "fd09::2", "fd09::1");
 	mapped();
+	everywhere(AF_INET, "0.0.0.0", "127.0.0.1", "10.9.0.1", "10.9.0.2");
+	everywhere(AF_INET6, "::", "::1", "fd09::1", "fd09::2");
 	return 0;
 }

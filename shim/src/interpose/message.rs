@@ -72,6 +72,16 @@ pub(crate) fn native_recv(fd: c_int, into: &mut Vec<u8>, flags: c_int) -> Result
     })
 }
 
+/// The real sendmsg(2) of one header. Leaves errno as it was.
+pub(crate) fn native_sendmsg(fd: c_int, msg: UserPtr, flags: c_int) -> Result<usize, Errno> {
+    let saved = Errno::current();
+    // SAFETY: the kernel checks the program's header itself.
+    let sent = unsafe { next::sendmsg(fd, msg.raw().cast(), flags) };
+    let err = Errno::current();
+    saved.set();
+    usize::try_from(sent).map_err(|_| err)
+}
+
 hooks! {
     /// send(2).
     fn send(fd: c_int, buf: *const c_void, len: size_t, flags: c_int) -> ssize_t {
@@ -103,7 +113,12 @@ hooks! {
             // SAFETY: forwards the caller's own arguments.
             unsafe { next::sendmsg(fd, msg, flags) }
         };
-        on_socket(fd, |f| message::sendmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), native)
+        on_socket(fd, |f| message::sendmsg(f, fd, at(msg), flags).map(|n| n as ssize_t), || {
+            if !route::is_set() {
+                return native();
+            }
+            conclude(net::send_msg(fd, at(msg), flags), native)
+        })
     }
 
     /// sendmmsg(2).
@@ -115,7 +130,12 @@ hooks! {
             // SAFETY: forwards the caller's own arguments.
             unsafe { next::sendmmsg(fd, msgs, count, flags) }
         };
-        on_socket(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
+        on_socket(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), || {
+            if !route::is_set() {
+                return native();
+            }
+            conclude(net::send_mmsg(fd, at(msgs), count, flags), native)
+        })
     }
 
     /// sendmmsg(2) under the name glibc also exports.
@@ -127,7 +147,12 @@ hooks! {
             // SAFETY: forwards the caller's own arguments.
             unsafe { next::__sendmmsg(fd, msgs, count, flags) }
         };
-        on_socket(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), native)
+        on_socket(fd, |f| message::sendmmsg(f, fd, at(msgs), count, flags), || {
+            if !route::is_set() {
+                return native();
+            }
+            conclude(net::send_mmsg(fd, at(msgs), count, flags), native)
+        })
     }
 
     /// recv(2).

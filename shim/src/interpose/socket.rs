@@ -87,7 +87,7 @@ hooks! {
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::bind(f, at(addr), len),
             _ => refuse("bind", f, || check_address(at(addr), len)),
-        }, || routed(|| net::bind(fd, at(addr), len), native))
+        }, || routed(|| net::bind(fd, at(addr), len, native), native))
     }
 
     /// connect(2).

@@ -13,8 +13,8 @@ use super::{open, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::route::{self, Plan, Role, Verdict};
-use crate::sys;
-use crate::user_mem::{Iovecs, UserPtr};
+use crate::user_mem::{self, Iovecs, UserPtr};
+use crate::{message, sys};
 
 /// A TCP or UDP socket of the kernel's.
 #[derive(Clone, Copy)]
@@ -70,7 +70,12 @@ fn bound(fd: i32, v6: bool) -> SocketAddr {
 }
 
 /// bind(2).
-pub(crate) fn bind(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
+pub(crate) fn bind(
+    fd: i32,
+    addr: UserPtr,
+    length: u32,
+    native: impl FnOnce() -> i32,
+) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let local = named(addr, length, None)?;
     let inet = inet(fd)?;
@@ -88,9 +93,22 @@ pub(crate) fn bind(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     if bound(fd, inet.v6).port() != 0 {
         return Err(Exit::Native);
     }
-    verdict(plan, role, local)?;
+    if inet.udp
+        && local.port() == 0
+        && let Verdict::Both { .. } = route::decide(plan, role, local).verdict
+    {
+        return Err(Exit::Native); // a client: where it sends will tell
+    }
+    let verdict = verdict(plan, role, local)?;
     let local = address::canonical(local);
     if inet.udp {
+        if let Verdict::Both { .. } = verdict {
+            let done = native();
+            if done != 0 {
+                return Ok(done);
+            }
+            return udp::join(fd, inet.v6, local.port()).map(|_| 0);
+        }
         return udp::bind(fd, inet.v6, local).map(|_| 0);
     }
     let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
@@ -126,7 +144,7 @@ fn listen_both(fd: i32, v6: bool, backlog: i32, native: impl FnOnce() -> i32) ->
         return Ok(done);
     }
     let local = address::canonical(bound(fd, v6));
-    let file = socket::join(fd, v6, State::Unbound)?;
+    let file = socket::join(fd, v6, false, State::Unbound)?;
     let mut engine = CELL.lock()?;
     socket::bind_in(&mut engine, file, local)?;
     drop(engine);
@@ -172,8 +190,8 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     socket::connect_to(file, fd, remote)
 }
 
-/// sendto(2) and its kin with an address: a UDP socket that has none yet goes where its first
-/// datagram goes.
+/// sendto(2) and its kin with an address: a UDP socket of the kernel's that sends to an address of the
+/// stack's is both from then on, since it may hear from either.
 fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let remote = named(addr, length, None)?;
@@ -186,8 +204,10 @@ fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
         return Err(Exit::Native);
     }
     verdict(plan, Role::UdpSend, remote)?;
-    let v6 = address::canonical(remote).is_ipv6();
-    udp::bind(fd, inet.v6, address::any(v6, local.port()))
+    if local.port() == 0 {
+        rustix::net::bind(sys::borrow(fd), &address::any(inet.v6, 0))?;
+    }
+    udp::join(fd, inet.v6, bound(fd, inet.v6).port())
 }
 
 /// As [`sending_to`], and sends.
@@ -200,4 +220,29 @@ pub(crate) fn send_to(
 ) -> Outcome<isize> {
     let file = sending_to(fd, addr, length)?;
     super::message::sendto(file, fd, src?, flags, addr, length)
+}
+
+/// As [`sending_to`] for sendmsg(2).
+pub(crate) fn send_msg(fd: i32, msg: UserPtr, flags: i32) -> Outcome<isize> {
+    let file = sending_to_name(fd, msg)?;
+    message::sendmsg(file, fd, msg, flags).map(|n| n as isize)
+}
+
+/// As [`sending_to`] for sendmmsg(2): the first message tells.
+pub(crate) fn send_mmsg(fd: i32, msgs: UserPtr, count: u32, flags: i32) -> Outcome<i32> {
+    if count == 0 {
+        return Err(Exit::Native);
+    }
+    let file = sending_to_name(fd, msgs)?;
+    message::sendmmsg(file, fd, msgs, count, flags)
+}
+
+fn sending_to_name(fd: i32, msg: UserPtr) -> Outcome<&'static File> {
+    let Ok(header) = user_mem::copy_in::<libc::msghdr>(msg) else {
+        return Err(Exit::Native);
+    };
+    if header.msg_name.is_null() {
+        return Err(Exit::Native);
+    }
+    sending_to(fd, UserPtr::new(header.msg_name), header.msg_namelen)
 }

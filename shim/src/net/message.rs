@@ -10,7 +10,7 @@ use super::engine::CELL;
 use super::socket::State;
 use super::udp::control::Told;
 use super::{stream, udp};
-use crate::errno::{Errno, Outcome};
+use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::kcm::recv::Received;
 use crate::user_mem::{self, Iovecs, UserPtr};
@@ -66,6 +66,9 @@ fn send_with(
             Address::Other => return Err(Errno::EINVAL.into()),
         }
     };
+    if file.speaks() && !udp::is_for_stack(file, to)? {
+        return Err(Exit::Native);
+    }
     udp::send(file, fd, src, to, flags, options)
 }
 

@@ -23,7 +23,7 @@ pub(crate) mod stream;
 pub(crate) mod transfer;
 pub(crate) mod udp;
 
-pub(crate) use decide::{bind, connect, listen, send_to};
+pub(crate) use decide::{bind, connect, listen, send_mmsg, send_msg, send_to};
 pub(crate) use engine::CELL;
 
 use crate::fd::File;

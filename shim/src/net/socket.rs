@@ -74,11 +74,11 @@ pub(crate) fn replace(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'s
 }
 
 /// A stack socket joins the kernel's socket behind `fd`, which goes on beneath it.
-pub(crate) fn join(fd: i32, v6: bool, state: State) -> Outcome<&'static File> {
+pub(crate) fn join(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'static File> {
     let ino = sys::inode(sys::borrow(fd));
     let file = File::new(Kind::Stack, ino, Body::None)?;
     file.set_speaks(true);
-    let _ = enrol(fd, file, v6, false, state)?;
+    let _ = enrol(fd, file, v6, udp, state)?;
     Ok(file)
 }
 
@@ -545,6 +545,9 @@ pub(crate) fn shutdown(file: &'static File, how: i32) -> Outcome<i32> {
 
 /// getsockname(2).
 pub(crate) fn local_name(file: &'static File, addr: UserPtr, length: UserPtr) -> Outcome<i32> {
+    if file.speaks() && super::udp::is_udp(file)? && !super::udp::is_for_stack(file, None)? {
+        return Err(Exit::Native); // bound to the same port, or connected
+    }
     let mut engine = CELL.lock()?;
     let (local, v6) = local_of(&mut engine, file)?;
     drop(engine);
@@ -567,6 +570,9 @@ fn local_of(engine: &mut Engine, file: &File) -> Outcome<(SocketAddr, bool)> {
 
 /// getpeername(2).
 pub(crate) fn peer_name(file: &'static File, addr: UserPtr, length: UserPtr) -> Outcome<i32> {
+    if file.speaks() && super::udp::is_udp(file)? && !super::udp::is_for_stack(file, None)? {
+        return Err(Exit::Native);
+    }
     let mut engine = CELL.lock()?;
     let socket = engine.socket(file)?;
     let (state, v6) = (socket.state, socket.v6);

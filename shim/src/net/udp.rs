@@ -9,17 +9,20 @@ use core::sync::atomic::Ordering;
 use kcm_stack::{
     Cause, Datagram, RecvError, Reuse, SendError, UdpBindOptions, UdpId, UdpSendOptions,
 };
+use rustix::fd::BorrowedFd;
 use rustix::net::sockopt;
 
 use control::Told;
+use options::Wants;
 
 use super::address;
 use super::engine::{CELL, Engine, EngineGuard};
 use super::socket::{self, State, waits};
 use super::{errors, ready, sleep};
-use crate::errno::{Errno, Outcome};
+use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::kcm::recv::{Received, deadline};
+use crate::route::{self, Role, Verdict};
 use crate::sys;
 use crate::user_mem::Iovecs;
 
@@ -40,16 +43,7 @@ pub(crate) fn is_udp(file: &File) -> Outcome<bool> {
 /// set on the kernel's goes with it.
 pub(crate) fn bind(fd: i32, v6: bool, local: SocketAddr) -> Outcome<&'static File> {
     let old = sys::borrow(fd);
-    let is_on = |level, name| sys::option_int(old, level, name).unwrap_or(0) != 0;
-    let bind = UdpBindOptions {
-        reuse: match is_on(libc::SOL_SOCKET, libc::SO_REUSEPORT) {
-            true => Reuse::Port,
-            false if is_on(libc::SOL_SOCKET, libc::SO_REUSEADDR) => Reuse::Address,
-            false => Reuse::No,
-        },
-        v6_only: v6 && is_on(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
-        iface: None,
-    };
+    let bind = bind_options(old, v6);
     let (opts, wants) = options::of_kernel_socket(old, v6);
     let sizes = [
         sockopt::socket_recv_buffer_size(old),
@@ -62,14 +56,7 @@ pub(crate) fn bind(fd: i32, v6: bool, local: SocketAddr) -> Outcome<&'static Fil
         .map_err(errors::socket)?;
     let _ = engine.stack.udp_set_opts(id, opts);
     drop(engine);
-    let file = match socket::replace(fd, v6, true, State::Udp(id)) {
-        Ok(file) => file,
-        Err(why) => {
-            CELL.lock()?.stack.udp_close(id);
-            return Err(why);
-        }
-    };
-    CELL.lock()?.socket(file)?.settings.wants = wants;
+    let file = enrolled(id, wants, socket::replace(fd, v6, true, State::Udp(id)))?;
     // The kernel doubles what it is told.
     let [receive, send] = sizes.map(|size| size.unwrap_or(0) / 2);
     let new = sys::borrow(fd);
@@ -83,17 +70,88 @@ pub(crate) fn bind(fd: i32, v6: bool, local: SocketAddr) -> Outcome<&'static Fil
     Ok(file)
 }
 
-/// connect(2): fixes the peer, or dissolves.
+/// What bind(2) takes from the options of the kernel's socket.
+fn bind_options(old: BorrowedFd<'_>, v6: bool) -> UdpBindOptions {
+    let is_on = |level, name| sys::option_int(old, level, name).unwrap_or(0) != 0;
+    UdpBindOptions {
+        reuse: match is_on(libc::SOL_SOCKET, libc::SO_REUSEPORT) {
+            true => Reuse::Port,
+            false if is_on(libc::SOL_SOCKET, libc::SO_REUSEADDR) => Reuse::Address,
+            false => Reuse::No,
+        },
+        v6_only: v6 && is_on(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+        iface: None,
+    }
+}
+
+/// The outcome of putting the socket `id` behind a number; it ends if that failed.
+fn enrolled(id: UdpId, wants: Wants, file: Outcome<&'static File>) -> Outcome<&'static File> {
+    let mut engine = CELL.lock()?;
+    match file {
+        Ok(file) => engine.socket(file)?.settings.wants = wants,
+        Err(_) => engine.stack.udp_close(id),
+    }
+    file
+}
+
+/// A UDP socket of the stack on all its addresses joins the kernel's behind `fd`, which is bound to
+/// `port` on all of the kernel's.
+pub(crate) fn join(fd: i32, v6: bool, port: u16) -> Outcome<&'static File> {
+    let old = sys::borrow(fd);
+    let bind = bind_options(old, v6);
+    let (opts, wants) = options::of_kernel_socket(old, v6);
+    let mut engine = CELL.lock()?;
+    let id = engine
+        .stack
+        .udp_bind_with(address::any(v6, port), &bind)
+        .map_err(errors::socket)?;
+    let _ = engine.stack.udp_set_opts(id, opts);
+    drop(engine);
+    let file = enrolled(id, wants, socket::join(fd, v6, true, State::Udp(id)))?;
+    options::follow_rcvbuf(file, fd)?;
+    Ok(file)
+}
+
+/// Whether what a socket of both kernel and stack sends goes to the stack: by `to`, or by its peer.
+pub(crate) fn is_for_stack(file: &File, to: Option<SocketAddr>) -> Outcome<bool> {
+    let to = match to {
+        Some(to) => to,
+        None => {
+            let mut engine = CELL.lock()?;
+            let id = id_of(&mut engine, file)?;
+            match engine.stack.udp_addresses(id) {
+                Some((_, Some(peer))) => peer,
+                _ => return Ok(false), // the kernel's peer, or none
+            }
+        }
+    };
+    let plan = route::plan().ok_or(Errno::EBADF)?;
+    match route::decide(plan, Role::UdpSend, to).verdict {
+        Verdict::Refuse(errno) => Err(Errno(errno).into()),
+        Verdict::Kernel => Ok(false),
+        Verdict::Stack { .. } | Verdict::Both { .. } => Ok(true),
+    }
+}
+
+/// connect(2): fixes the peer, or dissolves. Of a socket of both kernel and stack, the one that the peer
+/// does not belong to hears nobody any more.
 pub(crate) fn connect(
     engine: &mut EngineGuard,
     file: &'static File,
     remote: Option<SocketAddr>,
 ) -> Outcome<i32> {
     let id = id_of(engine, file)?;
-    engine
-        .stack
-        .udp_connect(id, remote)
-        .map_err(errors::connect)?;
+    let connected = engine.stack.udp_connect(id, remote);
+    if file.speaks() {
+        let for_stack = remote.is_some_and(|to| {
+            let decision = route::plan().map(|plan| route::decide(plan, Role::UdpSend, to));
+            decision.is_some_and(|d| matches!(d.verdict, Verdict::Stack { .. }))
+        });
+        if !for_stack {
+            return Err(Exit::Native);
+        }
+    }
+    connected.map_err(errors::connect)?;
     Ok(0)
 }
 
@@ -199,6 +257,10 @@ pub(crate) fn recv(
             Err(why) => return Err(errors::recv(why)),
         }
         drop(engine);
+        let beneath = file.speaks().then_some(fd);
+        if beneath.is_some_and(|fd| sys::poll_one(fd, libc::POLLIN)) {
+            return Err(Exit::Native);
+        }
         if !slept {
             if !waits(file, fd, flags) {
                 return Err(Errno::EAGAIN.into());
@@ -206,9 +268,11 @@ pub(crate) fn recv(
             until = deadline(file.rcvtimeo.load(Ordering::Relaxed));
             slept = true;
         }
-        sleep::until(file, until, &mut pin, |engine| match id_of(engine, file) {
-            Ok(id) => engine.udp_bits(id) & (ready::IN | ready::ERR) != 0,
-            Err(_) => true,
+        sleep::beside(file, beneath, until, &mut pin, |engine| {
+            match id_of(engine, file) {
+                Ok(id) => engine.udp_bits(id) & (ready::IN | ready::ERR) != 0,
+                Err(_) => true,
+            }
         })?;
     }
 }

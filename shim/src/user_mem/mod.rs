@@ -76,6 +76,11 @@ impl UserPtr {
         Self(ptr)
     }
 
+    /// The pointer itself, for a real call, which checks it.
+    pub(crate) fn raw(self) -> *mut c_void {
+        self.0
+    }
+
     #[inline]
     pub(crate) fn is_null(self) -> bool {
         self.0.is_null()
