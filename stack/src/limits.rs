@@ -88,8 +88,6 @@ pub const BACKLOG_MAX: usize = 4096;
 pub const TIME_WAIT_MAX: usize = 262_144;
 /// Ephemeral ports (ip_local_port_range).
 pub const EPHEMERAL_PORTS: core::ops::RangeInclusive<u16> = 32_768..=60_999;
-/// Ports tried before connect gives up with PortsExhausted; bounds the work of one call.
-pub const EPHEMERAL_TRIES: u32 = 2048;
 
 /// Neighbour entries (gc_thresh3).
 pub const NEIGHBORS_MAX: usize = 1024;

@@ -16,7 +16,7 @@ use crate::error::{Cause, RecvError, SendError, SocketError};
 use crate::events::Ready;
 use crate::ip::IpLayer;
 use crate::ip::iface::IfaceId;
-use crate::limits::{self, BACKLOG_MAX, EPHEMERAL_PORTS, EPHEMERAL_TRIES};
+use crate::limits::{self, BACKLOG_MAX, EPHEMERAL_PORTS};
 use crate::stack::{EcnMode, ListenerId, TcpId};
 use crate::time::Instant;
 
@@ -184,7 +184,8 @@ impl Engine {
         }
     }
 
-    /// RFC 6056 algorithm 3: a keyed offset per destination plus a counter, skipping taken ports.
+    /// RFC 6056 algorithm 3: a keyed offset per destination plus a random one, skipping taken ports.
+    /// As Linux, no port is left untried.
     fn ephemeral(
         &mut self,
         local_ip: Ip,
@@ -201,9 +202,9 @@ impl Engine {
         let h = self
             .port_key
             .siphash(&[rh, rl, lh, ll, u64::from(remote.port)]) as u32;
-        let step = self.rng.below(u64::from(range / 8)) as u32;
-        for n in 0..EPHEMERAL_TRIES.min(range) {
-            let port = (lo + h.wrapping_add(step).wrapping_add(n) % range) as u16;
+        let first = h % range + self.rng.below(u64::from(range)) as u32;
+        for n in 0..range {
+            let port = (lo + (first + n) % range) as u16;
             if self.binds.ports.contains_key(&port) {
                 continue;
             }
@@ -908,7 +909,8 @@ impl Conn {
                 Some(self.snd_nxt),
                 "and ends at SND.NXT"
             );
-        } else {
+        } else if self.state != State::Closed {
+            // A reset connection keeps what it received, and forgets what was in flight.
             assert_eq!(self.snd_una, self.snd_nxt, "no flight without entries");
         }
         assert!(

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use kcm_stack::limits::EPHEMERAL_PORTS;
 use kcm_stack::{
     Cause, ConnectOptions, Event, ListenOptions, PmtuDiscovery, Ready, Received, RecvError,
-    SendError, SockFlag, SockOpts, State, UdpOpts,
+    SendError, SockFlag, SockOpts, SocketError, State, UdpOpts,
 };
 
 use crate::basic::{establish, listen, perfect};
@@ -336,6 +337,22 @@ fn ports_are_random_and_tuples_unique() {
         last = port;
     }
     assert!(in_order < 20, "{in_order} of 2000 are guessable");
+}
+
+#[test]
+fn every_ephemeral_port_serves_before_they_are_exhausted() {
+    let mut net = perfect();
+    net.check = false;
+    let ports = usize::from(*EPHEMERAL_PORTS.end() - *EPHEMERAL_PORTS.start()) + 1;
+    let mut connect = |port| {
+        let options = ConnectOptions::default();
+        net.stacks[0].tcp_connect(net.now, at(1, port), &options)
+    };
+    for n in 0..ports {
+        assert!(connect(80).is_ok(), "{n} of {ports}");
+    }
+    assert_eq!(connect(80), Err(SocketError::PortsExhausted));
+    assert!(connect(81).is_ok());
 }
 
 #[test]
