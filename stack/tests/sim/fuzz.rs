@@ -5,7 +5,7 @@ use std::time::Duration;
 use kcm_stack::{ConnectOptions, EcnMode, ListenOptions, Received, SockFlag, TcpId};
 
 use crate::link::{LinkConfig, Rng};
-use crate::net::{MAC, Net, at, ip, ip6};
+use crate::net::{MAC, Net, at, checksum, ip, ip6, too_big_v4, too_big_v6};
 
 const TRUSTED: Received = Received { checksum_ok: true };
 
@@ -52,6 +52,73 @@ fn mutate(rng: &mut Rng, frame: &[u8]) -> Vec<u8> {
     }
     mend(&mut f);
     f
+}
+
+/// An ICMP error about a frame that side `to` sent, of any kind, with the quote whole or damaged.
+fn icmp_lie(rng: &mut Rng, to: usize, frame: &[u8]) -> Option<Vec<u8>> {
+    let mut quote = frame.get(14..)?.to_vec();
+    let six = *quote.first()? >> 4 == 6;
+    if rng.below(3) == 0 {
+        let at = rng.below(quote.len() as u64) as usize;
+        quote[at] = rng.next() as u8;
+    }
+    if rng.below(4) == 0 {
+        quote.truncate(rng.below(80) as usize);
+    }
+    let mtu = [0, 68, 552, 576, 1_279, 1_280, 1_400, 1_500, 0xffff][rng.below(9) as usize];
+    let mut p = if six {
+        too_big_v6(ip6(1 - to), ip6(to), mtu, &quote)
+    } else {
+        too_big_v4(ip(1 - to), ip(to), mtu as u16, &quote)
+    };
+    // The message behind the fixed header becomes one of another kind, and true again.
+    let at = if six { 40 } else { 20 };
+    let kinds: &[u8] = if six {
+        &[1, 2, 3, 4, 128]
+    } else {
+        &[3, 3, 4, 5, 11, 12, 8]
+    };
+    if rng.below(2) == 0 {
+        p[at] = kinds[rng.below(kinds.len() as u64) as usize];
+        p[at + 1] = rng.below(16) as u8;
+    }
+    p[at + 2..at + 4].fill(0);
+    let covered = if six {
+        let len = (p.len() - 40) as u32;
+        [&p[8..40], &len.to_be_bytes(), &[0, 0, 0, 58], &p[40..]].concat()
+    } else {
+        p[20..].to_vec()
+    };
+    let sum = checksum(&covered);
+    p[at + 2..at + 4].copy_from_slice(&sum);
+    Some(crate::net::frame(MAC[to], MAC[1 - to], &p))
+}
+
+/// A TCP segment over IPv4 with its options replaced by whatever comes to mind.
+fn strange_options(rng: &mut Rng, frame: &[u8]) -> Option<Vec<u8>> {
+    if frame.get(12..14)? != [8, 0] || *frame.get(23)? != 6 || frame[14] != 0x45 {
+        return None;
+    }
+    let header = usize::from(frame.get(46)? >> 4) * 4;
+    let payload = frame.get(34 + header..)?;
+    let words = rng.below(11) as usize;
+    let mut options = Vec::new();
+    while options.len() < words * 4 {
+        let kind = [0, 1, 2, 3, 4, 5, 8, 30, 34, 254][rng.below(10) as usize];
+        let len = [2, 3, 4, 10, 18, 34, rng.below(256) as u8][rng.below(7) as usize];
+        options.extend([kind, len]);
+        options.extend((0..rng.below(12)).map(|_| rng.next() as u8));
+    }
+    options.truncate(words * 4);
+    let mut f = [&frame[..54], &options, payload].concat();
+    f[46] = (f[46] & 15) | (5 + words as u8) << 4;
+    if rng.below(4) == 0 {
+        f[47] ^= 1 << rng.below(6);
+    }
+    let total = (f.len() - 14) as u16;
+    f[16..18].copy_from_slice(&total.to_be_bytes());
+    mend(&mut f);
+    Some(f)
 }
 
 fn poke(net: &mut Net, rng: &mut Rng, ids: &mut [Vec<TcpId>; 2]) {
@@ -155,6 +222,14 @@ fn mutated_frames_and_random_calls_break_nothing() {
                 let now = net.now;
                 net.stacks[1 - from].handle_frame(now, &bad, TRUSTED);
                 net.stacks[1 - from].check_invariants();
+                if let Some(bad) = strange_options(&mut rng, frame) {
+                    net.stacks[1 - from].handle_frame(now, &bad, TRUSTED);
+                    net.stacks[1 - from].check_invariants();
+                }
+                if let Some(bad) = icmp_lie(&mut rng, *from, frame) {
+                    net.stacks[*from].handle_frame(now, &bad, TRUSTED);
+                    net.stacks[*from].check_invariants();
+                }
             }
         }
         for s in &net.stacks {
