@@ -44,10 +44,14 @@ pub(crate) struct EpollSet {
     ready: VecDeque<u64>,
     /// Watches what lies beneath the members.
     aux: OwnedFd,
+    /// Something was ever put into `aux`.
+    has_beneath: bool,
     /// Threads asleep on this set.
     sleepers: Vec<BellId>,
     /// Who goes first when both sides have more than fits: turns, so that neither starves.
     native_first: bool,
+    /// When the kernel's members were last asked.
+    asked_at: Nanos,
 }
 
 /// One registration.
@@ -116,8 +120,10 @@ fn adopt(epfd: i32) -> Outcome<&'static File> {
         call_in: None,
         ready: VecDeque::new(),
         aux,
+        has_beneath: false,
         sleepers: Vec::new(),
         native_first: false,
+        asked_at: 0,
     };
     let ino = sys::inode(sys::borrow(epfd));
     let file = File::new(Kind::Epoll, ino, Body::Epoll(set))?;
@@ -152,6 +158,18 @@ impl EpollSet {
             .iter()
             .find(|(_, m)| is(m))
             .map(|(key, _)| *key)
+    }
+
+    /// Takes a registration out. Its key would otherwise stay among those that may have something, and
+    /// keep every thread from its sleep.
+    fn remove(&mut self, key: u64) {
+        if self
+            .members
+            .remove(&key)
+            .is_some_and(|member| member.queued)
+        {
+            self.ready.retain(|k| *k != key);
+        }
     }
 
     /// Queues a member, if it may report anything. True if it was not queued before.
@@ -233,7 +251,7 @@ fn delete(set: &'static File, fd: i32, target: &'static File) -> Outcome<i32> {
     let key = not_here(with(set, |set| set.key_of(fd, target).ok_or(Errno::ENOENT)))?;
     target.watch.remove(Watcher::Set { set, key });
     with(set, |set| {
-        set.members.remove(&key);
+        set.remove(key);
         if ready::beneath(target) != Beneath::Mute {
             let _ = epoll::delete(&set.aux, sys::borrow(fd));
         }
@@ -327,6 +345,7 @@ fn watch_beneath(
     with(set, |set| {
         let tag = epoll::EventData::new_u64(Source::Member(key).pack());
         for fd in inner.into_iter().chain([fd]) {
+            set.has_beneath = true;
             let _ = epoll::add(&set.aux, sys::borrow(fd), tag, asked(events));
         }
     })
@@ -346,7 +365,10 @@ fn asked(events: u32) -> epoll::EventFlags {
 fn watch_queue(set: &File, fd: i32, key: u64) -> Outcome<()> {
     let tag = epoll::EventData::new_u64(Source::Member(key).pack());
     let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-    let _ = with(set, |set| epoll::add(&set.aux, sys::borrow(fd), tag, flags))?;
+    let _ = with(set, |set| {
+        set.has_beneath = true;
+        epoll::add(&set.aux, sys::borrow(fd), tag, flags)
+    })?;
     Ok(())
 }
 
@@ -412,6 +434,7 @@ pub(crate) fn watch_connection(set: &File, cell: &'static MuxCell, psock: PsockI
         | epoll::EventFlags::ET;
     let _ = with(set, |set| {
         let fd = sys::borrow(fd);
+        set.has_beneath = true;
         epoll::add(&set.aux, fd, tag, flags).or_else(|_| epoll::modify(&set.aux, fd, tag, flags))
     });
 }
@@ -438,7 +461,7 @@ pub(crate) fn deliver(file: &'static File, key: u64, events: u32) -> bool {
 
 /// The file of a member is gone.
 pub(crate) fn forget(file: &'static File, key: u64) {
-    let _ = with(file, |set| set.members.remove(&key));
+    let _ = with(file, |set| set.remove(key));
 }
 
 /// Descriptors that say something about what lies beneath our members.
@@ -476,8 +499,9 @@ fn drain_aux(file: &'static File) {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        let count = with(file, |set| {
-            epoll::wait(&set.aux, &mut seen[..], Some(&none)).unwrap_or(0)
+        let count = with(file, |set| match set.has_beneath {
+            true => epoll::wait(&set.aux, &mut seen[..], Some(&none)).unwrap_or(0),
+            false => 0,
         });
         let Ok(count) = count else { return };
         for event in seen.into_iter().take(count) {
@@ -529,7 +553,10 @@ fn collect(file: &'static File, room: usize, take: bool) -> Outcome<Vec<epoll_ev
                 member.spent |= spends;
             }
             if leaves || take {
-                set.ready.retain(|k| *k != key);
+                match set.ready.front() {
+                    Some(first) if *first == key => drop(set.ready.pop_front()),
+                    _ => set.ready.retain(|k| *k != key),
+                }
             }
             if leaves {
                 member.queued = false;
@@ -583,25 +610,60 @@ pub(crate) fn wait(
     mask: SigMask,
 ) -> Outcome<Vec<epoll_event>> {
     let mut awake = None; // lets go of the set at the end
+    let mut seen = Seen::at_first(file, until)?;
     loop {
         CELL.look();
-        drain_aux(file);
-        let native_first = with(file, |set| {
-            set.native_first = !set.native_first;
-            set.native_first
-        })?;
-        let mut events = Vec::new();
-        if native_first {
-            events = native(file, room)?;
+        if seen.aux {
+            drain_aux(file);
         }
-        events.extend(collect(file, room - events.len(), true)?);
-        if !native_first && events.len() < room {
-            events.extend(native(file, room - events.len())?);
+        let mut events = Vec::new();
+        if seen.kernel {
+            let native_first = with(file, |set| {
+                set.native_first = !set.native_first;
+                set.native_first
+            })?;
+            if native_first {
+                events = native(file, room)?;
+            }
+            events.extend(collect(file, room - events.len(), true)?);
+            if !native_first && events.len() < room {
+                events.extend(native(file, room - events.len())?);
+            }
+        } else {
+            events = collect(file, room, true)?;
         }
         if !events.is_empty() || until.is_some_and(|at| at <= sys::now()) {
             return Ok(events);
         }
-        awake = sleep(file, until, mask, awake)?;
+        (awake, seen) = sleep(file, until, mask, awake)?;
+    }
+}
+
+/// Which of a set's descriptors may have something.
+#[derive(Clone, Copy)]
+struct Seen {
+    kernel: bool,
+    aux: bool,
+}
+
+/// A program that comes back sooner has its kernel members asked when it sleeps, or the next time: a
+/// thread that serves thousands of messages from here spares a system call for each.
+const ASK_INTERVAL: Nanos = 50_000;
+
+impl Seen {
+    const ALL: Self = Self {
+        kernel: true,
+        aux: true,
+    };
+
+    /// Before the first sleep. What a sleep tells need not be asked beforehand.
+    fn at_first(file: &File, until: Option<Nanos>) -> Outcome<Self> {
+        let now = sys::now();
+        let kernel = with(file, |set| {
+            let due = until.is_some_and(|at| at <= now) || set.call_in.is_some();
+            due || now.saturating_sub(set.asked_at) >= ASK_INTERVAL
+        })?;
+        Ok(Self { kernel, aux: true })
     }
 }
 
@@ -609,6 +671,7 @@ pub(crate) fn wait(
 fn native(file: &'static File, room: usize) -> Outcome<Vec<epoll_event>> {
     with(file, |set| {
         let calling = usize::from(set.call_in.is_some());
+        set.asked_at = sys::now();
         let mut events = sys::epoll_now(sys::number(&set.kernel), room + calling);
         if calling != 0 {
             kernel_set::strip(&mut events);
@@ -624,13 +687,15 @@ pub(crate) struct SetStay {
     bell: Lent,
     id: BellId,
     turn: Option<Turn>,
+    /// The bell's descriptor may be readable.
+    rung: bool,
 }
 
 impl Drop for SetStay {
     fn drop(&mut self) {
         let id = self.id;
         let _ = with(self.set.file(), |set| set.sleepers.retain(|b| *b != id));
-        self.bell.disarm(true);
+        self.bell.disarm(self.rung);
     }
 }
 
@@ -641,7 +706,7 @@ fn sleep(
     until: Option<Nanos>,
     mask: SigMask,
     mut before: Option<SetStay>,
-) -> Outcome<Option<SetStay>> {
+) -> Outcome<(Option<SetStay>, Seen)> {
     let set = Pin::new(file)?;
     let (bell, id) = wait::lend()?;
     bell.arm();
@@ -657,6 +722,7 @@ fn sleep(
         bell,
         id,
         turn,
+        rung: true,
     };
     drop(before);
     let (fds, calling, pending) = with(file, |set| {
@@ -668,24 +734,32 @@ fn sleep(
         // While others are called in, the kernel's set shows the call all the time.
         let kernel = calling.is_none().then(|| sys::number(&set.kernel));
         (
-            (kernel, sys::number(&set.aux)),
+            (kernel, set.has_beneath.then(|| sys::number(&set.aux))),
             calling,
             !set.ready.is_empty(),
         )
     })?;
     if pending {
-        return Ok(Some(stay));
+        return Ok((Some(stay), Seen::ALL));
     }
-    let fds = [fds.0, Some(fds.1), raw_bell].into_iter().flatten();
-    let mut fds: Vec<_> = fds.map(wait::readable).collect();
-    fds.extend(device);
+    // poll(2) passes over negative numbers.
+    let fds = [raw_bell, fds.0, fds.1].map(|fd| wait::readable(fd.unwrap_or(-1)));
+    let mut fds = [fds[0], fds[1], fds[2], device.unwrap_or(wait::readable(-1))];
     let wake_at = [until, calling, due].into_iter().flatten().min();
     let (slept, held) = wait::holding(Held::Set(stay), || {
         native_ppoll_masked(&mut fds, wake_at, mask)
     });
     slept?;
-    Ok(match held {
-        Some(Held::Set(stay)) => Some(stay),
+    let seen = Seen {
+        kernel: calling.is_some() || fds[1].revents != 0,
+        aux: fds[2].revents != 0,
+    };
+    let stay = match held {
+        Some(Held::Set(mut stay)) => {
+            stay.rung = fds[0].revents != 0;
+            Some(stay)
+        }
         _ => None,
-    })
+    };
+    Ok((stay, seen))
 }

@@ -24,6 +24,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include <linux/sockios.h>
 
@@ -458,6 +459,30 @@ static void case_epoll(void)
 	close(ep);
 }
 
+static long cpu_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* A member that goes while it has something leaves nothing behind that keeps a waiter awake. */
+static void case_idle(void)
+{
+	int ep = epoll_create1(0), fd = connected(HELLO), other = connected(ECHO);
+	struct epoll_event e = { .events = EPOLLIN };
+	epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e);
+	epoll_ctl(ep, EPOLL_CTL_ADD, other, &e);
+	wait_for(fd, 5);
+	show_events("data", ep, 1000);
+	close(fd);
+	long before = cpu_ms();
+	show_events("nothing", ep, 300);
+	printf("  slept %d\n", cpu_ms() - before < 150);
+	close(other);
+	close(ep);
+}
+
 static void case_select(void)
 {
 	char buf[8];
@@ -727,7 +752,7 @@ static int guest(void)
 	static const struct { const char *name; void (*run)(void); } cases[] = {
 		{ "stream", case_stream }, { "unconnected", case_unconnected },
 		{ "connect, not blocking", case_connect_nonblocking }, { "refused", case_refused },
-		{ "reset", case_reset }, { "epoll", case_epoll }, { "select", case_select },
+		{ "reset", case_reset }, { "epoll", case_epoll }, { "idle", case_idle }, { "select", case_select },
 		{ "listen", case_listen }, { "urgent", case_urgent }, { "timeouts", case_timeouts },
 		{ "full", case_full }, { "bulk", case_bulk }, { "files", case_files },
 		{ "copies", case_copies }, { "options", case_options },

@@ -51,6 +51,8 @@ pub(crate) struct File {
     id: AtomicU32,
     /// Of a stack socket: the kernel's socket beneath listens too.
     speaks: AtomicBool,
+    /// A stack socket of type SOCK_STREAM.
+    stream: AtomicBool,
     /// A KCM socket of type SOCK_SEQPACKET.
     seqpacket: AtomicBool,
     /// SO_RCVTIMEO and SO_SNDTIMEO of a KCM socket in nanoseconds, 0 for none.
@@ -119,6 +121,7 @@ impl File {
                 cell: Slot::empty(),
                 id: AtomicU32::new(0),
                 speaks: AtomicBool::new(false),
+                stream: AtomicBool::new(false),
                 seqpacket: AtomicBool::new(false),
                 rcvtimeo: AtomicU64::new(0),
                 blocking: AtomicU32::new(0),
@@ -206,6 +209,16 @@ impl File {
     pub(crate) fn bind(&'static self, cell: &'static MuxCell, id: u32) {
         self.id.store(id, Ordering::Relaxed);
         self.cell.swap(Some(cell));
+    }
+
+    /// Whether a stack socket is TCP's.
+    #[inline]
+    pub(crate) fn is_stream(&self) -> bool {
+        self.stream.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stream(&self, on: bool) {
+        self.stream.store(on, Ordering::Relaxed);
     }
 
     /// Whether a stack socket shares its address with the kernel's socket beneath.

@@ -1,6 +1,7 @@
 //! The process's TCP/IP engine with its device, behind one lock. Whoever holds the lock moves frames;
 //! what the engine has to say is passed on when the lock is given back.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::collections::BTreeMap;
 
@@ -56,7 +57,7 @@ impl NetCell {
         Ok(EngineGuard {
             guard,
             cell: self,
-            now: sys::now(),
+            now: Cell::new(0),
         })
     }
 
@@ -107,7 +108,8 @@ impl NetCell {
 pub(crate) struct EngineGuard {
     guard: Guard<'static, RawMutex, Option<Engine>>,
     cell: &'static NetCell,
-    now: Nanos,
+    /// When it was last looked at the clock, 0 for not yet.
+    now: Cell<Nanos>,
 }
 
 impl core::ops::Deref for EngineGuard {
@@ -133,8 +135,7 @@ impl core::ops::DerefMut for EngineGuard {
 
 impl Drop for EngineGuard {
     fn drop(&mut self) {
-        let now = self.now;
-        self.settle(now);
+        self.settle();
     }
 }
 
@@ -142,7 +143,14 @@ impl EngineGuard {
     /// The time at which the lock was taken, or the device last looked at.
     #[inline]
     pub(crate) fn now(&self) -> Instant {
-        instant(self.now)
+        instant(self.nanos())
+    }
+
+    fn nanos(&self) -> Nanos {
+        if self.now.get() == 0 {
+            self.now.set(sys::now());
+        }
+        self.now.get()
     }
 
     /// Moves frames both ways, on behalf of a thread of the program.
@@ -153,9 +161,18 @@ impl EngineGuard {
 
     /// Moves frames both ways.
     pub(crate) fn serve(&mut self) {
-        self.now = sys::now();
-        let now = self.now;
+        self.now.set(sys::now());
+        let now = self.now.get();
         self.exchange(now);
+    }
+
+    /// Sends what is to be sent, and passes on what the engine has to say.
+    fn settle(&mut self) {
+        if self.stack.has_output() {
+            let now = self.nanos();
+            self.flush(now);
+        }
+        self.tell_all();
     }
 }
 
@@ -188,6 +205,8 @@ pub(crate) struct Engine {
     followers: Vec<BellId>,
     /// Frames wait for room in the device.
     is_full: bool,
+    /// Frames have moved since the timers were last looked at.
+    has_worked: bool,
     /// The device has failed, and is left alone until then.
     failed_until: Nanos,
 }
@@ -209,6 +228,7 @@ impl Engine {
             leader: None,
             followers: Vec::new(),
             is_full: false,
+            has_worked: false,
             failed_until: 0,
         }
     }
@@ -300,17 +320,20 @@ impl Engine {
             return;
         }
         match device::pump(&mut self.stack, &mut *self.device, instant(now), FRAMES) {
-            Ok(pumped) => self.is_full = pumped.is_full,
+            Ok(pumped) => {
+                self.is_full = pumped.is_full;
+                self.has_worked |= pumped.received + pumped.transmitted > 0;
+            }
             Err(_) => self.failed_until = now + RETRY_AFTER,
         }
     }
 
     /// Sends what the engine has composed.
-    #[inline]
     fn flush(&mut self, now: Nanos) {
-        if !self.stack.has_output() || now < self.failed_until {
+        if now < self.failed_until {
             return;
         }
+        self.has_worked = true;
         match device::flush(&mut self.stack, &mut *self.device, instant(now), FRAMES) {
             Ok(pumped) => self.is_full = pumped.is_full,
             Err(_) => self.failed_until = now + RETRY_AFTER,
@@ -318,8 +341,8 @@ impl Engine {
     }
 
     /// Passes on what the engine has to say.
-    fn settle(&mut self, now: Nanos) {
-        self.flush(now);
+    #[inline]
+    fn tell_all(&mut self) {
         while let Some(event) = self.stack.poll_event() {
             match event {
                 Event::Tcp(id, ready) => {
@@ -331,7 +354,10 @@ impl Engine {
                 }
             }
         }
-        if let Some(at) = self.next_deadline() {
+        // Timers start and end with frames.
+        if core::mem::take(&mut self.has_worked)
+            && let Some(at) = self.next_deadline()
+        {
             housekeeper::wake_by(at);
         }
     }
@@ -406,6 +432,7 @@ impl Engine {
 
     /// Runs what is due, unless a thread of the program has, and asks to be woken for the next.
     pub(crate) fn expire(&mut self, now: Nanos) {
+        self.has_worked = true;
         if self.next_deadline().is_some_and(|at| at <= now) {
             self.exchange(now);
         }
@@ -472,8 +499,7 @@ impl NetCell {
         let leads = engine.leader == Some(bell);
         let turn = Turn { cell: self, bell };
         // What is sent when the lock is given back is part of the answer.
-        let now = engine.now;
-        engine.settle(now);
+        engine.settle();
         Duty {
             turn,
             entry: leads.then(|| engine.device_entry()).flatten(),

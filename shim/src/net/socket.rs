@@ -77,6 +77,7 @@ pub(crate) fn replace(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'s
 pub(crate) fn join(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'static File> {
     let ino = sys::inode(sys::borrow(fd));
     let file = File::new(Kind::Stack, ino, Body::None)?;
+    file.set_stream(true);
     file.set_speaks(true);
     let _ = enrol(fd, file, v6, udp, state)?;
     Ok(file)
@@ -119,6 +120,7 @@ fn make(flags: SocketFlags, udp: bool) -> Outcome<(rustix::fd::OwnedFd, &'static
     let fd = rustix::net::socket_with(AddressFamily::UNIX, ty, flags, None)?;
     let ino = sys::inode(sys::borrow(sys::number(&fd)));
     let file = File::new(Kind::Stack, ino, Body::None)?;
+    file.set_stream(!udp);
     Ok((fd, file))
 }
 
