@@ -12,6 +12,10 @@
 //! [`Stack::poll_event`] (readiness edges), [`Stack::next_deadline`]. Levels can be queried at any
 //! time (`tcp_ready`, `tcp_can_send`, …).
 //!
+//! # Interfaces
+//! A stack is made with one and takes more ([`Stack::add_interface`]). Routes, addresses and
+//! neighbours name theirs; Linux's weak host model decides who answers for what.
+//!
 //! # Not done
 //! No router advertisements, no source filters on groups. No TCP Fast Open and no BBR.
 

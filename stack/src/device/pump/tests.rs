@@ -111,6 +111,40 @@ fn transfer_survives_a_bad_link() {
 }
 
 #[test]
+fn one_round_serves_several_interfaces() {
+    let (near, far) = MemoryDevice::pair(&MemoryOptions::default()).unwrap();
+    let (near2, far2) = MemoryDevice::pair(&MemoryOptions::default()).unwrap();
+    let mut host = stack(&near, A);
+    let second = host
+        .add_interface(&near2.capabilities().interface())
+        .unwrap();
+    host.add_address_on(second, [10, 0, 1, 1].into(), 24)
+        .unwrap();
+    let mut devices: Vec<(IfaceId, Box<dyn NetDevice>)> =
+        vec![(IfaceId::FIRST, Box::new(near)), (second, Box::new(near2))];
+    let mut peers = [(stack(&far, B), far), (stack(&far2, [10, 0, 0, 3]), far2)];
+    peers[1].0.add_address([10, 0, 1, 3].into(), 24).unwrap();
+    let mut now = Instant::ZERO;
+    let remotes = [(B, 80).into(), ([10, 0, 1, 3], 80).into()];
+    let ids = remotes.map(|remote| {
+        host.tcp_connect(now, remote, &ConnectOptions::default())
+            .unwrap()
+    });
+    for (peer, _) in &mut peers {
+        let any = ([0, 0, 0, 0], 80).into();
+        peer.tcp_listen(any, &ListenOptions::default()).unwrap();
+    }
+    for _ in 0..10 {
+        now += Duration::from_millis(1);
+        pump_all(&mut host, &mut devices, now, 64).unwrap();
+        for (peer, device) in &mut peers {
+            pump(peer, device, now, 64).unwrap();
+        }
+    }
+    assert!(ids.into_iter().all(|id| host.tcp_may_send(id)));
+}
+
+#[test]
 fn only_the_pseudo_sum_alone_counts_as_partial() {
     // UDP from 10.0.0.1 to 10.0.0.2, ports 1 and 2, length 10.
     let mut frame = vec![0u8; 14 + 20 + 10];
