@@ -11,6 +11,7 @@ mod decide;
 pub(crate) mod ending;
 pub(crate) mod engine;
 mod errors;
+mod fixed;
 mod info;
 pub(crate) mod ioctl;
 pub(crate) mod message;

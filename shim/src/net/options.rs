@@ -11,7 +11,7 @@ use rustix::net::sockopt;
 use super::engine::{CELL, EngineGuard};
 use super::socket::State;
 use super::udp::options::Wants;
-use super::{errors, info, socket, udp};
+use super::{errors, fixed, info, socket, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::kcm::options::put_int;
@@ -295,6 +295,12 @@ pub(crate) fn get(
         (socket.state, socket.v6)
     };
     let is_udp = matches!(state, State::Udp(_));
+    if let Some(errno) = fixed::foreign_level(level, is_udp, v6) {
+        return Err(errno.into());
+    }
+    if fixed::is_beneath_only(level, name) {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
     if is_udp {
         if udp::options::is_beneath(level, name) {
             return Err(Exit::Native);
@@ -337,7 +343,6 @@ pub(crate) fn get(
             bytes[4..].copy_from_slice(&seconds.to_ne_bytes());
             return put_bytes(&bytes, value, length);
         }
-        (libc::IPPROTO_TCP, _) if is_udp => return Err(Errno::ENOPROTOOPT.into()),
         (libc::IPPROTO_TCP, libc::TCP_INFO) => {
             let now = engine.now();
             let bytes = match state {
@@ -367,7 +372,7 @@ pub(crate) fn get(
         _ => match engine.socket(file)?.settings.int(level, name) {
             Some(answer) => answer,
             None if level == libc::SOL_SOCKET => return Err(Exit::Native),
-            None => return Err(Errno::ENOPROTOOPT.into()),
+            None => fixed::value(level, name).ok_or(Errno::ENOPROTOOPT)?,
         },
     };
     drop(engine);
@@ -426,6 +431,17 @@ pub(crate) fn set(
     if file.speaks() && native() != 0 {
         return Ok(-1);
     }
+    {
+        let mut engine = CELL.lock()?;
+        let socket = engine.socket(file)?;
+        let udp = matches!(socket.state, State::Udp(_));
+        if fixed::foreign_level(level, udp, socket.v6).is_some() {
+            return Err(Errno::ENOPROTOOPT.into());
+        }
+    }
+    if fixed::is_beneath_only(level, name) {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
     if udp::options::is_beneath(level, name) && udp::is_udp(file)? {
         let done = native();
         udp::options::follow_rcvbuf(file, fd)?;
@@ -451,22 +467,25 @@ pub(crate) fn set(
     }
     let known = {
         let mut engine = CELL.lock()?;
-        let udp = matches!(engine.socket(file)?.state, State::Udp(_));
-        if udp && level == libc::IPPROTO_TCP {
-            return Err(Errno::ENOPROTOOPT.into());
-        }
         engine.socket(file)?.settings.int(level, name).is_some()
     };
-    if !known {
-        return Err(match level {
-            libc::SOL_SOCKET => Exit::Native,
-            _ => Errno::ENOPROTOOPT.into(),
-        });
+    if !known && level == libc::SOL_SOCKET {
+        return Err(Exit::Native);
+    }
+    let only = fixed::value(level, name).filter(|_| !known);
+    if !known && only.is_none() {
+        return Err(Errno::ENOPROTOOPT.into());
     }
     if (length as i32) < size_of::<i32>() as i32 {
         return Err(Errno::EINVAL.into());
     }
     let value = user_mem::copy_in::<i32>(value)?;
+    if let Some(only) = only {
+        return match value == only {
+            true => Ok(0),
+            false => Err(Errno::ENOPROTOOPT.into()),
+        };
+    }
     change(file, |settings| settings.set_int(level, name, value))?;
     if let Some(at) = flag_at(level, name)
         && let Some((_, _, flag)) = FLAGS.get(at)

@@ -77,7 +77,7 @@ pub(crate) fn replace(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'s
 pub(crate) fn join(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'static File> {
     let ino = sys::inode(sys::borrow(fd));
     let file = File::new(Kind::Stack, ino, Body::None)?;
-    file.set_stream(true);
+    file.set_stream(!udp);
     file.set_speaks(true);
     let _ = enrol(fd, file, v6, udp, state)?;
     Ok(file)

@@ -1,0 +1,104 @@
+//! Options that stack sockets have with one value only: the kernel's default. Asked, they say it; told
+//! it, they agree; told anything else, they answer ENOPROTOOPT, for it would not be so.
+//! tests/notes/stack-options.md lists them.
+
+use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SOL_SOCKET};
+
+use crate::errno::Errno;
+
+/// Numbers that the libc crate has no name for (linux/in.h, linux/in6.h, linux/tcp.h).
+const IP_PASSSEC: i32 = 18;
+const IP_MULTICAST_ALL: i32 = 49;
+const IP_UNICAST_IF: i32 = 50;
+const IP_RECVFRAGSIZE: i32 = 25;
+const IPV6_MULTICAST_ALL: i32 = 29;
+const IPV6_MINHOPCOUNT: i32 = 73;
+const IPV6_UNICAST_IF: i32 = 76;
+const IPV6_RECVFRAGSIZE: i32 = 77;
+const IPV6_FREEBIND: i32 = 78;
+const TCP_THIN_LINEAR_TIMEOUTS: i32 = 16;
+const TCP_INQ: i32 = 36;
+
+/// Level, name and value, for both kinds of socket unless another module answers for one.
+const FIXED: [(i32, i32, i32); 48] = [
+    (IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 0),
+    (IPPROTO_IP, libc::IP_FREEBIND, 0),
+    (IPPROTO_IP, libc::IP_MINTTL, 0),
+    (IPPROTO_IP, libc::IP_MTU_DISCOVER, 1),
+    (IPPROTO_IP, IP_MULTICAST_ALL, 1),
+    (IPPROTO_IP, libc::IP_MULTICAST_IF, 0),
+    (IPPROTO_IP, libc::IP_MULTICAST_LOOP, 1),
+    (IPPROTO_IP, libc::IP_MULTICAST_TTL, 1),
+    (IPPROTO_IP, IP_PASSSEC, 0),
+    (IPPROTO_IP, libc::IP_PKTINFO, 0),
+    (IPPROTO_IP, libc::IP_RECVERR, 0),
+    (IPPROTO_IP, IP_RECVFRAGSIZE, 0),
+    (IPPROTO_IP, libc::IP_RECVOPTS, 0),
+    (IPPROTO_IP, libc::IP_RECVORIGDSTADDR, 0),
+    (IPPROTO_IP, libc::IP_RECVTOS, 0),
+    (IPPROTO_IP, libc::IP_RECVTTL, 0),
+    (IPPROTO_IP, libc::IP_RETOPTS, 0),
+    (IPPROTO_IP, libc::IP_TRANSPARENT, 0),
+    (IPPROTO_IP, IP_UNICAST_IF, 0),
+    (IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, 1),
+    (IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0),
+    (IPPROTO_IPV6, IPV6_FREEBIND, 0),
+    (IPPROTO_IPV6, IPV6_MINHOPCOUNT, 0),
+    (IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, 1),
+    (IPPROTO_IPV6, IPV6_MULTICAST_ALL, 1),
+    (IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 1),
+    (IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, 0),
+    (IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 1),
+    (IPPROTO_IPV6, libc::IPV6_RECVERR, 0),
+    (IPPROTO_IPV6, IPV6_RECVFRAGSIZE, 0),
+    (IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 0),
+    (IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR, 0),
+    (IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 0),
+    (IPPROTO_IPV6, libc::IPV6_RECVRTHDR, 0),
+    (IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 0),
+    (IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 0),
+    (IPPROTO_IPV6, IPV6_UNICAST_IF, 0),
+    (IPPROTO_TCP, libc::TCP_FASTOPEN, 0),
+    (IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 0),
+    (IPPROTO_TCP, TCP_INQ, 0),
+    (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 0),
+    (IPPROTO_TCP, libc::TCP_REPAIR, 0),
+    (IPPROTO_TCP, libc::TCP_SAVE_SYN, 0),
+    (IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 0),
+    (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 0),
+    (IPPROTO_UDP, libc::UDP_CORK, 0),
+    (IPPROTO_UDP, libc::UDP_GRO, 0),
+    (IPPROTO_UDP, libc::UDP_SEGMENT, 0),
+];
+
+/// The one value of an option.
+pub(super) fn value(level: i32, name: i32) -> Option<i32> {
+    let found = FIXED.iter().find(|(l, n, _)| (*l, *n) == (level, name))?;
+    Some(found.2)
+}
+
+/// What the socket beneath has, and TCP and UDP sockets do not.
+pub(super) fn is_beneath_only(level: i32, name: i32) -> bool {
+    level == SOL_SOCKET
+        && matches!(
+            name,
+            libc::SO_PASSCRED | libc::SO_PASSSEC | libc::SO_PEERCRED
+        )
+}
+
+/// Whether a socket has options of the level at all. If not, what asking for one answers: IPv4
+/// sockets and IPv6 ones differ (ip_getsockopt, ipv6_getsockopt).
+pub(super) fn foreign_level(level: i32, udp: bool, v6: bool) -> Option<Errno> {
+    let is_own = match level {
+        SOL_SOCKET | IPPROTO_IP => true,
+        IPPROTO_IPV6 => v6,
+        IPPROTO_TCP => !udp,
+        IPPROTO_UDP => udp,
+        _ => false,
+    };
+    match (is_own, v6) {
+        (true, _) => None,
+        (false, false) => Some(Errno::EOPNOTSUPP),
+        (false, true) => Some(Errno::ENOPROTOOPT),
+    }
+}

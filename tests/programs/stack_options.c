@@ -1,0 +1,113 @@
+/*
+ * Every option of socket(7), tcp(7), ip(7), ipv6(7) and udp(7) on sockets bound to 10.9.0.2 or fd09::2:
+ * a line each, with what getsockopt says of a fresh socket, what setsockopt says to that very value, and
+ * what to 1.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/in6.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <netinet/udp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#ifndef IPV6_MULTICAST_ALL
+#define IPV6_MULTICAST_ALL 29
+#endif
+#ifndef IPV6_RECVFRAGSIZE
+#define IPV6_RECVFRAGSIZE 77
+#endif
+
+#define O(level, name) { level, name, #name }
+
+static const struct {
+	int level, name;
+	const char *text;
+} options[] = {
+	O(SOL_SOCKET, SO_ACCEPTCONN), O(SOL_SOCKET, SO_BINDTODEVICE), O(SOL_SOCKET, SO_BROADCAST),
+	O(SOL_SOCKET, SO_BUSY_POLL), O(SOL_SOCKET, SO_DEBUG), O(SOL_SOCKET, SO_DOMAIN), O(SOL_SOCKET, SO_DONTROUTE),
+	O(SOL_SOCKET, SO_ERROR), O(SOL_SOCKET, SO_INCOMING_CPU), O(SOL_SOCKET, SO_INCOMING_NAPI_ID),
+	O(SOL_SOCKET, SO_KEEPALIVE), O(SOL_SOCKET, SO_LINGER), O(SOL_SOCKET, SO_LOCK_FILTER), O(SOL_SOCKET, SO_MARK),
+	O(SOL_SOCKET, SO_OOBINLINE), O(SOL_SOCKET, SO_PASSCRED), O(SOL_SOCKET, SO_PEEK_OFF),
+	O(SOL_SOCKET, SO_PRIORITY), O(SOL_SOCKET, SO_PROTOCOL), O(SOL_SOCKET, SO_RCVBUF), O(SOL_SOCKET, SO_RCVLOWAT),
+	O(SOL_SOCKET, SO_RCVTIMEO), O(SOL_SOCKET, SO_REUSEADDR), O(SOL_SOCKET, SO_REUSEPORT),
+	O(SOL_SOCKET, SO_RXQ_OVFL), O(SOL_SOCKET, SO_SELECT_ERR_QUEUE), O(SOL_SOCKET, SO_SNDBUF),
+	O(SOL_SOCKET, SO_SNDLOWAT), O(SOL_SOCKET, SO_SNDTIMEO), O(SOL_SOCKET, SO_TIMESTAMP),
+	O(SOL_SOCKET, SO_TIMESTAMPNS), O(SOL_SOCKET, SO_TYPE), O(SOL_SOCKET, SO_ZEROCOPY),
+	O(IPPROTO_TCP, TCP_CONGESTION), O(IPPROTO_TCP, TCP_CORK), O(IPPROTO_TCP, TCP_DEFER_ACCEPT),
+	O(IPPROTO_TCP, TCP_FASTOPEN), O(IPPROTO_TCP, TCP_FASTOPEN_CONNECT), O(IPPROTO_TCP, TCP_INFO),
+	O(IPPROTO_TCP, TCP_INQ), O(IPPROTO_TCP, TCP_KEEPCNT), O(IPPROTO_TCP, TCP_KEEPIDLE),
+	O(IPPROTO_TCP, TCP_KEEPINTVL), O(IPPROTO_TCP, TCP_LINGER2), O(IPPROTO_TCP, TCP_MAXSEG),
+	O(IPPROTO_TCP, TCP_NODELAY), O(IPPROTO_TCP, TCP_NOTSENT_LOWAT), O(IPPROTO_TCP, TCP_QUICKACK),
+	O(IPPROTO_TCP, TCP_REPAIR), O(IPPROTO_TCP, TCP_SAVE_SYN), O(IPPROTO_TCP, TCP_SYNCNT),
+	O(IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS), O(IPPROTO_TCP, TCP_TIMESTAMP), O(IPPROTO_TCP, TCP_USER_TIMEOUT),
+	O(IPPROTO_TCP, TCP_WINDOW_CLAMP),
+	O(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT), O(IPPROTO_IP, IP_FREEBIND), O(IPPROTO_IP, IP_HDRINCL),
+	O(IPPROTO_IP, IP_MINTTL), O(IPPROTO_IP, IP_MTU), O(IPPROTO_IP, IP_MTU_DISCOVER),
+	O(IPPROTO_IP, IP_MULTICAST_ALL), O(IPPROTO_IP, IP_MULTICAST_IF), O(IPPROTO_IP, IP_MULTICAST_LOOP),
+	O(IPPROTO_IP, IP_MULTICAST_TTL), O(IPPROTO_IP, IP_NODEFRAG), O(IPPROTO_IP, IP_OPTIONS),
+	O(IPPROTO_IP, IP_PASSSEC), O(IPPROTO_IP, IP_PKTINFO), O(IPPROTO_IP, IP_RECVERR), O(IPPROTO_IP, IP_RECVFRAGSIZE),
+	O(IPPROTO_IP, IP_RECVOPTS), O(IPPROTO_IP, IP_RECVORIGDSTADDR), O(IPPROTO_IP, IP_RECVTOS),
+	O(IPPROTO_IP, IP_RECVTTL), O(IPPROTO_IP, IP_RETOPTS), O(IPPROTO_IP, IP_TOS), O(IPPROTO_IP, IP_TRANSPARENT),
+	O(IPPROTO_IP, IP_TTL), O(IPPROTO_IP, IP_UNICAST_IF),
+	O(IPPROTO_IPV6, IPV6_ADDRFORM), O(IPPROTO_IPV6, IPV6_AUTOFLOWLABEL), O(IPPROTO_IPV6, IPV6_DONTFRAG),
+	O(IPPROTO_IPV6, IPV6_FREEBIND), O(IPPROTO_IPV6, IPV6_MINHOPCOUNT), O(IPPROTO_IPV6, IPV6_MTU),
+	O(IPPROTO_IPV6, IPV6_MTU_DISCOVER), O(IPPROTO_IPV6, IPV6_MULTICAST_ALL), O(IPPROTO_IPV6, IPV6_MULTICAST_HOPS),
+	O(IPPROTO_IPV6, IPV6_MULTICAST_IF), O(IPPROTO_IPV6, IPV6_MULTICAST_LOOP), O(IPPROTO_IPV6, IPV6_RECVERR),
+	O(IPPROTO_IPV6, IPV6_RECVFRAGSIZE), O(IPPROTO_IPV6, IPV6_RECVHOPLIMIT), O(IPPROTO_IPV6, IPV6_RECVORIGDSTADDR),
+	O(IPPROTO_IPV6, IPV6_RECVPKTINFO), O(IPPROTO_IPV6, IPV6_RECVRTHDR), O(IPPROTO_IPV6, IPV6_RECVTCLASS),
+	O(IPPROTO_IPV6, IPV6_TCLASS), O(IPPROTO_IPV6, IPV6_TRANSPARENT), O(IPPROTO_IPV6, IPV6_UNICAST_HOPS),
+	O(IPPROTO_IPV6, IPV6_UNICAST_IF), O(IPPROTO_IPV6, IPV6_V6ONLY),
+	O(IPPROTO_UDP, UDP_CORK), O(IPPROTO_UDP, UDP_ENCAP), O(IPPROTO_UDP, UDP_GRO),
+	O(IPPROTO_UDP, UDP_NO_CHECK6_RX), O(IPPROTO_UDP, UDP_NO_CHECK6_TX), O(IPPROTO_UDP, UDP_SEGMENT),
+};
+
+static int fresh(int family, int type)
+{
+	int fd = socket(family, type, 0);
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = 0 };
+	struct sockaddr_in6 b = { .sin6_family = AF_INET6, .sin6_port = 0 };
+	inet_pton(AF_INET, "10.9.0.2", &a.sin_addr);
+	inet_pton(AF_INET6, "fd09::2", &b.sin6_addr);
+	if (family == AF_INET ? bind(fd, (void *)&a, sizeof a) : bind(fd, (void *)&b, sizeof b))
+		perror("bind");
+	return fd;
+}
+
+static const char *outcome(int result)
+{
+	return result == 0 ? "ok" : strerrorname_np(errno);
+}
+
+int main(void)
+{
+	static const struct {
+		const char *text;
+		int family, type;
+	} sockets[] = { { "tcp4", AF_INET, SOCK_STREAM }, { "tcp6", AF_INET6, SOCK_STREAM },
+			{ "udp4", AF_INET, SOCK_DGRAM }, { "udp6", AF_INET6, SOCK_DGRAM } };
+	for (size_t s = 0; s < sizeof sockets / sizeof *sockets; s++)
+		for (size_t o = 0; o < sizeof options / sizeof *options; o++) {
+			int fd = fresh(sockets[s].family, sockets[s].type);
+			char value[512] = "";
+			socklen_t length = sizeof value;
+			int level = options[o].level, name = options[o].name, one = 1;
+			printf("%s %s", sockets[s].text, options[o].text);
+			if (getsockopt(fd, level, name, value, &length) < 0) {
+				printf(" get %s", strerrorname_np(errno));
+				length = sizeof one;
+			} else if (length == sizeof(int)) {
+				printf(" get %d", *(int *)value);
+			} else {
+				printf(" get bytes");
+			}
+			printf(" default %s", outcome(setsockopt(fd, level, name, value, length)));
+			printf(" 1 %s\n", outcome(setsockopt(fd, level, name, &one, sizeof one)));
+			close(fd);
+		}
+	return 0;
+}
