@@ -18,7 +18,7 @@ use rustix::fd::OwnedFd;
 use crate::errno::Outcome;
 use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
-use crate::net::CELL;
+use crate::net::{CELL, relay};
 use crate::share::broker;
 use crate::share::line::Line;
 use crate::share::owner;
@@ -54,6 +54,8 @@ static BELL_FD: AtomicI32 = AtomicI32::new(-1);
 const LISTENER: u64 = u64::MAX - 1;
 /// Tag of the stack's device.
 const DEVICE: u64 = u64::MAX - 2;
+/// In the tag of a connection that another process accepted: its index follows.
+const RELAY: u64 = 1 << 61;
 /// In the tag of a line: cell and KCM socket follow.
 const LINE: u64 = 1 << 63;
 /// In the tag of a process that holds sockets of ours: its descriptor follows.
@@ -184,6 +186,7 @@ fn serve_device() {
     let Ok(mut engine) = CELL.lock() else { return };
     engine.serve();
     drop(engine);
+    relay::serve();
     broker::end_if_idle();
     let Ok(engine) = CELL.lock() else { return };
     if let Some(entry) = engine.device_entry() {
@@ -195,6 +198,13 @@ fn serve_device() {
             device_flags(entry.events),
         );
     }
+}
+
+/// Another process has accepted a connection.
+pub(crate) fn add_relay(index: u32, fd: &OwnedFd) {
+    let data = epoll::EventData::new_u64(RELAY | u64::from(index));
+    let flags = WATCH_LINE | epoll::EventFlags::OUT;
+    let _ = epoll::add(epfd(), fd, data, flags);
 }
 
 /// The stack has something to do at `at`, which the program's threads do if they come by then.
@@ -350,6 +360,15 @@ impl Keeper {
                 continue;
             }
             let data = event.data.u64();
+            if data == DEVICE && relay::serves_others() {
+                serve_device();
+                continue;
+            }
+            if data & (LINE | CLIENT | RELAY) == RELAY {
+                let flags = event.flags;
+                relay::on_event(data as u32, flags.contains(epoll::EventFlags::HUP));
+                continue;
+            }
             if data == DEVICE {
                 self.fired.insert(data, Fired::new(CELL.passes(), now));
                 continue;
@@ -445,6 +464,7 @@ impl Keeper {
         {
             engine.expire(now);
             drop(engine);
+            relay::serve();
             broker::end_if_idle();
         }
     }

@@ -14,7 +14,7 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
         Kind::Tcp => tcp::recv(file, dst, flags).map(|bytes| Received { bytes, flags: 0 }),
         Kind::Stack if file.is_stream() => net::stream::recv(file, fd, dst, flags),
         Kind::Stack => net::message::recv(file, fd, dst, flags).map(|from| from.got),
-        Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
+        Kind::Epoll | Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => Err(Exit::Native),
     }
 }
 
@@ -25,6 +25,8 @@ pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) ->
         Kind::Kcm => kcm::send::send(file, fd, src, flags),
         Kind::Stack if file.is_stream() => net::stream::send(file, fd, src, flags),
         Kind::Stack => net::message::send(file, fd, src, flags),
-        Kind::Tcp | Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
+        Kind::Tcp | Kind::Epoll | Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => {
+            Err(Exit::Native)
+        }
     }
 }

@@ -39,7 +39,7 @@ pub(crate) fn bits(file: &'static File, fd: i32) -> u32 {
         Kind::Tcp => tcp::extra_bits(file),
         Kind::Stack => net::bits(file),
         Kind::Epoll if epoll::any_ready(file) => IN,
-        Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => 0,
+        Kind::Epoll | Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => 0,
     }
 }
 

@@ -2,12 +2,12 @@
 //! kernel, and what each call returned has to be the same.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use kcm_tests::netlab::{self, GUEST, Lab, PEER};
 use kcm_tests::program;
 
-/// The scripted peer; it ends when this is dropped.
+/// A program that serves until this is dropped.
 struct Peer {
     child: Child,
     _stdin: Option<ChildStdin>,
@@ -17,6 +17,11 @@ impl Peer {
     fn start(lab: &Lab, program: &std::path::Path) -> Self {
         let mut command = lab.on_peer(program);
         command.args(["peer", PEER]);
+        Self::listening(command)
+    }
+
+    /// A server of either side.
+    fn listening(mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -71,4 +76,24 @@ fn calls_return_what_the_kernel_returns() {
     assert!(differ.is_empty(), "{}\n{ours}", differ.join("\n"));
     assert_eq!(kernel.lines().count(), ours.lines().count());
     assert!(kernel.lines().count() > 200, "the program came to its end");
+}
+
+/// Children accept on the listener they inherit; one after the other is killed with a connection open.
+#[test]
+fn children_accept_on_an_inherited_listener() {
+    if let Some(why) = netlab::missing() {
+        let _ = writeln!(io::stderr(), "not run: {why}");
+        return;
+    }
+    let program = program::build("stack_prefork", &[]);
+    for on_stack in [false, true] {
+        let lab = Lab::new(!on_stack);
+        let mut server = match on_stack {
+            true => lab.on_stack(&program),
+            false => lab.on_guest(&program),
+        };
+        server.args(["server", GUEST]);
+        let _server = Peer::listening(server);
+        program::run(lab.on_peer(&program).args(["client", GUEST]));
+    }
 }

@@ -10,6 +10,7 @@ use crate::epoll::EpollSet;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::housekeeper;
 use crate::kcm::MuxCell;
+use crate::net::inherited::Inherited;
 use crate::share;
 use crate::share::remote::Remote;
 use crate::sync::{self, BiasedMutex, Mutex, Rank};
@@ -33,6 +34,8 @@ pub(crate) enum Kind {
     Bpf,
     /// A TCP or UDP socket of the stack.
     Stack,
+    /// A socket of a stack whose engine is in another process.
+    Inherited,
     /// A descriptor the shim itself uses; to the program it is not open.
     Own,
 }
@@ -81,6 +84,7 @@ pub(crate) enum Body {
     Epoll(EpollSet),
     Bpf(BpfObject),
     Remote(Remote),
+    Inherited(Inherited),
 }
 
 /// How far a KCM socket is known to other processes (see `share`).
@@ -154,7 +158,8 @@ impl File {
             3 => Kind::Epoll,
             4 => Kind::Bpf,
             5 => Kind::Stack,
-            6 => Kind::Own,
+            6 => Kind::Inherited,
+            7 => Kind::Own,
             _ => Kind::Free,
         }
     }
@@ -172,6 +177,14 @@ impl File {
         let (ok, seen) = (Ordering::AcqRel, Ordering::Relaxed);
         let _ = self.blocking.compare_exchange(known, answer, ok, seen);
         nonblocking
+    }
+
+    /// In a forked child: the engine of this listener is the parent's.
+    pub(crate) fn become_inherited(&self, known: Inherited) {
+        if let Ok(mut body) = self.body.lock() {
+            *body = Body::Inherited(known);
+            self.kind.store(Kind::Inherited as u8, Ordering::Release);
+        }
     }
 
     /// The program has set file status flags.
@@ -317,7 +330,7 @@ impl File {
             Kind::Tcp => crate::tcp::last_close(self),
             Kind::Epoll => crate::epoll::last_close(self),
             Kind::Stack => crate::net::socket::last_close(self),
-            Kind::Bpf | Kind::Own | Kind::Free => {}
+            Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => {}
         }
         self.kind.store(Kind::Free as u8, Ordering::Release);
         self.cell.swap(None);

@@ -121,6 +121,7 @@ hooks! {
         let native = || fresh(unsafe { next::accept(fd, addr, len) });
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), 0, native),
+            Kind::Inherited => net::inherited::accept(f, fd, at(addr), at(len), 0),
             _ => refuse("accept", f, || Ok(())),
         }, native)
     }
@@ -131,6 +132,7 @@ hooks! {
         let native = || fresh(unsafe { next::accept4(fd, addr, len, flags) });
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), flags, native),
+            Kind::Inherited => net::inherited::accept(f, fd, at(addr), at(len), flags),
             _ => refuse("accept4", f, || known_accept_flags(flags)),
         }, native)
     }
@@ -141,6 +143,7 @@ hooks! {
         let native = || unsafe { next::getsockname(fd, addr, len) };
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::local_name(f, at(addr), at(len)),
+            Kind::Inherited => net::inherited::local_name(f, at(addr), at(len)),
             _ => refuse("getsockname", f, || Ok(())),
         }, native)
     }
@@ -151,6 +154,7 @@ hooks! {
         let native = || unsafe { next::getpeername(fd, addr, len) };
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::peer_name(f, at(addr), at(len)),
+            Kind::Inherited => net::inherited::peer_name(f, at(addr), at(len)),
             _ => refuse("getpeername", f, || Ok(())),
         }, native)
     }
@@ -196,6 +200,7 @@ hooks! {
             Kind::Kcm => kcm::options::get(f, fd, level, name, at(value), at(len)),
             Kind::Tcp => tcp::getsockopt(f, level, name, at(value), at(len)),
             Kind::Stack => net::options::get(f, level, name, at(value), at(len)),
+            Kind::Inherited => net::inherited::get(f, level, name, at(value), at(len)),
             _ => Err(Exit::Native),
         }, native)
     }
@@ -207,6 +212,7 @@ hooks! {
         on(fd, |f| match f.kind() {
             Kind::Kcm => kcm::options::set(f, fd, level, name, at(value), len, native),
             Kind::Stack => net::options::set(f, fd, level, name, at(value), len, native),
+            Kind::Inherited => net::inherited::set(f, level, name, at(value), len),
             Kind::Tcp => {
                 let done = native();
                 if done == 0 {

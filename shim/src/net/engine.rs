@@ -12,6 +12,7 @@ use libc::pollfd;
 use rustix::fd::{AsRawFd, OwnedFd};
 
 use super::ready::{self, Bits};
+use super::relay::Relay;
 use super::socket::{Socket, State};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
@@ -168,11 +169,19 @@ impl EngineGuard {
 
     /// Sends what is to be sent, and passes on what the engine has to say.
     fn settle(&mut self) {
-        if self.stack.has_output() {
-            let now = self.nanos();
-            self.flush(now);
+        loop {
+            if self.stack.has_output() {
+                let now = self.nanos();
+                self.flush(now);
+            }
+            self.tell_all();
+            if self.due.is_empty() {
+                return;
+            }
+            for index in core::mem::take(&mut self.due) {
+                self.move_relay(index);
+            }
         }
-        self.tell_all();
     }
 }
 
@@ -199,6 +208,10 @@ pub(crate) struct Engine {
     by_conn: Vec<u32>,
     by_listener: BTreeMap<ListenerId, u32>,
     by_udp: BTreeMap<UdpId, u32>,
+    /// Connections that other processes have accepted.
+    pub(super) relays: Vec<Option<Relay>>,
+    /// Those of them that have something to do.
+    due: Vec<u32>,
     /// The sleeping thread that also watches the device.
     leader: Option<BellId>,
     /// The other threads asleep on files of this engine.
@@ -213,6 +226,8 @@ pub(crate) struct Engine {
 
 /// In `by_conn`: no socket.
 const NOBODY: u32 = u32::MAX;
+/// In `by_conn`: the rest is the index of a relay.
+const RELAYED: u32 = 1 << 31;
 
 impl Engine {
     pub(crate) fn new(stack: Stack, device: Box<dyn NetDevice>, claims: Vec<OwnedFd>) -> Self {
@@ -225,6 +240,8 @@ impl Engine {
             by_conn: Vec::new(),
             by_listener: BTreeMap::new(),
             by_udp: BTreeMap::new(),
+            relays: Vec::new(),
+            due: Vec::new(),
             leader: None,
             followers: Vec::new(),
             is_full: false,
@@ -362,11 +379,33 @@ impl Engine {
         }
     }
 
-    fn tell(&self, index: Option<u32>, bits: Bits) {
+    fn tell(&mut self, index: Option<u32>, bits: Bits) {
+        if let Some(index) = index.filter(|i| *i != NOBODY && i & RELAYED != 0) {
+            return self.relay_is_due(index & !RELAYED);
+        }
         let socket = index.and_then(|i| self.sockets.get(i as usize));
         if let Some(socket) = socket.and_then(Option::as_ref) {
             socket.file.watch.notify(bits);
+            if socket.shared.is_some() {
+                housekeeper::wake_by(sys::now());
+            }
         }
+    }
+
+    /// A relayed connection has something to do.
+    pub(super) fn relay_is_due(&mut self, index: u32) {
+        if !self.due.contains(&index) {
+            self.due.push(index);
+        }
+    }
+
+    /// The connection belongs to a relay.
+    pub(super) fn note_relay(&mut self, conn: TcpId, index: u32) {
+        self.register(index | RELAYED, &State::Connected(conn));
+    }
+
+    pub(super) fn forget_relay(&mut self, conn: TcpId) {
+        self.unregister(&State::Connected(conn));
     }
 
     /// When the engine or its device next has something to do although nothing arrives.

@@ -147,7 +147,7 @@ impl Settings {
     }
 
     /// Value of an integer option.
-    fn int(&self, level: i32, name: i32) -> Option<i32> {
+    pub(super) fn int(&self, level: i32, name: i32) -> Option<i32> {
         let seconds = |d: Duration| d.as_secs().min(i32::MAX as u64) as i32;
         let tcp = &self.tcp;
         Some(match (level, name) {
@@ -186,7 +186,7 @@ impl Settings {
     }
 
     /// Sets an integer option, by the limits of tcp(7), ip(7) and socket(7).
-    fn set_int(&mut self, level: i32, name: i32, value: i32) -> Result<(), Errno> {
+    pub(super) fn set_int(&mut self, level: i32, name: i32, value: i32) -> Result<(), Errno> {
         let within = |low: i32, high: i32| match value {
             v if v < low || v > high => Err(Errno::EINVAL),
             v => Ok(v as u32),
@@ -428,8 +428,11 @@ pub(crate) fn set(
     length: u32,
     native: impl Fn() -> i32,
 ) -> Outcome<i32> {
-    if file.speaks() && native() != 0 {
-        return Ok(-1);
+    if file.speaks() {
+        // The kernel's listener beneath has its own; ours decides about the answer.
+        let saved = Errno::current();
+        native();
+        saved.set();
     }
     {
         let mut engine = CELL.lock()?;

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 use super::address::{self, Address};
 use super::engine::{CELL, Engine, EngineGuard};
 use super::options::Settings;
-use super::{errors, sleep};
+use super::{errors, inherited, sleep};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
@@ -40,6 +40,8 @@ pub(crate) struct Socket {
     pub(crate) settings: Settings,
     /// Has no connection, and was shut down, or lost the one it had: reads find the end.
     pub(crate) ended: bool,
+    /// Children of a fork may accept too: the name under which the socket beneath listens.
+    pub(crate) shared: Option<Vec<u8>>,
     /// Without a connection: the pending error, 0 for none.
     pub(crate) error: i32,
     /// The address bind(2) gave it, kept over a connection that failed.
@@ -100,6 +102,7 @@ fn enrol(fd: i32, file: &'static File, v6: bool, udp: bool, state: State) -> Out
         settings: settings.clone(),
         ended,
         error: 0,
+        shared: None,
         bound: None,
     });
     file.set_net_index(index);
@@ -248,10 +251,15 @@ pub(crate) fn accept(
             }
         }
         drop(engine);
-        if file.speaks()
-            && let Some(number) = accept_beneath(fd, &native)
-        {
-            return Ok(number);
+        if file.speaks() {
+            if let Some(listener) = shared(file)? {
+                let _accepting = ACCEPTING.lock()?;
+                if sys::poll_one(fd, libc::POLLIN) {
+                    return inherited::accept_beneath(listener, fd, addr, length, flags);
+                }
+            } else if let Some(number) = accept_beneath(fd, &native) {
+                return Ok(number);
+            }
         }
         if !slept {
             if !waits(file, fd, 0) {
@@ -265,6 +273,15 @@ pub(crate) fn accept(
             listener_of(engine, file).is_none_or(|id| has_connection(engine, id))
         })?;
     }
+}
+
+/// What is known of a listener that children of a fork accept on too.
+fn shared(file: &File) -> Outcome<Option<(bool, SocketAddr, Settings)>> {
+    let mut engine = CELL.lock()?;
+    let socket = engine.socket(file)?;
+    let local = socket.bound.unwrap_or(address::any(socket.v6, 0));
+    let known = (socket.v6, local, socket.settings.clone());
+    Ok(socket.shared.is_some().then_some(known))
 }
 
 /// One thread at a time asks the kernel's listener, which must not block it.
@@ -342,6 +359,7 @@ fn adopt_connection(
         settings,
         ended: false,
         error: 0,
+        shared: None,
         bound: None,
     });
     file.set_net_index(index);

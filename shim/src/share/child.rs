@@ -47,7 +47,7 @@ pub(crate) fn inherit() {
                 sets.push((file, fd))
             }
             Kind::Epoll => {}
-            Kind::Tcp | Kind::Bpf | Kind::Free => {}
+            Kind::Tcp | Kind::Bpf | Kind::Inherited | Kind::Free => {}
         }
     }
     let renewed = |old: &'static File| made.get(&core::ptr::from_ref(old).addr()).copied();
