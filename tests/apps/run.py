@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""ci/apps: real programs with and without the library preloaded, nothing routed. Any difference fails.
+"""ci/apps: real programs with and without the library preloaded. Any difference fails. Nothing is routed but in the
+programs named stack-…, whose servers are on the stack.
 
 Each program's scenario runs twice at the same time, in directories and on ports of its own, and what it observed is
 compared: exit statuses, outputs, checksums, counts.
@@ -20,7 +21,7 @@ sys.path.insert(0, str(HERE.parent / "bench"))
 
 import build  # noqa: E402
 import lab as labs  # noqa: E402
-import loading, runtimes, servers, tools  # noqa: E402,E401,F401  (they register their programs)
+import loading, runtimes, servers, stack, tools  # noqa: E402,E401,F401  (they register their programs)
 from registry import APPS  # noqa: E402
 
 # Both runs share the machine, so only a stall is told from noise: a lost wake-up costs some program's whole timeout.
