@@ -85,7 +85,9 @@ fn make_ready(sockets: &[(i32, &'static File)], knows_us: bool) {
             true => owner::tie(file, sys::borrow(*fd)),
             false => rights::publish(file, *fd),
         };
-        if ready.is_err() {
+        // Another thread may have closed it meanwhile.
+        let still_there = || lookup(*fd).is_some_and(|now| core::ptr::eq(now, *file));
+        if ready.is_err() && still_there() {
             crate::log::warn("a KCM socket will be silent in the program that inherits it");
         }
     }

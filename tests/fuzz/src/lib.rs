@@ -11,6 +11,7 @@ pub mod bpf_verifier;
 #[allow(dead_code, reason = "part of it is the library's alone")]
 mod plan;
 pub mod route_plan;
+pub mod strparser;
 
 /// Calls `target` with `runs` inputs of up to `len_max` bytes, derived from `seed`.
 pub fn run_seeded(target: impl Fn(&[u8]), seed: u64, runs: u64, len_max: usize) {
