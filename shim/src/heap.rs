@@ -83,10 +83,11 @@ impl Reserve {
 
     fn take(&self, layout: Layout) -> *mut u8 {
         let room = layout.size() + layout.align();
-        let at = self.used.fetch_add(room, Ordering::Relaxed);
-        if at + room > Self::BYTES {
+        let fits = |at: usize| at.checked_add(room).filter(|end| *end <= Self::BYTES);
+        let (ok, seen) = (Ordering::Relaxed, Ordering::Relaxed);
+        let Ok(at) = self.used.fetch_update(ok, seen, fits) else {
             return ptr::null_mut();
-        }
+        };
         // SAFETY: the range lies within the array.
         let start = unsafe { self.bytes.get().cast::<u8>().add(at) };
         start.map_addr(|a| a.next_multiple_of(layout.align()))

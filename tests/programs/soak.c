@@ -14,7 +14,7 @@ enum {
 	RECEIVERS = 2,
 	CHILDREN = 2,
 	WARM_ROUNDS = 25, /* until doorbells, chunks and arenas are as many as they will be */
-	SLACK_KIB = 4096,
+	SLACK_KIB = 5120, /* 64 spare chunks of 64 KiB, which bursts leave behind one by one, and some */
 	SLACK_FDS = 8,
 	SLACK_MAPPINGS = 32,
 	PATIENCE_MS = 5 /* between two looks at whether the round is over */

@@ -29,3 +29,11 @@ fn where_a_filter_answers_eperm() {
 fn where_a_filter_answers_enosys() {
     program::run(program::under_shim(calls()).arg("ENOSYS"));
 }
+
+/// libbpf probes, loads and asks as it does on any machine.
+#[test]
+fn by_libbpf() {
+    let loader = program::build("bpf_libbpf", &["-lbpf"]);
+    program::run(&mut program::under_shim(&loader));
+    program::run(program::under_shim(&loader).arg("65534"));
+}
