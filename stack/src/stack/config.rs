@@ -7,7 +7,7 @@ use crate::secret::Key;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Checksums {
     /// The device finishes TCP and UDP checksums: frames carry the pseudo header's sum and
-    /// [`Transmit::checksum`] says where.
+    /// [`Transmit::checksum`](crate::Transmit::checksum) says where.
     pub tx_offload: bool,
     /// Every received frame's transport checksum is already verified.
     pub rx_verified: bool,

@@ -22,7 +22,7 @@ pub struct Gso {
     pub ipv6: bool,
 }
 
-/// A frame written by [`Stack::poll_transmit`].
+/// A frame written by [`Stack::poll_transmit`](crate::Stack::poll_transmit).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
     /// The interface it leaves by.

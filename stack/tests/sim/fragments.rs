@@ -290,3 +290,37 @@ fn hostile_fragments_leave_bounded_state_and_honest_datagrams_alone() {
         assert!(s.fragment_overlaps > 20 && s.fragments > 6_000, "{s:?}");
     }
 }
+
+/// A fragment of an IPv6 packet between the two sides.
+fn fragment6(next: u8, offset: u16, more: bool, ident: u32, data: &[u8]) -> Vec<u8> {
+    let mut p = vec![0x60, 0, 0, 0, 0, 8 + data.len() as u8, 44, 64];
+    for side in 0..2 {
+        let std::net::IpAddr::V6(a) = ip6(side) else {
+            unreachable!()
+        };
+        p.extend(a.octets());
+    }
+    p.extend([next, 0]);
+    p.extend((offset | u16::from(more)).to_be_bytes());
+    p.extend(ident.to_be_bytes());
+    p.extend(data);
+    crate::net::frame(MAC[1], MAC[0], &p)
+}
+
+#[test]
+fn a_fragment_within_fragments_is_refused() {
+    let mut net = perfect();
+    let now = net.now;
+    // The outer datagram is itself a fragment, the last of number 2.
+    let inner = &fragment6(17, 8, false, 2, &[0; 16])[54..];
+    for (data, offset) in [(&inner[..8], 0), (&inner[8..], 8)] {
+        let frame = fragment6(44, offset, offset == 0, 1, data);
+        net.stacks[1].handle_frame(now, &frame, Received::default());
+    }
+    let stats = net.stacks[1].link_stats();
+    assert_eq!((stats.reassembled, stats.fragment_malformed), (1, 1));
+    // It is not remembered either: number 2 never becomes whole.
+    let first = fragment6(17, 0, true, 2, &[0; 8]);
+    net.stacks[1].handle_frame(now, &first, Received::default());
+    assert_eq!(net.stacks[1].link_stats().reassembled, 1);
+}

@@ -124,6 +124,32 @@ proptest! {
         prop_assert_eq!(r.counts.overlaps, 0);
     }
 
+    /// Every fragment in the middle of a datagram, judged by a bitmap of what is here.
+    #[test]
+    fn overlaps_and_repetitions_are_told_apart_as_by_a_bitmap(
+        frags in proptest::collection::vec((0usize..40, 1usize..12), 1..60),
+    ) {
+        let d = data(8_000);
+        let mut r = Reassembler::default();
+        let mut here = [false; 64];
+        let mut want = Counts::default();
+        for (unit, units) in frags {
+            let span = &mut here[unit..unit + units];
+            let taken = span.iter().filter(|h| **h).count();
+            if taken == 0 {
+                span.fill(true);
+            } else if taken == units {
+                want.duplicates += 1;
+            } else {
+                want.overlaps += 1;
+                here.fill(false);
+            }
+            let outcome = v4(unit * 8, (unit + units) * 8).give(&mut r, &d);
+            prop_assert_eq!(outcome, Outcome::Waiting);
+            prop_assert_eq!(r.counts, want);
+        }
+    }
+
     #[test]
     fn hostile_fragments_stay_within_bounds(
         frags in proptest::collection::vec((0u32..3_000, 0usize..9_000, 0usize..3_000, any::<bool>()), 1..2_000),
