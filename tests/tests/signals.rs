@@ -9,3 +9,10 @@ fn handlers_call_what_they_interrupt() {
     let program = program::build("signal_handlers", &[]);
     program::run(&mut program::under_shim(program));
 }
+
+/// Fails by a hang when the handlers of two threads wait for each other's locks.
+#[test]
+fn handlers_look_into_each_others_sockets() {
+    let program = program::build("signal_cross", &[]);
+    program::run(&mut program::under_shim(program));
+}

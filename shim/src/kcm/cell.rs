@@ -10,7 +10,7 @@ use super::connections::{Connections, Interest};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::share::line::Lines;
-use crate::sync::{Guard, Mutex, Rank, RawMutex};
+use crate::sync::{Guard, Mutex, Rank, RawMutex, Together};
 use crate::wait::{self, BellId};
 use crate::{housekeeper, pool, publish, sys, tcp};
 
@@ -145,10 +145,12 @@ impl MuxCell {
         for engine in cells.iter().filter_map(|cell| cell.lock().ok()) {
             files.extend(engine.mux.kcms().filter_map(|id| engine.kcm(id)));
         }
+        let together = Together::begin();
         let taken: Vec<_> = files
             .iter()
             .filter_map(|file| file.rx.lock().ok())
             .collect();
+        drop(together);
         let engines: Vec<_> = cells
             .iter()
             .filter_map(|cell| cell.engine.lock().ok())

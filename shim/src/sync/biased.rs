@@ -23,6 +23,8 @@
 use core::sync::atomic::compiler_fence;
 
 use super::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+#[cfg(not(loom))]
+use super::held;
 use super::lock::{FirstTry, Lock, Rank, RawLock, RawMutex, Reentered};
 use super::{ThreadToken, const_unless_loom, futex};
 
@@ -99,6 +101,8 @@ impl RawBiased {
     /// Enters unless the bias is being revoked. Only for the thread that had it a moment ago.
     #[inline(always)]
     fn knock(&self, me: usize) -> bool {
+        #[cfg(not(loom))]
+        held::enter_by_bias(); // before the fact, so that a handler never counts one too few
         self.held.store(me, Ordering::Relaxed);
         // Keeps the store before the load in the program; the revoker's membarrier keeps it so in
         // the processor.
@@ -119,6 +123,8 @@ impl RawBiased {
         if self.bias.load(Ordering::Relaxed) != me {
             futex::wake_one(&self.held);
         }
+        #[cfg(not(loom))]
+        held::leave_by_bias();
     }
 
     #[cold]
@@ -357,6 +363,38 @@ mod tests {
         assert!(lock.try_lock().is_none());
         drop(guard);
         assert_eq!(*lock.lock().unwrap(), 1);
+    }
+
+    /// As when the handlers of two threads take each other's lock.
+    #[test]
+    fn thread_in_one_lock_does_not_wait_for_another() {
+        let (mine, theirs) = (BiasedMutex::new(0), BiasedMutex::new(0));
+        earn_bias(&mine);
+        let held_by_them = Barrier::new(2);
+        let looked = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                earn_bias(&theirs);
+                let by_bias = theirs.lock().unwrap();
+                held_by_them.wait();
+                looked.wait();
+                drop(by_bias);
+                theirs.raw().inner.acquire().unwrap();
+                held_by_them.wait();
+                looked.wait();
+                theirs.raw().inner.release();
+            });
+            for _ in 0..2 {
+                held_by_them.wait();
+                let guard = mine.lock().unwrap();
+                assert_eq!(theirs.lock().map(|_| ()), Err(Reentered));
+                drop(guard);
+                looked.wait();
+            }
+        });
+        let both = held::Together::begin();
+        assert!(mine.lock().is_ok_and(|_guard| theirs.lock().is_ok()));
+        drop(both);
     }
 
     #[test]

@@ -8,9 +8,14 @@
 
 use super::Rank;
 
-/// Ranks there is room for: four words of four counts.
-const RANKS_MAX: usize = 4 * WORDS;
-const WORDS: usize = 4;
+/// Ranks there is room for: three words of four counts.
+const RANKS_MAX: usize = 4 * RANK_WORDS;
+const RANK_WORDS: usize = 3;
+/// The last word is about locks of [`Rank::Batch`] alone: how many are held by their bias, and above that
+/// whether the thread takes several on purpose.
+const BATCHES: usize = RANK_WORDS;
+const ON_PURPOSE: u64 = 1 << 32;
+const WORDS: usize = RANK_WORDS + 1;
 const _: () = assert!((Rank::Heap as usize) < RANKS_MAX);
 
 /// Bits of a count: a fork holds every lock of a rank at once.
@@ -33,7 +38,45 @@ pub(super) fn sub(rank: Rank) {
 }
 
 pub(super) fn any() -> bool {
-    (0..WORDS).any(|word| words::get(word) != 0)
+    (0..RANK_WORDS).any(|word| words::get(word) != 0)
+}
+
+/// A biased lock is about to be entered by its bias.
+#[inline(always)]
+pub(super) fn enter_by_bias() {
+    words::add(BATCHES, 1);
+}
+
+/// A biased lock was left by its bias.
+#[inline(always)]
+pub(super) fn leave_by_bias() {
+    words::add(BATCHES, 1_u64.wrapping_neg());
+}
+
+/// Whether the thread holds another lock of [`Rank::Batch`] than the one it is taking. No code of ours
+/// does but what says so: a signal handler has interrupted the thread in one, and whoever has the other
+/// may be waiting for it in just the same way.
+pub(super) fn another_batch() -> bool {
+    let (word, shift) = place(Rank::Batch);
+    let plainly = words::get(word) >> shift & u64::from(u16::MAX);
+    let by_bias = words::get(BATCHES);
+    by_bias & ON_PURPOSE == 0 && plainly + by_bias > 1
+}
+
+/// Several batches may be held together until this is dropped: by one thread at a time.
+pub(crate) struct Together(());
+
+impl Together {
+    pub(crate) fn begin() -> Self {
+        words::add(BATCHES, ON_PURPOSE);
+        Self(())
+    }
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        words::add(BATCHES, ON_PURPOSE.wrapping_neg());
+    }
 }
 
 /// `Any` is above nothing and beneath nothing.
@@ -43,7 +86,7 @@ pub(super) fn any_above(rank: Rank) -> bool {
     }
     let (first, shift) = place(rank);
     let above_in_word = words::get(first) >> shift >> COUNT_BITS;
-    above_in_word != 0 || (first + 1..WORDS).any(|word| words::get(word) != 0)
+    above_in_word != 0 || (first + 1..RANK_WORDS).any(|word| words::get(word) != 0)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -43,6 +43,8 @@ pub(crate) use biased::{BiasedMutex, RawBiased};
 #[cfg(loom)]
 pub(crate) use doorbell::Doorbell;
 #[cfg(not(loom))]
+pub(crate) use held::Together;
+#[cfg(not(loom))]
 pub(crate) use lock::holds_lock;
 pub(crate) use lock::{Guard, Mutex, Rank, RawMutex, Reentered};
 #[cfg(not(loom))]
