@@ -17,7 +17,7 @@
 //! neighbours name theirs; Linux's weak host model decides who answers for what.
 //!
 //! # Not done
-//! No router advertisements, no source filters on groups. No TCP Fast Open and no BBR.
+//! No router advertisements, no source filters on groups. No TCP Fast Open.
 
 #![deny(unsafe_code)]
 

@@ -360,6 +360,7 @@ pub(crate) fn get(
             let name = match engine.socket(file)?.settings.tcp.congestion {
                 CongestionControl::Cubic => b"cubic\0\0\0\0\0\0\0\0\0\0\0",
                 CongestionControl::NewReno => b"reno\0\0\0\0\0\0\0\0\0\0\0\0",
+                CongestionControl::Bbr => b"bbr\0\0\0\0\0\0\0\0\0\0\0\0\0",
             };
             drop(engine);
             return put_bytes(name, value, length);

@@ -4,9 +4,10 @@
 //! cargo bench -p kcm-stack --bench tcp [-- --quick] [-- --huge] [-- CASE…]
 //! ```
 //!
-//! Cases: `echo`, `idle`, `churn`, `bulk`, `holes`, `lossy`; `--huge` adds `idle` at ten million
-//! connections, `--quick` only shows that everything runs. Figures are medians; compare only figures of
-//! one run. Each case has a process of its own, so that none inherits another's memory.
+//! Cases: `echo`, `idle`, `churn`, `bulk`, `holes`, `lossy` (cubic), `bbr` (the same links); `--huge`
+//! adds `idle` at ten million connections, `--quick` only shows that everything runs. Figures are
+//! medians; compare only figures of one run. Each case has a process of its own, so that none inherits
+//! another's memory.
 
 #![allow(clippy::print_stdout, reason = "a benchmark reports on stdout")]
 #![allow(clippy::print_stderr, reason = "progress goes to stderr")]
@@ -22,13 +23,14 @@ mod lossy;
 mod pair;
 mod report;
 
+use kcm_stack::CongestionControl;
 use report::Row;
 use std::process::{Command, Stdio};
 
 /// Set in the process that runs one case.
 const CASE: &str = "KCM_TCP_BENCH_CASE";
 
-const CASES: [&str; 6] = ["echo", "idle", "churn", "bulk", "holes", "lossy"];
+const CASES: [&str; 7] = ["echo", "idle", "churn", "bulk", "holes", "lossy", "bbr"];
 
 fn main() {
     if lossy::is_child() {
@@ -79,15 +81,16 @@ fn run(case: &str, quick: bool) -> Vec<Row> {
         "churn" => churn::run(quick),
         "bulk" => bulk::run(quick),
         "holes" => holes::run(quick),
-        "lossy" => lossy::run(quick),
+        "lossy" => lossy::run(CongestionControl::Cubic, quick),
+        "bbr" => lossy::run(CongestionControl::Bbr, quick),
         _ => Vec::new(),
     }
 }
 
-/// Runs one case in a process of its own, and `lossy` in a network namespace of its own.
+/// Runs one case in a process of its own, those with a bad link in a network namespace of its own.
 fn in_process(case: &str, quick: bool) -> Option<Vec<Row>> {
     let program = std::env::current_exe().ok()?;
-    let mut command = if case == "lossy" {
+    let mut command = if matches!(case, "lossy" | "bbr") {
         let mut unshare = Command::new("unshare");
         unshare.arg("--net").arg(program);
         unshare

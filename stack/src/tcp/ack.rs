@@ -2,7 +2,7 @@
 //! the congestion window makes of it.
 
 use super::Tcb;
-use super::cc::AckSample;
+use super::cc::{AckSample, Bbr, BbrAck};
 use super::conn::{Episode, Flags, Phase, Rexmit, stamp};
 use super::options::Options;
 use super::rack;
@@ -92,7 +92,8 @@ impl Tcb<'_> {
         }
         self.tail_probe_answered(seg.ack, d.dsack);
         self.react_to_ece(seg, d.cumulative > 0);
-        self.recover(&d, o);
+        let lost = self.recover(&d, o);
+        self.update_model(&d, lost);
         if d.bytes > 0 && !matches!(self.b.phase, Phase::Recovery | Phase::Reduced) {
             let sample = AckSample {
                 now: self.now,
@@ -138,7 +139,38 @@ impl Tcb<'_> {
         self.b
             .cc
             .on_ack(self.c.opts().congestion, &mut self.c.window, &sample);
+        self.update_model(&d, 0);
         self.arm_rexmit(true);
+    }
+
+    /// BBR's turn: `lost` bytes are newly marked.
+    fn update_model(&mut self, d: &Delivery, lost: u32) {
+        if !self.c.has_model() {
+            return;
+        }
+        let now = self.now;
+        let rate = self.b.rate.take(stamp(now), self.c.rtt.min_us);
+        if d.bytes == 0 && lost == 0 {
+            return;
+        }
+        let ack = BbrAck {
+            now,
+            rate,
+            rtt_us: d.latest_rtt_us,
+            acked: d.bytes,
+            lost,
+            pipe: self.pipe(),
+            delivered: self.b.rate.delivered(),
+            mss: u32::from(self.c.mss),
+            phase: self.b.phase,
+        };
+        let (w, srtt_us) = (&mut self.c.window, self.c.rtt.srtt_us);
+        let fresh = || Box::new(Bbr::new(w.cwnd, srtt_us, now));
+        let bbr = match &mut self.b.cc.bbr {
+            Some(bbr) => bbr,
+            none => none.insert(fresh()),
+        };
+        bbr.on_ack(w, &ack);
     }
 
     /// RFC 9293 §3.10.7.4, as Linux's tcp_may_update_window.
@@ -165,9 +197,10 @@ impl Tcb<'_> {
         let now = stamp(self.now);
         let mut d = Delivery::default();
         let min_rtt = self.c.rtt.min_us;
-        let rack = &mut self.b.rack;
+        let (rack, rate) = (&mut self.b.rack, &mut self.b.rate);
         let mut newly = |s: &super::scoreboard::Sent, d: &mut Delivery| {
             rack.on_delivered(s, now, min_rtt);
+            rate.on_delivered(s, s.bytes(), now);
             if s.ever_retransmitted() {
                 d.retransmitted = true;
             } else {
@@ -211,7 +244,7 @@ impl Tcb<'_> {
                 self.b.episode.undo_bytes -= i64::from(first.end.since(first.start));
             }
         }
-        let rack = &mut self.b.rack;
+        let (rack, rate) = (&mut self.b.rack, &mut self.b.rate);
         for b in blocks {
             let start = b.start.later(una);
             if !start.before(b.end) || b.end.after(self.c.snd_nxt) {
@@ -220,6 +253,7 @@ impl Tcb<'_> {
             let mut rtt = None;
             d.bytes += self.b.board.sack(Range { start, end: b.end }, |s| {
                 rack.on_delivered(s, now, min_rtt);
+                rate.on_delivered(s, s.bytes(), now);
                 if !s.ever_retransmitted() {
                     rtt = Some(now.wrapping_sub(s.at));
                 }
@@ -273,10 +307,10 @@ impl Tcb<'_> {
         self.b.board.pipe().saturating_sub(left)
     }
 
-    /// Loss detection and the phases of recovery.
-    fn recover(&mut self, d: &Delivery, o: &Options) {
+    /// Loss detection and the phases of recovery; bytes newly lost.
+    fn recover(&mut self, d: &Delivery, o: &Options) -> u32 {
         if self.is_recovering() && self.undo_if_spurious(d, o) {
-            return;
+            return 0;
         }
         let mut newly_lost = 0;
         if self.c.flags.has(Flags::SACK) {
@@ -303,7 +337,7 @@ impl Tcb<'_> {
                 }
             }
             Phase::Recovery if self.c.snd_una.at_or_after(self.b.episode.point) => {
-                self.c.window.cwnd = self.c.window.ssthresh;
+                self.close_to_threshold();
                 self.end_episode();
                 self.b.rack.on_recovery_end();
             }
@@ -321,6 +355,14 @@ impl Tcb<'_> {
                     self.end_episode();
                 }
             }
+        }
+        newly_lost
+    }
+
+    /// The window a reduction ends at, unless a model has its own idea.
+    fn close_to_threshold(&mut self) {
+        if !self.c.has_model() {
+            self.c.window.cwnd = self.c.window.ssthresh;
         }
     }
 
@@ -368,6 +410,9 @@ impl Tcb<'_> {
 
     /// PRR with the slow-start reduction bound and its conservative guard (RFC 6937bis).
     fn reduce_proportionally(&mut self, d: &Delivery, newly_lost: u32) {
+        if self.c.has_model() {
+            return;
+        }
         let mss = u32::from(self.c.mss);
         let pipe = self.pipe();
         let ssthresh = self.c.window.ssthresh;
@@ -437,7 +482,7 @@ impl Tcb<'_> {
             self.b
                 .cc
                 .on_congestion(self.c.opts().congestion, &mut self.c.window, mss);
-            self.c.window.cwnd = self.c.window.ssthresh;
+            self.close_to_threshold();
         }
     }
 
@@ -454,7 +499,7 @@ impl Tcb<'_> {
         self.b
             .cc
             .on_congestion(self.c.opts().congestion, &mut self.c.window, mss);
-        self.c.window.cwnd = self.c.window.ssthresh;
+        self.close_to_threshold();
         self.b.phase = Phase::Reduced;
         self.b.episode = Episode {
             point: self.c.snd_nxt,

@@ -7,7 +7,7 @@ use core::hint::black_box;
 use core::time::Duration;
 
 use super::buffer::{BlockPool, RecvQueue, SendQueue};
-use super::cc::{CcState, Window};
+use super::cc::{CcState, CongestionControl, Sampler, Window};
 use super::rack::Rack;
 use super::reassembly::Reassembly;
 use super::rto::RttEstimate;
@@ -288,6 +288,11 @@ impl Conn {
         })
     }
 
+    /// Whether the window follows BBR's model, which has its own answer to loss.
+    pub(crate) fn has_model(&self) -> bool {
+        self.opts().congestion == CongestionControl::Bbr
+    }
+
     /// Bytes of sequence space sent and not acknowledged.
     pub(crate) fn flight(&self) -> u32 {
         self.snd_nxt.since(self.snd_una)
@@ -374,6 +379,7 @@ pub(crate) struct Busy {
     pub(crate) phase: Phase,
     pub(crate) episode: Episode,
     pub(crate) cc: CcState,
+    pub(crate) rate: Sampler,
     pub(crate) rack: Rack,
     pub(crate) tail: TailProbe,
     /// Duplicate ACKs in a row, without SACK.
@@ -496,6 +502,7 @@ impl Busy {
             && self.dsack.is_none()
             && self.dup_acks_owed == 0
             && self.fin_at.is_none()
+            && self.cc.bbr.is_none()
     }
 
     /// Reads one field of each cache line, to bring them in.

@@ -14,6 +14,9 @@ use crate::time::Instant;
 /// ECN codepoints of the IP header (RFC 3168 §5).
 const ECT0: u8 = 2;
 
+/// Most lateness of its timer that pacing makes up for; the window bounds what leaves at once.
+const PACING_CREDIT_US: u64 = 4_000;
+
 impl Tcb<'_> {
     /// Plans the next segment due now; false if there is none. The scoreboard, timers and sequence
     /// variables then count it as sent.
@@ -59,17 +62,16 @@ impl Tcb<'_> {
         let iss = self.c.snd_una;
         let now = stamp(self.now);
         if self.b.board.is_empty() {
-            self.b.board.push(iss, iss + 1, now);
+            let snapshot = self.b.rate.sent(now, true);
+            self.b.board.push(iss, iss + 1, now, snapshot);
             self.c.snd_nxt = iss + 1;
             self.b.stalled_since = Some(self.now);
         } else {
-            self.b.board.retransmitted(
-                Range {
-                    start: iss,
-                    end: iss + 1,
-                },
-                now,
-            );
+            let snapshot = self.b.rate.sent(now, false);
+            let end = iss + 1;
+            self.b
+                .board
+                .retransmitted(Range { start: iss, end }, now, snapshot);
             self.c.total_retrans += 1;
             self.env.stats.segments_retransmitted += 1;
         }
@@ -123,7 +125,10 @@ impl Tcb<'_> {
 
     fn retransmit(&mut self, range: Range, plan: &mut Plan) {
         let len = range.end.since(range.start);
-        self.b.board.retransmitted(range, stamp(self.now));
+        let now = stamp(self.now);
+        let snapshot = self.b.rate.sent(now, false);
+        self.b.board.retransmitted(range, now, snapshot);
+        self.pace(len);
         self.c.total_retrans = self.c.total_retrans.wrapping_add(1);
         self.env.stats.segments_retransmitted += 1;
         let ts = self.c.ts_now(self.now);
@@ -143,6 +148,9 @@ impl Tcb<'_> {
         let unsent = self.unsent();
         let fin = self.fin_unsent();
         if unsent == 0 && !fin {
+            if self.b.cc.bbr.is_some() && self.pipe() < self.c.window.cwnd {
+                self.b.rate.starves(self.pipe());
+            }
             return false;
         }
         if self.now < self.b.pace_at {
@@ -228,7 +236,7 @@ impl Tcb<'_> {
     /// RFC 5681 §4.1: after an idle RTO the window says nothing about the path.
     fn restart_after_idle(&mut self) {
         let idle_ms = (self.now.as_millis() as u32).wrapping_sub(self.c.last_send_ms);
-        if self.c.flight() > 0 || self.c.segs_out == 0 {
+        if self.c.flight() > 0 || self.c.segs_out == 0 || self.c.has_model() {
             return;
         }
         let rto_us = self.c.rtt.rto_us();
@@ -259,7 +267,9 @@ impl Tcb<'_> {
         let start = self.c.snd_nxt;
         let end = start + len + u32::from(fin);
         let was_empty = self.b.board.is_empty();
-        self.b.board.push(start, end, stamp(self.now));
+        let now = stamp(self.now);
+        let snapshot = self.b.rate.sent(now, was_empty);
+        self.b.board.push(start, end, now, snapshot);
         self.c.snd_nxt = end;
         if was_empty {
             self.b.stalled_since = Some(self.now);
@@ -275,12 +285,7 @@ impl Tcb<'_> {
                 self.c.flags.set(Flags::PINGPONG);
             }
             self.b.timers.cork = Instant::FAR_FUTURE;
-            if let Some(rate) = self.c.opts().pacing_rate {
-                self.b.pace_at = self
-                    .now
-                    .max(self.b.pace_at)
-                    .plus_us(u64::from(len) * 1_000_000 / rate.max(1));
-            }
+            self.pace(len);
         }
         if self.is_recovering() {
             self.b.episode.prr_out += len;
@@ -288,6 +293,21 @@ impl Tcb<'_> {
         self.c.last_send_ms = self.now.as_millis() as u32;
         self.arm_rexmit(was_empty);
         self.text(Range { start, end }, plan);
+    }
+
+    /// Puts the next segment off by the time `len` bytes take at the model's or the socket's rate.
+    fn pace(&mut self, len: u32) {
+        let model = self.b.cc.bbr.as_ref().map(|b| b.pacing_rate());
+        let rate = match (self.c.opts().pacing_rate, model) {
+            (Some(a), Some(b)) => a.min(b),
+            (Some(rate), None) | (None, Some(rate)) => rate,
+            (None, None) => return,
+        };
+        // A timer that came late must not lower the rate of the model.
+        let credit_us = if model.is_some() { PACING_CREDIT_US } else { 0 };
+        let earliest = Instant::from_micros(self.now.as_micros().saturating_sub(credit_us));
+        let wait_us = u64::from(len) * 1_000_000 / rate.max(1);
+        self.b.pace_at = earliest.max(self.b.pace_at).plus_us(wait_us);
     }
 
     /// Tail loss probe, then zero-window probe.

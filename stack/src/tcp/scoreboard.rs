@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 
+use super::cc::Snapshot;
 use super::reassembly::Range;
 use super::seq::Seq;
 
@@ -34,11 +35,12 @@ pub(crate) struct Sent {
     pub(crate) end: Seq,
     /// Time of the last (re)transmission.
     pub(crate) at: Stamp,
+    pub(crate) snapshot: Snapshot,
     flags: u8,
 }
 
 impl Sent {
-    fn bytes(&self) -> u32 {
+    pub(crate) fn bytes(&self) -> u32 {
         self.end.since(self.start)
     }
 
@@ -108,13 +110,14 @@ impl Scoreboard {
     }
 
     /// Records the first transmission of `[start, end)`, which must follow the last.
-    pub(crate) fn push(&mut self, start: Seq, end: Seq, at: Stamp) {
+    pub(crate) fn push(&mut self, start: Seq, end: Seq, at: Stamp, snapshot: Snapshot) {
         debug_assert!(self.sent.back().is_none_or(|s| s.end == start));
         self.total += end.since(start);
         self.sent.push_back(Sent {
             start,
             end,
             at,
+            snapshot,
             flags: 0,
         });
     }
@@ -281,7 +284,7 @@ impl Scoreboard {
     }
 
     /// Records the retransmission of a range given by [`Self::next_lost`] or of the flight's tail.
-    pub(crate) fn retransmitted(&mut self, r: Range, at: Stamp) {
+    pub(crate) fn retransmitted(&mut self, r: Range, at: Stamp, snapshot: Snapshot) {
         let mut i = self.sent.partition_point(|s| s.end.at_or_before(r.start));
         if self.sent.get(i).is_some_and(|s| s.start.before(r.start)) {
             self.split(i, r.start);
@@ -295,6 +298,7 @@ impl Scoreboard {
                 break;
             }
             s.at = at;
+            s.snapshot = snapshot;
             s.flags |= EVER_RETRANS;
             // Only a LOST original has left the network: a probe of the tail adds no second copy
             // to the count.
@@ -391,7 +395,7 @@ mod tests {
                 match rng.below(7) {
                     0 | 1 => {
                         let end = nxt + 1 + rng.below(4_000) as u32;
-                        board.push(nxt, end, now);
+                        board.push(nxt, end, now, Snapshot::default());
                         nxt = end;
                     }
                     2 => {
@@ -417,7 +421,7 @@ mod tests {
                     5 => {
                         if let Some(r) = board.next_lost(1_000) {
                             assert!(r.end.since(r.start) <= 1_000);
-                            board.retransmitted(r, now);
+                            board.retransmitted(r, now, Snapshot::default());
                         }
                     }
                     _ => match rng.below(12) {
@@ -437,7 +441,7 @@ mod tests {
     fn lost_ranges_come_in_order_and_once() {
         let mut board = Scoreboard::default();
         for i in 0..6 {
-            board.push(Seq(i * 100), Seq(i * 100 + 100), i);
+            board.push(Seq(i * 100), Seq(i * 100 + 100), i, Snapshot::default());
         }
         board.sack(
             Range {
@@ -450,7 +454,7 @@ mod tests {
         assert_eq!(board.pipe(), 200);
         let mut got = Vec::new();
         while let Some(r) = board.next_lost(100) {
-            board.retransmitted(r, 9);
+            board.retransmitted(r, 9, Snapshot::default());
             got.push(r.start.0);
         }
         assert_eq!(got, [0, 100, 200]);

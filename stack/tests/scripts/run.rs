@@ -552,6 +552,7 @@ impl Player {
             ["pacing", n] => o.pacing_rate = Some(number(n)?),
             ["reno"] => o.congestion = CongestionControl::NewReno,
             ["cubic"] => o.congestion = CongestionControl::Cubic,
+            ["bbr"] => o.congestion = CongestionControl::Bbr,
             _ => return Err("unknown option".into()),
         }
         self.stack

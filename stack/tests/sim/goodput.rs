@@ -49,7 +49,11 @@ fn goodput_table_is_as_recorded() {
     let mut table = String::from(
         "# Goodput in Mbit/s (segments retransmitted) of 2 MB over 100 Mbit/s, one-way delay in ms\n",
     );
-    for congestion in [CongestionControl::Cubic, CongestionControl::NewReno] {
+    for congestion in [
+        CongestionControl::Cubic,
+        CongestionControl::NewReno,
+        CongestionControl::Bbr,
+    ] {
         for delay_us in [50, 5_000, 20_000] {
             write!(
                 table,

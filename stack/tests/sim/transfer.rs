@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use kcm_stack::{
-    Config, ConnectOptions, Instant, ListenOptions, RecvError, SendError, SockFlag, SockOpts, TcpId,
+    Config, CongestionControl, ConnectOptions, Instant, ListenOptions, RecvError, SendError,
+    SockFlag, SockOpts, TcpId,
 };
 
 use crate::link::{LinkConfig, Rng};
@@ -201,15 +202,19 @@ fn everything_arrives_whatever_the_link_does() {
         let mut rng = Rng(seed.wrapping_mul(77));
         let links = [random_link(&mut rng), random_link(&mut rng)];
         let bytes = [rng.below(400_000), rng.below(120_000)];
-        let (sack, ts, scale, reno) = (
+        let (sack, ts, scale, algorithm) = (
             rng.below(5) > 0,
             rng.below(5) > 0,
             rng.below(5) > 0,
-            rng.below(3) == 0,
+            rng.below(3),
         );
         let options = ConnectOptions {
-            opts: reno.then_some(SockOpts {
-                congestion: kcm_stack::CongestionControl::NewReno,
+            opts: Some(SockOpts {
+                congestion: match algorithm {
+                    0 => CongestionControl::NewReno,
+                    1 => CongestionControl::Bbr,
+                    _ => CongestionControl::Cubic,
+                },
                 ..SockOpts::DEFAULT
             }),
             flags: if rng.below(2) == 0 {

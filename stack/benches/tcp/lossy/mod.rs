@@ -10,6 +10,7 @@ mod peers;
 mod switch;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{scope, sleep};
@@ -46,7 +47,7 @@ struct Effort {
     fairness_time: Duration,
 }
 
-pub(crate) fn run(quick: bool) -> Vec<Row> {
+pub(crate) fn run(congestion: CongestionControl, quick: bool) -> Vec<Row> {
     let effort = if quick {
         Effort {
             rounds: 1,
@@ -60,16 +61,38 @@ pub(crate) fn run(quick: bool) -> Vec<Row> {
             fairness_time: Duration::from_secs(6),
         }
     };
+    if !kernel_has(congestion) {
+        return vec![no_rival(congestion)];
+    }
     let mut lab = Lab::new();
     let mut rows = Vec::new();
-    let congestion = CongestionControl::Cubic;
     for delay_ms in DELAYS_MS {
         for loss in LOSSES {
             rows.push(lab.goodput(congestion, loss, delay_ms, &effort));
         }
     }
-    rows.push(lab.fairness(congestion, &effort));
+    if congestion == CongestionControl::Cubic {
+        rows.push(lab.fairness(congestion, &effort));
+    }
     rows
+}
+
+/// Whether this kernel can send by the same algorithm.
+fn kernel_has(congestion: CongestionControl) -> bool {
+    let name = congestion.name();
+    let _ = Command::new("modprobe").arg(format!("tcp_{name}")).output();
+    let available = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+    let available = std::fs::read_to_string(available).unwrap_or_default();
+    available.split_whitespace().any(|a| a == name)
+}
+
+fn no_rival(congestion: CongestionControl) -> Row {
+    row(
+        format!("goodput, engine : kernel, {}", congestion.name()),
+        "≥ 0.9 ×",
+        "this kernel does not have it".into(),
+        false,
+    )
 }
 
 fn faults(loss: f64, delay_ms: u64) -> LinkFaults {

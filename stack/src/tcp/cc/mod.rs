@@ -1,9 +1,14 @@
 //! Congestion control. Owns the growth and the cut of the window; recovery itself (what to
 //! retransmit, PRR) is `input.rs`'s.
 
+mod bbr;
 mod cubic;
 mod hystart;
 mod newreno;
+mod rate;
+
+pub(crate) use bbr::{Bbr, BbrAck};
+pub(crate) use rate::{Sampler, Snapshot};
 
 use crate::limits::{CWND_BYTES_MAX, INITIAL_WINDOW_SEGMENTS};
 use crate::time::Instant;
@@ -16,6 +21,8 @@ pub enum CongestionControl {
     Cubic,
     /// RFC 5681 and 6582.
     NewReno,
+    /// BBR version 1, paced.
+    Bbr,
 }
 
 impl CongestionControl {
@@ -24,12 +31,13 @@ impl CongestionControl {
         match self {
             Self::Cubic => "cubic",
             Self::NewReno => "reno",
+            Self::Bbr => "bbr",
         }
     }
 
     /// The algorithm of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Cubic, Self::NewReno]
+        [Self::Cubic, Self::NewReno, Self::Bbr]
             .into_iter()
             .find(|a| a.name() == name)
     }
@@ -80,8 +88,10 @@ pub(crate) struct AckSample {
 }
 
 /// Algorithm state that lives only while data is in flight.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct CcState {
+    /// BBR's model of the path, from the first ACK on. It outlives idle times, as the path does.
+    pub(crate) bbr: Option<Box<Bbr>>,
     cubic: cubic::Cubic,
     hystart: hystart::HyStart,
     /// Bytes acknowledged towards the next segment of linear growth.
@@ -90,6 +100,9 @@ pub(crate) struct CcState {
 
 impl CcState {
     pub(crate) fn on_ack(&mut self, alg: CongestionControl, w: &mut Window, a: &AckSample) {
+        if alg == CongestionControl::Bbr {
+            return;
+        }
         let slow_start = w.in_slow_start();
         if slow_start && alg == CongestionControl::Cubic {
             self.hystart.on_ack(w, a);
@@ -109,6 +122,7 @@ impl CcState {
             match alg {
                 CongestionControl::Cubic => self.cubic.on_ack(w, a, bytes),
                 CongestionControl::NewReno => newreno::on_ack(&mut self.acked, w, a.mss, bytes),
+                CongestionControl::Bbr => {}
             }
         }
     }
@@ -120,6 +134,13 @@ impl CcState {
         w.ssthresh = match alg {
             CongestionControl::Cubic => self.cubic.on_congestion(w, mss),
             CongestionControl::NewReno => newreno::ssthresh(w, mss),
+            CongestionControl::Bbr => {
+                // Loss is no reason to slow down by itself.
+                if let Some(bbr) = &mut self.bbr {
+                    bbr.save_window(w);
+                }
+                w.ssthresh
+            }
         };
     }
 
