@@ -1,7 +1,8 @@
 //! Counters in memory that the holders of a socket share with its owner: how many messages were taken
 //! from the kernel's queue. The owner keeps a message until it knows that it was taken; when the
 //! last holder of a socket dies with messages still queued there, they go to another socket of the
-//! mux.
+//! mux. A holder that is killed between taking and counting leaves the owner one message ahead: should
+//! the others die too before the queue was empty once, one message comes twice.
 
 use core::sync::atomic::AtomicU32;
 
