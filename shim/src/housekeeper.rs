@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use kcm_mux::{KcmId, Nanos, PsockId};
 use rustix::event::epoll;
-use rustix::fd::OwnedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 
 use crate::errno::Outcome;
 use crate::fd::File;
@@ -60,6 +60,8 @@ const RELAY: u64 = 1 << 61;
 const LINE: u64 = 1 << 63;
 /// In the tag of a process that holds sockets of ours: its descriptor follows.
 const CLIENT: u64 = 1 << 62;
+/// In the tag of what `publish::trace` waits for.
+const TRACING: u64 = 1 << 61;
 
 fn tag(cell: u32, psock: PsockId) -> u64 {
     u64::from(cell) << 32 | u64::from(psock.0)
@@ -89,6 +91,16 @@ pub(crate) fn watch_line(cell: u32, id: KcmId, line: &Line) {
 /// No process holds the socket any more.
 pub(crate) fn remove_line(line: &Line) {
     let _ = epoll::delete(epfd(), line.fd());
+}
+
+/// The door at which tracers call, or a tracer; `full`: write space is waited for.
+pub(crate) fn watch_tracing(fd: BorrowedFd<'_>, tag: u64, full: bool) {
+    let mut flags = WATCH_LINE;
+    flags.set(epoll::EventFlags::OUT, full);
+    let tag = epoll::EventData::new_u64(TRACING | tag);
+    if epoll::add(epfd(), fd, tag, flags).is_err() {
+        let _ = epoll::modify(epfd(), fd, tag, flags);
+    }
 }
 
 /// Other processes may ask for sockets of ours.
@@ -236,7 +248,7 @@ pub(crate) fn is_running() -> bool {
     EPFD.load(Ordering::Acquire) >= 0
 }
 
-fn epfd() -> rustix::fd::BorrowedFd<'static> {
+fn epfd() -> BorrowedFd<'static> {
     sys::borrow(EPFD.load(Ordering::Acquire))
 }
 
@@ -325,8 +337,10 @@ impl Keeper {
 
     fn run(mut self) {
         IS_KEEPER.set(true);
+        publish::trace::attend();
         loop {
             self.wait();
+            publish::trace::write_waiting();
             File::take_down_deferred();
             let now = sys::now();
             self.look_again(now);
@@ -375,6 +389,10 @@ impl Keeper {
             }
             if data & (LINE | CLIENT) != 0 {
                 self.other(data, event.flags);
+                continue;
+            }
+            if data & TRACING != 0 {
+                publish::trace::on_event(data);
                 continue;
             }
             let Some(cell) = MuxCell::by_index((data >> 32) as u32) else {

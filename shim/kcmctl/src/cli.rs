@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,9 +9,12 @@ use clap::builder::{PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 
+use crate::pcap::Capture;
 use crate::settings::Sources;
 use crate::stat::Repeat;
-use crate::{Outcome, doctor, explain, export, mux, out, ps, run, stat, top};
+use crate::tracer::Filter;
+use crate::wire::HEAD_MAX;
+use crate::{Outcome, doctor, explain, export, mux, out, pcap, ps, run, stat, top, trace};
 
 /// Longest pause between two looks: a day.
 const INTERVAL_MAX: f64 = 86_400.0;
@@ -39,6 +42,60 @@ fn interval(help: &'static str) -> [Arg; 2] {
             .value_parser(value_parser!(u64).range(1..))
             .help("Stop after this many times"),
     ]
+}
+
+/// What narrows a trace.
+fn filter() -> [Arg; 9] {
+    let number = |name: &'static str, value: &'static str, help: &'static str| {
+        let arg = Arg::new(name).long(name).value_name(value).help(help);
+        arg.value_parser(value_parser!(u64))
+    };
+    let switch = |name: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .action(ArgAction::SetTrue)
+            .help(help)
+    };
+    [
+        number("mux", "NUMBER", "Only messages of this mux"),
+        number(
+            "kcm",
+            "NUMBER",
+            "Only messages of this KCM socket of each mux",
+        ),
+        number("psock", "NUMBER", "Only messages of this psock of each mux"),
+        fd("Only messages of the KCM socket or connection behind this descriptor")
+            .long("fd")
+            .conflicts_with_all(["mux", "kcm", "psock"]),
+        switch("rx", "Only messages received").conflicts_with("tx"),
+        switch("tx", "Only messages sent"),
+        number("min-length", "BYTES", "Only messages at least this long"),
+        number("max-length", "BYTES", "Only messages at most this long"),
+        number("count", "COUNT", "Stop after this many messages")
+            .short('n')
+            .value_parser(value_parser!(u64).range(1..)),
+    ]
+}
+
+fn given_filter(given: &ArgMatches) -> Filter {
+    let number = |name: &str| given.get_one::<u64>(name).copied();
+    Filter {
+        mux: number("mux"),
+        kcm: number("kcm"),
+        psock: number("psock"),
+        fd: given.get_one("fd").copied(),
+        rx_only: given.get_flag("rx"),
+        tx_only: given.get_flag("tx"),
+        len_min: number("min-length"),
+        len_max: number("max-length"),
+    }
+}
+
+fn fd(help: &'static str) -> Arg {
+    Arg::new("fd")
+        .value_name("FD")
+        .value_parser(value_parser!(i64).range(0..=i64::from(i32::MAX)))
+        .help(help)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -78,11 +135,39 @@ fn command() -> Command {
             Command::new("explain")
                 .about("Say what was decided about each descriptor of a process, and why")
                 .arg(pid())
+                .arg(fd("Only this descriptor")),
+            Command::new("trace")
+                .about("Show messages as they pass, until Ctrl-C")
+                .arg(pid())
+                .args(filter())
                 .arg(
-                    Arg::new("fd")
-                        .value_name("FD")
-                        .value_parser(value_parser!(i64).range(0..=i64::from(i32::MAX)))
-                        .help("Only this descriptor"),
+                    Arg::new("bytes")
+                        .short('b')
+                        .long("bytes")
+                        .value_name("BYTES")
+                        .default_value("16")
+                        .value_parser(value_parser!(u64).range(0..=HEAD_MAX as u64))
+                        .help("Show this many first bytes of each message"),
+                ),
+            Command::new("pcap")
+                .about("Write messages as they pass to a file for Wireshark, until Ctrl-C")
+                .arg(pid())
+                .arg(
+                    Arg::new("write")
+                        .short('w')
+                        .long("write")
+                        .value_name("FILE")
+                        .required(true)
+                        .value_parser(value_parser!(PathBuf))
+                        .help("File to write, - for standard output"),
+                )
+                .args(filter())
+                .arg(
+                    Arg::new("protocol")
+                        .long("protocol")
+                        .value_name("NAME")
+                        .default_value("data")
+                        .help("What Wireshark takes messages apart as, such as dns"),
                 ),
             Command::new("export").about("Print all counters in the text format of Prometheus"),
             Command::new("doctor")
@@ -171,6 +256,25 @@ pub(crate) fn dispatch() -> Outcome<ExitCode> {
             top::top(&repeat(given).unwrap_or(second), json)
         }
         "explain" => explain::explain(pid(), given.get_one("fd").copied(), json),
+        "trace" => {
+            let bytes = given.get_one("bytes").copied().unwrap_or(0);
+            let count = given.get_one("count").copied();
+            trace::trace(pid(), &given_filter(given), bytes, count, json)
+        }
+        "pcap" => {
+            let text = |name: &str| given.get_one::<String>(name).map_or("", String::as_str);
+            pcap::pcap(
+                pid(),
+                &Capture {
+                    file: given
+                        .get_one::<PathBuf>("write")
+                        .map_or(Path::new("-"), |p| p),
+                    filter: given_filter(given),
+                    count: given.get_one("count").copied(),
+                    protocol: text("protocol"),
+                },
+            )
+        }
         "export" => export::export(json),
         "doctor" => doctor::doctor(
             given.get_one::<PathBuf>("program").map(PathBuf::as_path),

@@ -207,15 +207,16 @@ fn words(d: &Decision) -> String {
     }
 }
 
-/// Time of day in UTC, in milliseconds.
-fn clock(nanoseconds: u64) -> String {
-    let of_day = nanoseconds / 1_000_000 % 86_400_000;
-    let (seconds, millis) = (of_day / 1000, of_day % 1000);
+/// Time of day in UTC, with this many digits of the second's fraction.
+pub(crate) fn clock(nanoseconds: u64, digits: usize) -> String {
+    let seconds = nanoseconds / 1_000_000_000 % 86_400;
+    let fraction = format!("{:09}", nanoseconds % 1_000_000_000);
     format!(
-        "{:02}:{:02}:{:02}.{millis:03}Z",
+        "{:02}:{:02}:{:02}.{}Z",
         seconds / 3600,
         seconds / 60 % 60,
-        seconds % 60
+        seconds % 60,
+        &fraction[..digits.min(fraction.len())]
     )
 }
 
@@ -227,7 +228,7 @@ fn line(d: &Decision) -> String {
     };
     format!(
         "    {}  thread {}  {}{times}",
-        clock(d.time),
+        clock(d.time, 3),
         d.thread,
         words(d)
     )

@@ -17,6 +17,8 @@ mod machine;
 mod mux;
 mod out;
 mod page;
+mod pcap;
+mod pcapng;
 mod places;
 #[path = "../../src/route/plan/mod.rs"]
 #[allow(dead_code, reason = "the decisions are the library's")]
@@ -29,6 +31,11 @@ mod settings;
 mod stat;
 mod terminal;
 mod top;
+mod trace;
+mod tracer;
+#[path = "../../src/publish/trace/wire.rs"]
+#[allow(dead_code, reason = "the writer's half is the library's")]
+mod wire;
 
 use std::fmt;
 use std::process::ExitCode;

@@ -16,7 +16,7 @@ use crate::layout::{
     VERSION, Verdict, WORD, decision, header, record,
 };
 use crate::out::clean;
-use crate::{Outcome, Problem, places, process};
+use crate::{Outcome, Problem, places, process, tracer};
 
 /// How often a page that is being written is read again. A writing takes microseconds.
 const ATTEMPTS: u32 = 50;
@@ -173,7 +173,9 @@ impl Page {
         if abandoned && is_page(&file) {
             let same = fs::symlink_metadata(path).is_ok_and(|now| now.ino() == meta.ino());
             if same && meta.uid() == me.as_raw() {
-                let _ = fs::remove_file(path); // one that cannot be removed does no harm
+                // What cannot be removed does no harm.
+                let _ = fs::remove_file(path);
+                let _ = fs::remove_file(tracer::door(path));
             }
             return Ok(None);
         }
@@ -372,13 +374,21 @@ pub(crate) fn all() -> (Vec<Page>, Vec<Problem>) {
 /// # Errors
 /// Why there is none.
 pub(crate) fn of(pid: u32) -> Outcome<Page> {
+    with_path(pid).map(|(page, _)| page)
+}
+
+/// The page of one process, and where it lies.
+///
+/// # Errors
+/// As [`of`].
+pub(crate) fn with_path(pid: u32) -> Outcome<(Page, PathBuf)> {
     let mut path: Option<PathBuf> = None;
     for (_, found) in places::pages()
         .into_iter()
         .filter(|(named, _)| *named == pid)
     {
         match Page::read(&found, pid) {
-            Ok(Some(page)) => return Ok(page),
+            Ok(Some(page)) => return Ok((page, found)),
             Ok(None) => {}
             Err(problem) => return Err(problem),
         }

@@ -69,6 +69,7 @@ impl MuxCell {
         engine.set_kcm(id, Some(file));
         *cell.engine.lock()? = Some(engine);
         LIVE.lock()?.push(cell);
+        publish::trace::join(cell);
         file.bind(cell, id.0);
         Ok(())
     }
@@ -439,7 +440,7 @@ impl Engine {
                     }
                 }
                 Event::Unread(id) => self.give_back(id),
-                Event::Tapped => {}
+                Event::Tapped => publish::trace::take(cell.index, self),
                 Event::NeedRcvbuf(id) => {
                     if let Some(conn) = self.connection(id) {
                         let limit = rcvbuf(conn.fd());

@@ -12,6 +12,7 @@ mod journal;
 mod layout;
 mod page;
 mod sites;
+pub(crate) mod trace;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -72,6 +73,7 @@ impl Writer {
         }
         if self.page.is_none() {
             self.page = Page::create().ok();
+            self.page.iter().for_each(|page| trace::open(page.path()));
         }
         let written = match &mut self.page {
             Some(page) => page.write(&self.image, &JOURNAL).is_ok(),
@@ -149,6 +151,7 @@ pub(crate) fn remove() {
         return;
     }
     ENABLED.store(false, Ordering::Relaxed);
+    trace::close();
     if let Ok(mut writer) = WRITER.lock()
         && let Some(page) = writer.page.take()
     {
@@ -160,6 +163,7 @@ pub(crate) fn remove() {
 pub(crate) fn reset_in_child() {
     DUE.store(u64::MAX, Ordering::Relaxed);
     EPOCH.fetch_add(1, Ordering::Relaxed);
+    trace::reset_in_child();
     if let Ok(mut writer) = WRITER.lock() {
         writer.page = None;
         writer.retry_at = 0;
@@ -168,5 +172,5 @@ pub(crate) fn reset_in_child() {
 
 /// Holds the page still for the length of a fork, so that the child can go on with its own.
 pub(crate) fn freeze() -> impl Sized {
-    (WRITER.lock().ok(), JOURNAL.lock().ok())
+    (WRITER.lock().ok(), JOURNAL.lock().ok(), trace::freeze())
 }

@@ -160,6 +160,11 @@ impl Page {
         }
     }
 
+    /// Where it lies once it is whole.
+    pub(super) fn path(&self) -> &[u8] {
+        &self.path
+    }
+
     /// Takes the page away.
     pub(super) fn remove(self) {
         let _ = fs::unlink(self.draft.as_deref().unwrap_or(&self.path));
