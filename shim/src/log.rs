@@ -77,6 +77,16 @@ fn say(level: Level, args: fmt::Arguments<'_>) {
     );
 }
 
+/// Whether decisions are told as they are made.
+pub(crate) fn is_debugging() -> bool {
+    LEVEL.load(Ordering::Relaxed) >= Level::Debug as u8
+}
+
+/// What whoever set `KCMSHIM_LOG=debug` wants to see.
+pub(crate) fn debug(what: fmt::Arguments<'_>) {
+    say(Level::Debug, what);
+}
+
 /// Something works less well than the program's user would expect.
 pub(crate) fn warn(what: &str) {
     say(Level::Warn, format_args!("{what}"));

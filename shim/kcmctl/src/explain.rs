@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::layout::Verdict;
 use crate::mux::errno;
 use crate::page::{self, Decision, Kind, Page};
+use crate::words::Told;
 use crate::{Outcome, Problem, out, process};
 
 pub(crate) fn explain(pid: u32, fd: Option<i64>, as_json: bool) -> Outcome<()> {
@@ -82,12 +83,9 @@ impl<'a> Descriptor<'a> {
                 Some(Verdict::ParserGranted | Verdict::ParserVerified)
             ) && d.fd == fd
         };
-        let parser = page
-            .decisions
-            .iter()
-            .rev()
-            .find(|d| d.fd == fd)
-            .filter(is_parser);
+        let last = page.decisions.iter().rev().find(|d| d.fd == fd);
+        let parser = last.filter(is_parser);
+        let inherited = last.filter(|d| d.verdict == Some(Verdict::Inherited));
         let (kind, now) = match (&target, record.map(|r| (r.kind, r))) {
             (None, _) => ("closed", "closed".to_owned()),
             (_, Some((Kind::Kcm, r))) => {
@@ -98,6 +96,13 @@ impl<'a> Descriptor<'a> {
                 format!(
                     "attached: psock {} of mux {}, over the kernel's TCP",
                     r.number, r.mux
+                ),
+            ),
+            (Some(target), _) if inherited.is_some() && target.starts_with("socket:") => (
+                "remote",
+                format!(
+                    "KCM: a socket of process {}, which has its mux",
+                    inherited.map_or(0, |d| d.first)
                 ),
             ),
             (Some(target), _) if parser.is_some() && target.starts_with("anon_inode:") => {
@@ -164,47 +169,14 @@ fn is_stray(page: &Page, decision: &Decision) -> bool {
 
 /// What was decided, in words.
 fn words(d: &Decision) -> String {
-    match d.verdict {
-        Some(Verdict::Kcm) => {
-            let ty = if d.first == 5 {
-                "SOCK_SEQPACKET"
-            } else {
-                "SOCK_DGRAM"
-            };
-            format!("KCM: {} made a {ty} socket in user space", d.call)
-        }
-        Some(Verdict::Cloned) => format!(
-            "KCM: {} made socket {} of mux {}",
-            d.call, d.second, d.first
-        ),
-        Some(Verdict::Attached) => format!(
-            "attached: {} made it psock {} of mux {}",
-            d.call, d.second, d.first
-        ),
-        Some(Verdict::Unattached) => format!(
-            "unattached: {} took it from mux {}; it is plain TCP again",
-            d.call, d.first
-        ),
-        Some(Verdict::Refused) => format!("refused: {} answered {}", d.call, errno(d.answer)),
-        Some(Verdict::Unsupported) => format!(
-            "unsupported: {} answered {}, as the kernel's KCM does",
-            d.call,
-            errno(d.answer)
-        ),
-        Some(Verdict::Kernel) => format!(
-            "passed: {} went to the kernel, as KCMSHIM_KCM=kernel asks",
-            d.call
-        ),
-        Some(Verdict::ParserGranted) => format!(
-            "parser: the kernel loaded its {} instructions; the library runs them",
-            d.first
-        ),
-        Some(Verdict::ParserVerified) => format!(
-            "parser: refused by the kernel for want of rights; the library verified its {} instructions",
-            d.first
-        ),
-        None => format!("{}: decided by a newer library", d.call),
-    }
+    let told = Told {
+        verdict: d.verdict,
+        call: &d.call,
+        answer: errno(d.answer),
+        first: d.first,
+        second: d.second,
+    };
+    told.to_string()
 }
 
 /// Time of day in UTC, with this many digits of the second's fraction.

@@ -36,6 +36,8 @@ mod tracer;
 #[path = "../../src/publish/trace/wire.rs"]
 #[allow(dead_code, reason = "the writer's half is the library's")]
 mod wire;
+#[path = "../../src/publish/words.rs"]
+mod words;
 
 use std::fmt;
 use std::process::ExitCode;

@@ -108,22 +108,35 @@ fn state(record: &Record, around: &Around) -> String {
             ));
         }
         Kind::Kcm => {
-            if record.first > 0 {
-                words.push(format!("queued {}", record.first));
-            }
-            if record.has(flag::RECV_DISABLED) {
-                words.push("RECV_DISABLE".to_owned());
+            words.extend(record.reserved.map(|psock| format!("Psck-{psock}")));
+            words.extend(record.words([
+                (flag::TX_WAIT, "TxWait"),
+                (flag::WAIT_MORE, "WMore"),
+                (flag::RX_WAIT, "RxWait"),
+                (flag::RECV_DISABLED, "RECV_DISABLE"),
+            ]));
+            for (count, what) in [(record.first, "to read"), (record.pending, "to send")] {
+                if count > 0 {
+                    words.push(format!("{count} {what}"));
+                }
             }
         }
         Kind::Psock => {
             if let Some((local, remote)) = around.peers(record) {
                 words.push(format!("{local} {remote}"));
             }
+            words.extend(record.words([(flag::TX_STOP, "TxStop"), (flag::RX_STOP, "RxStop")]));
+            words.extend(record.reserved.map(|kcm| format!("Rsvd-{kcm}")));
             if record.has(flag::WANTS_WRITE) {
                 words.push("TxFull".to_owned());
             }
-            if !record.has(flag::WANTS_READ) {
-                words.push("RxStop".to_owned());
+            if record.has(flag::RX_READY) {
+                words.push("RxPause RdyRx".to_owned());
+            } else if record.has(flag::RX_BEGUN) {
+                words.push(match record.pending {
+                    0 => "RxWait".to_owned(),
+                    bytes => format!("RxWait={bytes}"),
+                });
             }
             if record.second != 0 {
                 words.push(errno(record.second));
@@ -165,6 +178,12 @@ fn record_json(record: &Record, around: &Around) -> Value {
             "kind": "kcm",
             "number": record.number,
             "queued": record.first,
+            "rx_charge": record.charge,
+            "tx_queued": record.pending,
+            "psock": record.reserved,
+            "tx_wait": record.has(flag::TX_WAIT),
+            "wait_more": record.has(flag::WAIT_MORE),
+            "rx_wait": record.has(flag::RX_WAIT),
             "recv_disabled": record.has(flag::RECV_DISABLED),
         }),
         Kind::Psock => json!({
@@ -172,6 +191,12 @@ fn record_json(record: &Record, around: &Around) -> Value {
             "number": record.number,
             "works_through_fd": record.first as i64,
             "error": record.second as i64,
+            "reserved_by": record.reserved,
+            "tx_stop": record.has(flag::TX_STOP),
+            "rx_stop": record.has(flag::RX_STOP),
+            "rx_ready": record.has(flag::RX_READY),
+            "rx_begun": record.has(flag::RX_BEGUN),
+            "rx_needs": record.pending,
             "wants_read": record.has(flag::WANTS_READ),
             "wants_write": record.has(flag::WANTS_WRITE),
             "local": around.peers(record).map(|(local, _)| local.to_string()),

@@ -64,6 +64,10 @@ pub(crate) struct Record {
     pub(crate) first: u64,
     pub(crate) second: u64,
     pub(crate) flags: u64,
+    /// The other end of a reservation for sending.
+    pub(crate) reserved: Option<u64>,
+    pub(crate) pending: u64,
+    pub(crate) charge: u64,
     words: Vec<u64>,
 }
 
@@ -104,6 +108,15 @@ impl Record {
     pub(crate) fn has(&self, flag: u64) -> bool {
         self.flags & flag != 0
     }
+
+    /// The words of the flags that are set.
+    pub(crate) fn words<const N: usize>(
+        &self,
+        all: [(u64, &str); N],
+    ) -> impl Iterator<Item = String> {
+        let set = all.into_iter().filter(|(flag, _)| self.has(*flag));
+        set.map(|(_, word)| word.to_owned())
+    }
 }
 
 impl Totals {
@@ -122,21 +135,26 @@ pub(crate) fn counters_json(counters: impl Iterator<Item = (&'static str, u64)>)
     )
 }
 
+/// Every verdict that this version knows.
+const VERDICTS: [Verdict; 12] = [
+    Verdict::Kcm,
+    Verdict::Cloned,
+    Verdict::Attached,
+    Verdict::Unattached,
+    Verdict::Refused,
+    Verdict::Unsupported,
+    Verdict::Kernel,
+    Verdict::ParserGranted,
+    Verdict::ParserVerified,
+    Verdict::Option,
+    Verdict::Inherited,
+    Verdict::IoUring,
+];
+
 /// The verdict of this number; `None` for one of a later version.
 fn verdict(number: u64) -> Option<Verdict> {
-    [
-        Verdict::Kcm,
-        Verdict::Cloned,
-        Verdict::Attached,
-        Verdict::Unattached,
-        Verdict::Refused,
-        Verdict::Unsupported,
-        Verdict::Kernel,
-        Verdict::ParserGranted,
-        Verdict::ParserVerified,
-    ]
-    .into_iter()
-    .find(|verdict| *verdict as u64 == number)
+    let mut all = VERDICTS.into_iter();
+    all.find(|verdict| *verdict as u64 == number)
 }
 
 impl Page {
@@ -243,6 +261,9 @@ fn parse_record(words: &[u64]) -> Outcome<Record> {
         first: words[record::FIRST],
         second: words[record::SECOND],
         flags: words[record::FLAGS],
+        reserved: words[record::RESERVED].checked_sub(1),
+        pending: words[record::PENDING],
+        charge: words[record::CHARGE],
         words: words.to_vec(),
     })
 }

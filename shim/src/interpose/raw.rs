@@ -13,7 +13,7 @@ use crate::fd::lookup;
 use crate::real::hooks;
 use crate::share::broker;
 use crate::user_mem::{self, UserPtr};
-use crate::{bpf, init};
+use crate::{bpf, init, publish};
 
 hooks! {
     /// syscall(2). C passes at most six arguments, each a register; taking all six is what the
@@ -28,6 +28,7 @@ hooks! {
             libc::SYS_bpf => conclude(
                 bpf::call(a as c_int, UserPtr::new(ptr(b)), c as c_uint, native), native),
             libc::SYS_io_uring_setup if init::refuses_io_uring() => {
+                publish::io_uring(Errno::ENOSYS);
                 Errno::ENOSYS.set();
                 -1
             }

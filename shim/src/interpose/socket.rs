@@ -32,9 +32,9 @@ fn refuse(
 }
 
 /// A request that KCM does not know.
-fn refuse_with(file: &'static File, err: Errno) -> Outcome<c_int> {
+fn refuse_with(call: &'static str, file: &'static File, err: Errno) -> Outcome<c_int> {
     match file.kind() {
-        Kind::Kcm => Err(err.into()),
+        Kind::Kcm => Err(publish::unsupported(file, call, err).into()),
         _ => Err(Exit::Native),
     }
 }
@@ -77,7 +77,8 @@ hooks! {
         if family != AF_KCM || !crate::init::serves_kcm() {
             return native();
         }
-        conclude(kcm::socket::check_type(ty, protocol).and(Err(Errno::EOPNOTSUPP.into())), native)
+        let refused = kcm::socket::check_type(ty, protocol).and(Err(Errno::EOPNOTSUPP.into()));
+        conclude(publish::pair(refused), native)
     }
 
     /// bind(2).
@@ -165,7 +166,7 @@ hooks! {
         let native = || unsafe { next::sockatmark(fd) };
         on(fd, |f| match f.kind() {
             Kind::Stack => net::ioctl::at_mark(f),
-            _ => refuse_with(f, Errno::ENOTTY),
+            _ => refuse_with("sockatmark", f, Errno::ENOTTY),
         }, native)
     }
 
@@ -175,7 +176,7 @@ hooks! {
         let native = || unsafe { next::shutdown(fd, how) };
         on(fd, |f| {
             match f.kind() {
-                Kind::Kcm => return Err(Errno::EOPNOTSUPP.into()),
+                Kind::Kcm => return Err(publish::unsupported(f, "shutdown", Errno::EOPNOTSUPP).into()),
                 Kind::Stack => {
                     if f.speaks() {
                         native();
@@ -197,7 +198,10 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::getsockopt(fd, level, name, value, len) };
         on(fd, |f| match f.kind() {
-            Kind::Kcm => kcm::options::get(f, fd, level, name, at(value), at(len)),
+            Kind::Kcm => {
+                let done = kcm::options::get(f, fd, level, name, at(value), at(len));
+                publish::option(done, ("getsockopt", fd), level, name)
+            }
             Kind::Tcp => tcp::getsockopt(f, level, name, at(value), at(len)),
             Kind::Stack => net::options::get(f, level, name, at(value), at(len)),
             Kind::Inherited => net::inherited::get(f, level, name, at(value), at(len)),
@@ -210,7 +214,10 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::setsockopt(fd, level, name, value, len) };
         on(fd, |f| match f.kind() {
-            Kind::Kcm => kcm::options::set(f, fd, level, name, at(value), len, native),
+            Kind::Kcm => {
+                let done = kcm::options::set(f, fd, level, name, at(value), len, native);
+                publish::option(done, ("setsockopt", fd), level, name)
+            }
             Kind::Stack => net::options::set(f, fd, level, name, at(value), len, native),
             Kind::Inherited => net::inherited::set(f, level, name, at(value), len),
             Kind::Tcp => {

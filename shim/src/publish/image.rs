@@ -92,10 +92,18 @@ fn kcm(mux: u64, engine: &Engine, id: KcmId) -> Record {
     record[record::INODE] = engine
         .kcm(id)
         .map_or(0, |file| file.ino.load(Ordering::Relaxed));
-    record[record::FIRST] = engine.mux.rx_len(id) as u64;
-    if engine.mux.rx_disabled(id) {
-        record[record::FLAGS] |= flag::RECV_DISABLED;
+    if let Some(state) = engine.mux.kcm_state(id) {
+        record[record::FIRST] = state.rx_msgs as u64;
+        record[record::CHARGE] = state.rx_charge as u64;
+        record[record::PENDING] = state.tx_msgs as u64;
+        record[record::RESERVED] = state.psock.map_or(0, |psock| u64::from(psock.0) + 1);
+        record[record::FLAGS] |= flags([
+            (state.tx_waiting, flag::TX_WAIT),
+            (state.wait_more, flag::WAIT_MORE),
+            (state.rx_waiting, flag::RX_WAIT),
+        ]);
     }
+    record[record::FLAGS] |= flags([(engine.mux.rx_disabled(id), flag::RECV_DISABLED)]);
     let stats = engine.mux.kcm_stats(id);
     record[record::COUNTERS..record::COUNTERS + KCM_COUNTERS].copy_from_slice(&[
         stats.rx_msgs,
@@ -114,15 +122,28 @@ fn psock(mux: u64, engine: &Engine, id: PsockId) -> Record {
         .map_or(0, |file| file.ino.load(Ordering::Relaxed));
     record[record::FIRST] = conn.map_or(u64::MAX, |c| i64::from(c.raw_fd()) as u64);
     record[record::SECOND] = i64::from(engine.mux.pending_error(id)) as u64;
-    if engine.mux.wants_write(id) {
-        record[record::FLAGS] |= flag::WANTS_WRITE;
+    if let Some(state) = engine.mux.psock_state(id) {
+        record[record::PENDING] = state.rx_needs as u64;
+        record[record::RESERVED] = state.reserved_by.map_or(0, |kcm| u64::from(kcm.0) + 1);
+        record[record::FLAGS] |= flags([
+            (state.tx_stopped, flag::TX_STOP),
+            (state.rx_stopped, flag::RX_STOP),
+            (state.rx_ready, flag::RX_READY),
+            (state.rx_begun, flag::RX_BEGUN),
+        ]);
     }
-    if engine.mux.wants_read(id) {
-        record[record::FLAGS] |= flag::WANTS_READ;
-    }
+    record[record::FLAGS] |= flags([
+        (engine.mux.wants_write(id), flag::WANTS_WRITE),
+        (engine.mux.wants_read(id), flag::WANTS_READ),
+    ]);
     record[record::COUNTERS..record::COUNTERS + PSOCK_COUNTERS.len()]
         .copy_from_slice(&psock_counters(&engine.mux.psock_stats(id)));
     record
+}
+
+fn flags<const N: usize>(all: [(bool, u64); N]) -> u64 {
+    let set = all.iter().filter(|(is_set, _)| *is_set);
+    set.fold(0, |flags, (_, flag)| flags | flag)
 }
 
 fn mux_counters(stats: &MuxStats) -> [u64; MUX_COUNTERS.len()] {

@@ -129,6 +129,12 @@ pub(crate) enum Verdict {
     /// A parser program of `FIRST` instructions that the kernel refused for want of rights was
     /// verified by the library.
     ParserVerified,
+    /// The call about option `SECOND` at level `FIRST` failed with `ANSWER`.
+    Option,
+    /// A KCM socket from another process, `FIRST`, which has its mux.
+    Inherited,
+    /// io_uring_setup was refused.
+    IoUring,
 }
 
 /// A record of a mux, a KCM socket or a psock.
@@ -152,8 +158,15 @@ pub(crate) mod record {
     pub(crate) const SECOND: usize = 5;
     /// See [`flag`](super::flag).
     pub(crate) const FLAGS: usize = 6;
+    /// KCM socket: one more than the psock reserved for it. Psock: one more than the KCM socket that
+    /// reserved it. 0 for none.
+    pub(crate) const RESERVED: usize = 7;
     /// Mux: its own counters, then its psocks' sums. KCM socket, psock: counters.
     pub(crate) const COUNTERS: usize = 8;
+    /// KCM socket: messages sent and not written. Psock: bytes its parser knows to be missing.
+    pub(crate) const PENDING: usize = 30;
+    /// KCM socket: what its received messages are charged.
+    pub(crate) const CHARGE: usize = 31;
 }
 
 /// States in a record's flags.
@@ -166,6 +179,20 @@ pub(crate) mod flag {
     pub(crate) const WANTS_WRITE: u64 = 4;
     /// Psock: its parser takes bytes.
     pub(crate) const WANTS_READ: u64 = 8;
+    /// KCM socket: waits for a psock (TxWait).
+    pub(crate) const TX_WAIT: u64 = 16;
+    /// KCM socket: messages wait for a send without MSG_BATCH (WMore).
+    pub(crate) const WAIT_MORE: u64 = 32;
+    /// KCM socket: receives next, or after others (RxWait).
+    pub(crate) const RX_WAIT: u64 = 64;
+    /// Psock: sends no more (TxStop).
+    pub(crate) const TX_STOP: u64 = 128;
+    /// Psock: its parser has stopped (RxStop).
+    pub(crate) const RX_STOP: u64 = 256;
+    /// Psock: holds a message that nobody has room for (RxPause, RdyRx).
+    pub(crate) const RX_READY: u64 = 512;
+    /// Psock: holds the beginning of a message (RxWait).
+    pub(crate) const RX_BEGUN: u64 = 1024;
 }
 
 /// First word of the ring of decisions, of the records, and beyond the page.

@@ -13,6 +13,7 @@ mod layout;
 mod page;
 mod sites;
 pub(crate) mod trace;
+mod words;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -24,7 +25,8 @@ use self::journal::JOURNAL;
 use self::page::Page;
 pub(crate) use self::page::note_runtime_dir;
 pub(crate) use self::sites::{
-    attached, cloned, left_to_kernel, parser, socket, unattached, unsupported,
+    attached, cloned, inherited, io_uring, left_to_kernel, option, pair, parser, socket,
+    unattached, unsupported,
 };
 use crate::sync::Mutex;
 use crate::{housekeeper, process, sys};

@@ -4,16 +4,37 @@ use core::sync::atomic::Ordering;
 
 use super::journal::{Decision, JOURNAL};
 use super::layout::Verdict;
+use super::words::Told;
 use super::{USED, decided};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, lookup};
-use crate::sys;
+use crate::{log, sys};
 
 fn note(decision: &Decision) {
+    if log::is_debugging() {
+        tell(decision);
+    }
     if let Ok(mut journal) = JOURNAL.lock() {
         journal.add(decision);
     }
     decided();
+}
+
+/// The decision as a line on standard error.
+#[cold]
+fn tell(decision: &Decision) {
+    let told = Told {
+        verdict: Some(decision.verdict),
+        call: decision.call,
+        answer: format_args!("errno {}", decision.answer),
+        first: decision.numbers[0],
+        second: decision.numbers[1],
+    };
+    match decision.fd {
+        0.. => log::debug(format_args!("fd {}: {told}", decision.fd)),
+        _ if decision.inode != 0 => log::debug(format_args!("socket {}: {told}", decision.inode)),
+        _ => log::debug(format_args!("{told}")),
+    }
 }
 
 /// A call on `fd` succeeded with `verdict`, or was refused.
@@ -120,6 +141,62 @@ pub(crate) fn unsupported(file: &File, call: &'static str, answer: Errno) -> Err
         numbers: [0, 0],
     });
     answer
+}
+
+/// getsockopt or setsockopt on a KCM socket.
+pub(crate) fn option(
+    outcome: Outcome<i32>,
+    (call, fd): (&'static str, i32),
+    level: i32,
+    name: i32,
+) -> Outcome<i32> {
+    let answer = match &outcome {
+        Ok(0..) | Err(Exit::Native) => return outcome,
+        Ok(_) => Errno::current(),
+        Err(Exit::Failed(errno)) => *errno,
+    };
+    note(&Decision {
+        call,
+        verdict: Verdict::Option,
+        fd,
+        inode: sys::inode(sys::borrow(fd)),
+        answer: answer.0,
+        numbers: [i64::from(level) as u64, i64::from(name) as u64],
+    });
+    answer.set();
+    outcome
+}
+
+/// socketpair(AF_KCM), which fails.
+pub(crate) fn pair(outcome: Outcome<i32>) -> Outcome<i32> {
+    USED.store(true, Ordering::Relaxed);
+    conclude(&outcome, "socketpair(AF_KCM)", -1, Verdict::Refused, [0, 0]);
+    outcome
+}
+
+/// io_uring_setup was refused with `answer`.
+pub(crate) fn io_uring(answer: Errno) {
+    note(&Decision {
+        call: "io_uring_setup",
+        verdict: Verdict::IoUring,
+        fd: -1,
+        inode: 0,
+        answer: answer.0,
+        numbers: [0, 0],
+    });
+}
+
+/// A KCM socket of process `owner` is used here for the first time, at the number `fd`.
+pub(crate) fn inherited(fd: i32, owner: u64) {
+    USED.store(true, Ordering::Relaxed);
+    note(&Decision {
+        call: "the first use",
+        verdict: Verdict::Inherited,
+        fd,
+        inode: sys::inode(sys::borrow(fd)),
+        answer: 0,
+        numbers: [owner, 0],
+    });
 }
 
 /// BPF_PROG_LOAD of `instructions`, by the kernel or here.

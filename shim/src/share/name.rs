@@ -33,6 +33,14 @@ pub(crate) fn owner_of(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
     (owner.iter().filter(|b| **b == b'/').count() == 2).then(|| owner.to_vec())
 }
 
+/// The process that made the name of an owner; 0 for a name that is none.
+pub(crate) fn process_of(owner: &[u8]) -> u64 {
+    let number = owner.strip_prefix(PREFIX).unwrap_or_default();
+    let digits = number.split(|byte| *byte == b'/').next();
+    let digits = digits.and_then(|digits| core::str::from_utf8(digits).ok());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
 pub(crate) fn socket() -> Outcome<OwnedFd> {
     let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
     Ok(rustix::net::socket_with(

@@ -17,7 +17,7 @@ use crate::kcm::socket;
 use crate::proc_net::Page;
 use crate::sync::Mutex;
 use crate::tcp::Left;
-use crate::{bpf, own, signal, sys, tcp};
+use crate::{bpf, own, publish, signal, sys, tcp};
 
 /// What this process knows of a socket it holds by another's leave.
 #[derive(Default)]
@@ -66,6 +66,7 @@ fn ask_to_share(file: &'static File, fd: i32) {
         Ok(Body::Remote(remote)) => (remote.owner.clone(), core::mem::take(&mut remote.strangers)),
         _ => return,
     };
+    publish::inherited(fd, name::process_of(&owner));
     let request = hold_request(strangers);
     let held = call(&owner, request, &[], &[sys::borrow(fd)]);
     // Another process may have become the owner meanwhile.
