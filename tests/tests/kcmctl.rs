@@ -426,7 +426,7 @@ fn top_fits_terminals_of_either_size_and_follows_them() {
         terminal.master.write_all(b"t").expect("top reads its keys");
         terminal.read_until(&mut seen, |all| shows(all, size, "by TX-Msg/s"));
         terminal.resize(other.0, other.1);
-        terminal.read_until(&mut seen, |all| shows(all, other, "ctl_guest"));
+        terminal.read_until(&mut seen, |all| shows(all, other, &guest.pid()));
         terminal.master.write_all(b"q").expect("top reads its keys");
         assert!(top.wait().expect("top is our child").success());
         assert_eq!(

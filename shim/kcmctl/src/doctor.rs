@@ -32,9 +32,10 @@ fn machine_page(as_json: bool) -> Outcome<()> {
         let all = findings.iter().map(|f| (f.topic.to_owned(), json!(f.what)));
         return out::print_json(&Value::Object(all.collect::<Map<_, _>>()));
     }
+    let columns = out::columns();
     let lines = findings
         .iter()
-        .map(|f| format!("{:<16} {}\n", f.topic, f.what));
+        .map(|f| out::wrapped(&format!("{:<16} {}", f.topic, f.what), 17, columns));
     out::print(&lines.collect::<String>())
 }
 

@@ -87,7 +87,8 @@ fn text(page: &Page, around: &Around) -> String {
         .map(|(name, value)| format!("{name} {value}"))
         .collect();
     if !events.is_empty() {
-        text += &format!("since start: {}\n", events.join(", "));
+        let events = format!("since start: {}", events.join(", "));
+        text += &out::wrapped(&events, 4, out::columns());
     }
     text
 }

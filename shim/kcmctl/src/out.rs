@@ -60,6 +60,26 @@ pub(crate) fn cut(line: &str, columns: Option<usize>) -> &str {
     end.map_or(line, |(at, _)| &line[..at])
 }
 
+/// Sets words in lines of at most `columns`, those after the first indented. A word that is longer
+/// than a line stays whole, unless it does not fit any.
+pub(crate) fn wrapped(text: &str, indent: usize, columns: Option<usize>) -> String {
+    let columns = columns.unwrap_or(usize::MAX);
+    let indent = indent.min(columns / 2);
+    let (mut lines, mut line) = (String::new(), String::new());
+    for word in text.split_inclusive(' ') {
+        let width = line.chars().count() + word.trim_end().chars().count();
+        if width > columns && !line.trim().is_empty() {
+            lines += line.trim_end();
+            lines.push('\n');
+            line = " ".repeat(indent);
+        }
+        line += word;
+    }
+    lines += cut(line.trim_end(), Some(columns));
+    lines.push('\n');
+    lines
+}
+
 /// Rows under headings. Headings that start with `<` mark columns set to the left.
 pub(crate) struct Table {
     headings: Vec<&'static str>,
@@ -145,6 +165,19 @@ mod tests {
         table.row(["1234".into(), "x".into()]);
         assert_eq!(table.text(None), " PID  NAME\n   7  seven\n1234  x\n");
         assert_eq!(table.text(Some(8)), " PID  NA\n   7  se\n1234  x\n");
+    }
+
+    #[test]
+    fn words_are_set_in_lines() {
+        assert_eq!(
+            wrapped("name   one two three", 2, None),
+            "name   one two three\n"
+        );
+        assert_eq!(
+            wrapped("name   one two three", 2, Some(11)),
+            "name   one\n  two three\n"
+        );
+        assert_eq!(wrapped("enormous", 2, Some(4)), "enor\n");
     }
 
     #[test]

@@ -234,6 +234,11 @@ pub(crate) fn on_event(tag_seen: u64) {
         callers.extend(core::iter::from_fn(|| door.accept()));
     }
     if let Ok(mut tracers) = TRACERS.lock() {
+        // Who has gone makes room for who comes.
+        tracers.retain_mut(|tracer| {
+            tracer.full = false;
+            hear(tracer) && tracer.write()
+        });
         for caller in callers {
             let mut tracer = Tracer::new(caller);
             if tracers.len() == TRACERS_MAX {
@@ -244,10 +249,6 @@ pub(crate) fn on_event(tag_seen: u64) {
             housekeeper::watch_tracing(tracer.fd.as_fd(), tag(&tracer.fd), false);
             tracers.push(tracer);
         }
-        tracers.retain_mut(|tracer| {
-            tracer.full = false;
-            hear(tracer) && tracer.write()
-        });
     }
     settle();
 }
