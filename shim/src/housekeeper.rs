@@ -284,6 +284,7 @@ pub(crate) fn start() -> Outcome<()> {
     own::protect(numbers.1);
     BELL_FD.store(numbers.1, Ordering::Release);
     EPFD.store(numbers.0, Ordering::Release);
+    publish::trace::attend();
     Ok(())
 }
 
@@ -337,7 +338,6 @@ impl Keeper {
 
     fn run(mut self) {
         IS_KEEPER.set(true);
-        publish::trace::attend();
         loop {
             self.wait();
             publish::trace::write_waiting();

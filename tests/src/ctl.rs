@@ -175,9 +175,19 @@ impl Guest {
     /// When it does not start.
     #[must_use]
     pub fn start(runtime: &Runtime) -> Self {
-        let mut command = program::under_shim(guest_program());
+        Self::start_as(runtime, program::under_shim(guest_program()))
+    }
+
+    /// Starts one by this command, and waits for its page in `runtime`.
+    ///
+    /// # Panics
+    /// When it does not start, or makes no page.
+    #[must_use]
+    pub fn start_as(runtime: &Runtime, mut command: Command) -> Self {
         command.env("XDG_RUNTIME_DIR", &runtime.0);
-        Self::run(command)
+        let guest = Self::run(command);
+        await_file(&runtime.pages().join(guest.pid()), 1);
+        guest
     }
 
     /// Starts one by this command.
@@ -248,6 +258,18 @@ impl Guest {
     pub fn kill(mut self) {
         self.child.kill().expect("the guest is our child");
         self.child.wait().expect("the guest is our child");
+    }
+}
+
+/// Waits for a file of at least so many bytes.
+///
+/// # Panics
+/// When it never comes.
+pub fn await_file(path: &Path, bytes: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while fs::metadata(path).map_or(0, |meta| meta.len()) < bytes {
+        assert!(Instant::now() < deadline, "{} is missing", path.display());
+        thread::sleep(Duration::from_millis(2));
     }
 }
 

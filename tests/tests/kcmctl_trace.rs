@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use kcm_tests::ctl::{Guest, Runtime, text};
+use kcm_tests::ctl::{Guest, Runtime, await_file, text};
 use kcm_tests::program;
 
 /// A trace under way.
@@ -214,9 +214,7 @@ fn capture_is_what_tshark_takes_apart() {
         .spawn()
         .expect("kcmctl runs");
     // It is under way once the file has its interface.
-    while std::fs::metadata(&file).map_or(0, |meta| meta.len()) < 100 {
-        std::thread::yield_now();
-    }
+    await_file(&file, 100);
     assert_eq!(guest.obey('m'), "done");
     let mut said = String::new();
     let stderr = capture.stderr.as_mut().expect("stderr is piped");
@@ -247,6 +245,72 @@ fn capture_is_what_tshark_takes_apart() {
     assert_eq!(
         rows[3],
         [comment, "616e73776572", "127.0.0.1", "0x00000002"]
+    );
+    guest.end();
+}
+
+/// A program whose sockets the stack serves.
+fn stack_guest(runtime: &Runtime) -> Guest {
+    let mut command = program::under_shim(program::build("ctl_stack", &[]));
+    command.env("KCMSHIM_STACK", "mem: 10.9.0.2/24");
+    Guest::start_as(runtime, command)
+}
+
+#[test]
+fn sockets_of_the_stack_are_shown_as_ss_does() {
+    let runtime = Runtime::new();
+    let guest = stack_guest(&runtime);
+    let pid = guest.pid();
+    let shown = runtime.says_at_last(&["ss", &pid], "bytes_received:5");
+    let rows: Vec<&str> = shown.lines().collect();
+    let listens = |row: &&str| {
+        let words: Vec<_> = row.split_ascii_whitespace().collect();
+        words[..2] == ["tcp", "LISTEN"] && words.last() == Some(&guest.kcm.as_str())
+    };
+    assert!(rows.iter().any(listens), "{shown}");
+    let connected = |row: &&str| {
+        let words: Vec<_> = row.split_ascii_whitespace().collect();
+        words[..2] == ["tcp", "ESTAB"]
+            && words[5] == "10.9.0.2:8080"
+            && words.last() == Some(&guest.tcp.as_str())
+    };
+    let at = rows.iter().position(|row| connected(&row));
+    let words = at.and_then(|at| rows.get(at + 1)).expect("it is shown");
+    for part in [
+        "cubic",
+        "wscale:",
+        "rto:",
+        "rtt:",
+        "cwnd:10",
+        "bytes_acked:5",
+    ] {
+        assert!(words.contains(part), "no {part} in {words}");
+    }
+    let json = runtime.says(&["ss", &pid, "--json"]);
+    assert!(json.contains("\"state\":\"ESTAB\""), "{json}");
+    assert!(runtime.says(&["ps"]).contains("ctl_stack"));
+    guest.end();
+}
+
+#[test]
+fn frames_of_the_stack_are_what_tshark_takes_apart() {
+    let runtime = Runtime::new();
+    let mut guest = stack_guest(&runtime);
+    let file = runtime.0.join("frames.pcapng");
+    let path = file.to_str().expect("paths here are text");
+    let pid = guest.pid();
+    let mut capture = runtime
+        .command(&["pcap", &pid, "--frames", "-n", "1", "-w", path])
+        .spawn()
+        .expect("kcmctl runs");
+    await_file(&file, 100);
+    assert_eq!(guest.obey('f'), "done");
+    assert!(capture.wait().expect("it is our child").success());
+    let shown = program::run(Command::new("tshark").args(["-n", "-r", path]));
+    let shown = text(&shown.stdout);
+    assert!(
+        shown.contains("ARP") && shown.contains("Who has 10.9.0.3?"),
+        "{shown}"
     );
     guest.end();
 }

@@ -14,7 +14,7 @@ use crate::settings::Sources;
 use crate::stat::Repeat;
 use crate::tracer::Filter;
 use crate::wire::HEAD_MAX;
-use crate::{Outcome, doctor, explain, export, mux, out, pcap, ps, run, stat, top, trace};
+use crate::{Outcome, doctor, explain, export, mux, out, pcap, ps, run, ss, stat, top, trace};
 
 /// Longest pause between two looks: a day.
 const INTERVAL_MAX: f64 = 86_400.0;
@@ -125,6 +125,9 @@ fn command() -> Command {
             Command::new("mux")
                 .about("Show a process's KCM sockets and psocks with their counters")
                 .arg(pid()),
+            Command::new("ss")
+                .about("Show the sockets that the stack serves in a process, as ss -tin does")
+                .arg(pid()),
             Command::new("stat")
                 .about("Show a process's counters since start, or with -i their rates")
                 .arg(pid())
@@ -162,6 +165,20 @@ fn command() -> Command {
                         .help("File to write, - for standard output"),
                 )
                 .args(filter())
+                .arg(
+                    Arg::new("frames")
+                        .long("frames")
+                        .action(ArgAction::SetTrue)
+                        .help("Write the frames of the stack's device instead"),
+                )
+                .arg(
+                    Arg::new("skip")
+                        .long("skip")
+                        .value_name("BYTES")
+                        .default_value("0")
+                        .value_parser(value_parser!(u64).range(0..=HEAD_MAX as u64))
+                        .help("Leave out this many first bytes, such as a length"),
+                )
                 .arg(
                     Arg::new("protocol")
                         .long("protocol")
@@ -244,6 +261,7 @@ pub(crate) fn dispatch() -> Outcome<ExitCode> {
     match name {
         "ps" => ps::ps(json),
         "mux" => mux::mux(pid(), json),
+        "ss" => ss::ss(pid(), json),
         "stat" => match repeat(given) {
             Some(repeat) => stat::rates(pid(), &repeat, json),
             None => stat::totals(pid(), json),
@@ -272,6 +290,10 @@ pub(crate) fn dispatch() -> Outcome<ExitCode> {
                     filter: given_filter(given),
                     count: given.get_one("count").copied(),
                     protocol: text("protocol"),
+                    frames: given.get_flag("frames"),
+                    skip: given
+                        .get_one::<u64>("skip")
+                        .map_or(0, |skip| *skip as usize),
                 },
             )
         }

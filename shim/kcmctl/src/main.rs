@@ -28,6 +28,7 @@ mod ps;
 mod rates;
 mod run;
 mod settings;
+mod ss;
 mod stat;
 mod terminal;
 mod top;

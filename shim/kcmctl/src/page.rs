@@ -35,6 +35,8 @@ pub(crate) struct Page {
     pub(crate) release: String,
     pub(crate) totals: Totals,
     pub(crate) records: Vec<Record>,
+    /// Records of the stack's sockets, word by word.
+    pub(crate) sockets: Vec<Vec<u64>>,
     /// Decisions ever made, and the newest of them, oldest first.
     pub(crate) decided: u64,
     pub(crate) decisions: Vec<Decision>,
@@ -218,6 +220,9 @@ impl Page {
         }
         let records = words.get(RECORDS_AT..).unwrap_or(&[]);
         let records = records.chunks_exact(record::WORDS).take(count as usize);
+        let (sockets, muxes): (Vec<_>, Vec<_>) =
+            records.partition(|words| words[record::KIND] == record::SOCKET);
+        let (sockets, muxes) = (sockets.into_iter(), muxes.into_iter());
         let ring = words.get(DECISIONS_AT..RECORDS_AT).unwrap_or(&[]);
         let mut decisions: Vec<_> = ring
             .chunks_exact(decision::WORDS)
@@ -239,7 +244,8 @@ impl Page {
             program: text(words, header::PROGRAM, header::PROGRAM_WORDS),
             release: text(words, header::RELEASE, header::RELEASE_WORDS),
             totals,
-            records: records.map(parse_record).collect::<Outcome<_>>()?,
+            records: muxes.map(parse_record).collect::<Outcome<_>>()?,
+            sockets: sockets.map(<[u64]>::to_vec).collect(),
             decided: word(header::DECISIONS),
             decisions: decisions.into_iter().map(parse_decision).collect(),
         })
@@ -423,7 +429,7 @@ pub(crate) fn with_path(pid: u32) -> Outcome<(Page, PathBuf)> {
             Some(false) => "it does not run under kcmshim",
             Some(true) if path.is_some() => "it has replaced its program since it used KCM",
             Some(true) => {
-                "it runs under kcmshim and has not asked for a KCM socket (or KCMSHIM_STATS=off)"
+                "it runs under kcmshim and uses neither KCM nor the stack (or KCMSHIM_STATS=off)"
             }
         }
     };

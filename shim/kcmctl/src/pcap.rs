@@ -41,10 +41,17 @@ pub(crate) struct Capture<'a> {
     pub(crate) count: Option<u64>,
     /// Name of the dissector that Wireshark is to use.
     pub(crate) protocol: &'a str,
+    /// Bytes to leave out of each message.
+    pub(crate) skip: usize,
+    /// Frames of the stack's device instead of messages.
+    pub(crate) frames: bool,
 }
 
 pub(crate) fn pcap(pid: u32, capture: &Capture<'_>) -> Outcome<()> {
-    let what = request::MESSAGES;
+    let what = match capture.frames {
+        true => request::FRAMES,
+        false => request::MESSAGES,
+    };
     let mut tracer = Tracer::start(pid, what, &capture.filter, HEAD_MAX as u64)?;
     let name = clean(capture.file.as_os_str().as_encoded_bytes());
     let failed = |err: io::Error| match err.kind() {
@@ -56,18 +63,25 @@ pub(crate) fn pcap(pid: u32, capture: &Capture<'_>) -> Outcome<()> {
         false => Box::new(File::create(capture.file).map_err(failed)?),
     };
     let mut file = Writer::new(BufWriter::new(out)).map_err(failed)?;
-    let interface = format!("KCM messages of process {pid}");
-    file.interface(LinkType::UpperPdu, &interface)
+    let (link, name_of) = match capture.frames {
+        true => (LinkType::Ethernet, "frames of the stack"),
+        false => (LinkType::UpperPdu, "KCM messages"),
+    };
+    file.interface(link, &format!("{name_of} of process {pid}"))
         .and_then(|()| file.flush())
         .map_err(failed)?;
     let mut addresses = Addresses::new(pid);
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(if capture.frames { "frames" } else { "messages" });
     let mut left = capture.count.unwrap_or(u64::MAX);
     while left > 0 {
         let Some(all) = tracer.next()? else { break };
         for seen in all.iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
             let dropped = progress.note(seen);
-            message(&mut file, seen, dropped, &mut addresses, capture.protocol).map_err(failed)?;
+            let written = match seen.is_frame {
+                true => frame(&mut file, seen, dropped),
+                false => message(&mut file, seen, dropped, &mut addresses, capture),
+            };
+            written.map_err(failed)?;
             left -= 1;
         }
         file.flush().map_err(failed)?;
@@ -77,18 +91,32 @@ pub(crate) fn pcap(pid: u32, capture: &Capture<'_>) -> Outcome<()> {
     Ok(())
 }
 
+/// Writes one frame.
+fn frame(file: &mut Writer<impl Write>, seen: &Seen, dropped: u64) -> io::Result<()> {
+    file.packet(&Packet {
+        interface: 0,
+        time: seen.time,
+        is_inbound: seen.is_rx,
+        bytes: &seen.bytes,
+        original: seen.len,
+        comment: "",
+        dropped,
+    })
+}
+
 /// Writes one message, behind its tags.
 fn message(
     file: &mut Writer<impl Write>,
     seen: &Seen,
     dropped: u64,
     addresses: &mut Addresses,
-    protocol: &str,
+    capture: &Capture<'_>,
 ) -> io::Result<()> {
     let ends = addresses.of(seen.inode);
-    let mut bytes = tags(ends, seen.is_rx, protocol);
-    let before = bytes.len() as u64;
-    bytes.extend_from_slice(&seen.bytes);
+    let mut bytes = tags(ends, seen.is_rx, capture.protocol);
+    let skipped = capture.skip.min(seen.bytes.len());
+    let before = bytes.len().saturating_sub(skipped) as u64;
+    bytes.extend_from_slice(seen.bytes.get(skipped..).unwrap_or_default());
     file.packet(&Packet {
         interface: 0,
         time: seen.time,
@@ -174,6 +202,7 @@ impl Addresses {
 
 /// A line on a terminal about how far it is, and a last one about how far it came.
 struct Progress {
+    what: &'static str,
     messages: u64,
     bytes: u64,
     lost: u64,
@@ -182,8 +211,9 @@ struct Progress {
 }
 
 impl Progress {
-    fn new() -> Self {
+    fn new(what: &'static str) -> Self {
         Self {
+            what,
             messages: 0,
             bytes: 0,
             lost: 0,
@@ -203,7 +233,8 @@ impl Progress {
 
     fn text(&self) -> String {
         let (messages, bytes) = (short(self.messages as f64), short(self.bytes as f64));
-        format!("{messages} messages, {bytes} bytes, {} dropped", self.lost)
+        let what = self.what;
+        format!("{messages} {what}, {bytes} bytes, {} dropped", self.lost)
     }
 
     fn show(&mut self) {

@@ -22,6 +22,7 @@ const NANOSECONDS: u8 = 9;
 /// What the bytes of an interface's packets are (the registry of link types).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LinkType {
+    Ethernet = 1,
     /// A packet of an upper layer, behind tags that name its protocol and its addresses.
     UpperPdu = 252,
 }

@@ -130,7 +130,11 @@ impl Tracer {
         let mut stream = connect(&door(&path)).map_err(failed)?;
         let words = filter.words(what, bytes);
         let request: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        stream.write_all(&request).map_err(failed)?;
+        match stream.write_all(&request) {
+            // It has answered already, and no.
+            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written.map_err(failed)?,
+        }
         let mut tracer = Self {
             stream,
             held: Vec::new(),

@@ -13,12 +13,14 @@ use rustix::fd::{AsRawFd, OwnedFd};
 
 use super::ready::{self, Bits};
 use super::relay::Relay;
+use super::shown::Traced;
 use super::socket::{Socket, State};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
+use crate::publish::trace;
 use crate::sync::{Guard, Mutex, Rank, RawMutex};
 use crate::wait::{self, BellId};
-use crate::{housekeeper, own, sys};
+use crate::{housekeeper, own, publish, sys};
 
 /// Frames moved in one go each way: the ring's content of a few hundred microseconds, after which
 /// another thread may have its turn.
@@ -222,6 +224,8 @@ pub(crate) struct Engine {
     has_worked: bool,
     /// The device has failed, and is left alone until then.
     failed_until: Nanos,
+    /// The [`publish::epoch`] in which a change was last told.
+    published: u32,
 }
 
 /// In `by_conn`: no socket.
@@ -247,6 +251,7 @@ impl Engine {
             is_full: false,
             has_worked: false,
             failed_until: 0,
+            published: 0,
         }
     }
 
@@ -336,7 +341,14 @@ impl Engine {
         if now < self.failed_until {
             return;
         }
-        match device::pump(&mut self.stack, &mut *self.device, instant(now), FRAMES) {
+        let pumped = match trace::wants_frames() {
+            false => device::pump(&mut self.stack, &mut *self.device, instant(now), FRAMES),
+            true => {
+                let device = &mut Traced(&mut *self.device);
+                device::pump(&mut self.stack, device, instant(now), FRAMES)
+            }
+        };
+        match pumped {
             Ok(pumped) => {
                 self.is_full = pumped.is_full;
                 self.has_worked |= pumped.received + pumped.transmitted > 0;
@@ -351,7 +363,14 @@ impl Engine {
             return;
         }
         self.has_worked = true;
-        match device::flush(&mut self.stack, &mut *self.device, instant(now), FRAMES) {
+        let pumped = match trace::wants_frames() {
+            false => device::flush(&mut self.stack, &mut *self.device, instant(now), FRAMES),
+            true => {
+                let device = &mut Traced(&mut *self.device);
+                device::flush(&mut self.stack, device, instant(now), FRAMES)
+            }
+        };
+        match pumped {
             Ok(pumped) => self.is_full = pumped.is_full,
             Err(_) => self.failed_until = now + RETRY_AFTER,
         }
@@ -360,6 +379,11 @@ impl Engine {
     /// Passes on what the engine has to say.
     #[inline]
     fn tell_all(&mut self) {
+        let epoch = publish::epoch();
+        if self.published != epoch {
+            self.published = epoch;
+            publish::changed();
+        }
         while let Some(event) = self.stack.poll_event() {
             match event {
                 Event::Tcp(id, ready) => {

@@ -20,6 +20,7 @@ mod open;
 pub(crate) mod options;
 pub(crate) mod ready;
 pub(crate) mod relay;
+mod shown;
 pub(crate) mod sleep;
 pub(crate) mod socket;
 pub(crate) mod stream;
@@ -28,6 +29,7 @@ pub(crate) mod udp;
 
 pub(crate) use decide::{bind, connect, listen, send_mmsg, send_msg, send_to};
 pub(crate) use engine::CELL;
+pub(crate) use shown::Shown;
 
 use crate::fd::File;
 use socket::State;

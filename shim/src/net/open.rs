@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket
 use super::engine::{CELL, Engine, instant};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::route::{Interface, OnFailure, Plan};
-use crate::{housekeeper, log, own, sys};
+use crate::{housekeeper, log, own, publish, sys};
 
 /// The engine is there, or what the plan says holds when it is not.
 ///
@@ -24,6 +24,7 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<()> {
         Ok(()) => {
             housekeeper::start()?;
             housekeeper::watch_device();
+            publish::stack_opened();
             Ok(())
         }
         Err(why) => {

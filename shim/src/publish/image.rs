@@ -5,10 +5,11 @@ use core::sync::atomic::Ordering;
 use kcm_mux::{KcmId, MuxStats, PsockId, PsockStats, SocketType};
 
 use super::layout::{KCM_COUNTERS, MUX_COUNTERS, PSOCK_COUNTERS, flag, record};
+use super::sockets;
 use crate::kcm::{Engine, MuxCell};
 use crate::proc_net;
 
-type Record = [u64; record::WORDS];
+pub(super) type Record = [u64; record::WORDS];
 const TOTALS: usize = MUX_COUNTERS.len() + PSOCK_COUNTERS.len();
 
 /// What the muxes looked like when they were last seen.
@@ -17,6 +18,8 @@ pub(super) struct Image {
     pub(super) left_out: u64,
     pub(super) muxes: u64,
     pub(super) totals: [u64; TOTALS],
+    /// Sockets of the stack, as the housekeeper last saw them.
+    sockets: Vec<Record>,
 }
 
 impl Image {
@@ -26,6 +29,7 @@ impl Image {
             left_out: 0,
             muxes: 0,
             totals: [0; TOTALS],
+            sockets: Vec::new(),
         }
     }
 
@@ -35,19 +39,29 @@ impl Image {
     pub(super) fn observe(&mut self, patient: bool) -> bool {
         let mut seen = Self::new();
         seen.records = Vec::with_capacity(self.records.len());
+        seen.sockets = match patient {
+            true => sockets::records(),
+            false => core::mem::take(&mut self.sockets),
+        };
         let mut totals = proc_net::ended();
         let complete = MuxCell::observe(patient, |number, engine| {
             seen.muxes += 1;
             totals.add(&engine.mux);
             seen.add_mux(u64::from(number), engine);
         });
-        if complete {
-            let (mux, psock) = seen.totals.split_at_mut(MUX_COUNTERS.len());
-            mux.copy_from_slice(&mux_counters(&totals.mux));
-            psock.copy_from_slice(&psock_counters(&totals.psock));
-            *self = seen;
+        if !complete {
+            self.sockets = seen.sockets;
+            return false;
         }
-        complete
+        let (mux, psock) = seen.totals.split_at_mut(MUX_COUNTERS.len());
+        mux.copy_from_slice(&mux_counters(&totals.mux));
+        psock.copy_from_slice(&psock_counters(&totals.psock));
+        for at in 0..seen.sockets.len() {
+            let record = seen.sockets.get(at).copied();
+            record.into_iter().for_each(|record| seen.push(record));
+        }
+        *self = seen;
+        true
     }
 
     fn push(&mut self, record: Record) {

@@ -147,6 +147,8 @@ pub(crate) mod record {
     pub(crate) const MUX: u64 = 1;
     pub(crate) const KCM: u64 = 2;
     pub(crate) const PSOCK: u64 = 3;
+    /// A socket of the stack: its words from 1 on are [`socket`](super::socket)'s.
+    pub(crate) const SOCKET: u64 = 4;
     /// Number of the mux, and of the KCM socket or psock in it.
     pub(crate) const MUX_NUMBER: usize = 1;
     pub(crate) const NUMBER: usize = 2;
@@ -167,6 +169,53 @@ pub(crate) mod record {
     pub(crate) const PENDING: usize = 30;
     /// KCM socket: what its received messages are charged.
     pub(crate) const CHARGE: usize = 31;
+}
+
+/// Words of a socket of the stack. Two numbers in one word: the first is the lower half.
+pub(crate) mod socket {
+    /// 6 for TCP, 17 for UDP; the state as `tcpi_state` numbers it.
+    pub(crate) const PROTOCOL_STATE: usize = 2;
+    pub(crate) const INODE: usize = 3;
+    /// Bytes to read, or connections to accept; bytes not acknowledged.
+    pub(crate) const RECV_Q: usize = 4;
+    pub(crate) const SEND_Q: usize = 5;
+    /// Sum of the `TCPI_OPT_*` in force.
+    pub(crate) const OPTIONS: usize = 6;
+    /// 1 when the words from [`RTO`] on mean something.
+    pub(crate) const HAS_INFO: usize = 7;
+    /// Addresses: 16 bytes, IPv4 ones mapped, and a port.
+    pub(crate) const LOCAL: usize = 8;
+    pub(crate) const REMOTE: usize = 11;
+    /// Microseconds.
+    pub(crate) const RTO: usize = 14;
+    pub(crate) const RTT: usize = 15;
+    pub(crate) const RTTVAR: usize = 16;
+    /// 0 when not measured yet.
+    pub(crate) const MIN_RTT: usize = 17;
+    /// Bytes: to send, received.
+    pub(crate) const MSS: usize = 18;
+    /// Bytes.
+    pub(crate) const CWND: usize = 19;
+    /// Bytes; 0 when no loss has set it yet.
+    pub(crate) const SSTHRESH: usize = 20;
+    /// Window scales: sent, received.
+    pub(crate) const WSCALE: usize = 21;
+    pub(crate) const BYTES_ACKED: usize = 22;
+    pub(crate) const BYTES_RECEIVED: usize = 23;
+    /// Segments: sent, received.
+    pub(crate) const SEGMENTS: usize = 24;
+    /// Bytes in flight that were sent again; segments ever sent again.
+    pub(crate) const RETRANS: usize = 25;
+    /// Bytes: held lost, selectively acknowledged.
+    pub(crate) const LOST_SACKED: usize = 26;
+    /// Bytes: in flight, not sent yet.
+    pub(crate) const UNACKED_NOTSENT: usize = 27;
+    /// Bytes: offered by the peer, offered to it.
+    pub(crate) const WINDOWS: usize = 28;
+    /// Milliseconds since data was last sent, received.
+    pub(crate) const LAST: usize = 29;
+    /// Timeouts in a row; 1 for CUBIC, 0 for NewReno.
+    pub(crate) const BACKOFF_CUBIC: usize = 30;
 }
 
 /// States in a record's flags.

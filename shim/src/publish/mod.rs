@@ -12,6 +12,7 @@ mod journal;
 mod layout;
 mod page;
 mod sites;
+mod sockets;
 pub(crate) mod trace;
 mod words;
 
@@ -86,6 +87,12 @@ impl Writer {
             self.retry_at = now + RETRY;
         }
     }
+}
+
+/// The stack serves this process from now on: there is something to see.
+pub(crate) fn stack_opened() {
+    USED.store(true, Ordering::Relaxed);
+    changed();
 }
 
 /// Whether there is to be a page at all.

@@ -88,19 +88,22 @@ fn bind_to(socket: &OwnedFd, path: &[u8]) -> io::Result<()> {
 }
 
 /// The caller's request. `Ok(None)`: not all of it is there yet.
-pub(super) fn request_of(caller: impl AsFd) -> io::Result<Option<[u64; request::WORDS]>> {
+pub(super) fn request_of(caller: &OwnedFd) -> io::Result<Option<[u64; request::WORDS]>> {
+    let number = sys::number(caller);
     let mut bytes = [0; request::WORDS * WORD];
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    match rustix::net::recv(&caller, &mut bytes, flags) {
+    match rustix::net::recv(caller, &mut bytes, flags) {
         Ok((_, count)) if count == bytes.len() => {
             let mut words = [0; request::WORDS];
             for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(WORD)) {
                 *word = u64::from_ne_bytes(chunk.try_into().unwrap_or_default());
             }
-            let _ = rustix::net::recv(&caller, &mut bytes, RecvFlags::DONTWAIT);
+            let _ = rustix::net::recv(caller, &mut bytes, RecvFlags::DONTWAIT);
             Ok(Some(words))
         }
         Ok((_, 0)) => Err(Errno::CONNRESET),
+        // The rest of it will not come if the caller has gone.
+        Ok(_) if sys::poll_bits(number, libc::POLLRDHUP) != 0 => Err(Errno::CONNRESET),
         Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(None),
         Err(err) => Err(err),
     }

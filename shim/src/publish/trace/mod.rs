@@ -37,6 +37,8 @@ const TAG_FD_MASK: u64 = u32::MAX as u64;
 /// Bytes of each message that some tracer wants; [`OFF`] while there is none.
 static HEAD: AtomicUsize = AtomicUsize::new(OFF);
 const OFF: usize = usize::MAX;
+/// Some tracer wants frames.
+static FRAMES: AtomicBool = AtomicBool::new(false);
 /// Something waits to be written.
 static WAITING: AtomicBool = AtomicBool::new(false);
 
@@ -196,6 +198,7 @@ pub(super) fn close() {
 /// In the child of a fork: tracers look at the parent.
 pub(super) fn reset_in_child() {
     HEAD.store(OFF, Ordering::Relaxed);
+    FRAMES.store(false, Ordering::Relaxed);
     WAITING.store(false, Ordering::Relaxed);
     if let Ok(mut door) = DOOR.lock() {
         *door = None;
@@ -237,7 +240,7 @@ pub(crate) fn on_event(tag_seen: u64) {
         // Who has gone makes room for who comes.
         tracers.retain_mut(|tracer| {
             tracer.full = false;
-            hear(tracer) && tracer.write()
+            hear(tracer)
         });
         for caller in callers {
             let mut tracer = Tracer::new(caller);
@@ -251,6 +254,9 @@ pub(crate) fn on_event(tag_seen: u64) {
         }
     }
     settle();
+    // Who is greeted is already shown what passes.
+    WAITING.store(true, Ordering::Relaxed);
+    write_waiting();
 }
 
 /// Takes the request of a tracer. False when it goes, or makes no sense.
@@ -275,6 +281,9 @@ fn settle() {
         let messages = |wants: &Wants| wants.words[request::WHAT] & request::MESSAGES != 0;
         let heads = tracers.iter().filter_map(|t| t.wants.filter(messages));
         wanted = heads.map(|wants| wants.head).max();
+        let frames = |wants: &Wants| wants.words[request::WHAT] & request::FRAMES != 0;
+        let frames = tracers.iter().any(|t| t.wants.as_ref().is_some_and(frames));
+        FRAMES.store(frames, Ordering::Relaxed);
         for tracer in tracers.iter_mut() {
             // Asking again would report again what is still there to read.
             if tracer.full != tracer.watched_full {
@@ -286,6 +295,38 @@ fn settle() {
     let head = wanted.unwrap_or(OFF);
     if HEAD.swap(head, Ordering::Relaxed) != head {
         MuxCell::for_each(|engine| engine.mux.set_tap(wanted));
+    }
+}
+
+/// Whether some tracer wants to see the stack's frames.
+#[inline]
+pub(crate) fn wants_frames() -> bool {
+    FRAMES.load(Ordering::Relaxed)
+}
+
+/// A frame of the stack's device passes; its engine is locked.
+#[cold]
+pub(crate) fn frame(is_rx: bool, bytes: &[u8]) {
+    let mut record = [0; head::WORDS];
+    record[head::KIND] = head::FRAME;
+    record[head::TIME] = now();
+    record[head::DIRECTION] = if is_rx { RX } else { TX };
+    record[head::LEN] = bytes.len() as u64;
+    let Ok(mut tracers) = TRACERS.lock() else {
+        return;
+    };
+    let mut ring = false;
+    for tracer in tracers.iter_mut() {
+        let Some(wants) = tracer.wants else { continue };
+        if wants.words[request::WHAT] & request::FRAMES != 0 {
+            let count = bytes.len().min(wants.head);
+            tracer.add(record, bytes.get(..count).unwrap_or_default());
+        }
+        ring |= !tracer.full && !tracer.queue.is_empty();
+    }
+    drop(tracers);
+    if ring && !WAITING.swap(true, Ordering::Relaxed) {
+        housekeeper::ring();
     }
 }
 
