@@ -196,9 +196,10 @@ fn trace_ends_with_its_process() {
     let mut guest = Guest::start(&runtime);
     let mut trace = Trace::start(&runtime, &[&guest.pid()]);
     guest.obey('m');
-    assert!(trace.line().contains("message1"));
+    let lines: Vec<_> = (0..4).map(|_| trace.line()).collect();
+    assert!(lines[0].contains("message1"), "{lines:?}");
     guest.kill();
-    assert_eq!(trace.rest().len(), 3);
+    assert_eq!(trace.rest().len(), 0);
 }
 
 #[test]

@@ -267,7 +267,9 @@ fn hear(tracer: &mut Tracer) -> bool {
             tracer.wants = Wants::new(words);
             let known = tracer.wants.is_some();
             tracer.say(if known { head::HELLO } else { head::STRANGE });
-            tracer.write();
+            if !known {
+                tracer.write(); // its last words
+            }
             known
         }
         (Ok(Some(_)), Some(_)) | (Err(_), _) => false,
