@@ -254,7 +254,11 @@ fn capture_is_what_tshark_takes_apart() {
 fn stack_guest(runtime: &Runtime) -> Guest {
     let mut command = program::under_shim(program::build("ctl_stack", &[]));
     command.env("KCMSHIM_STACK", "mem: 10.9.0.2/24");
-    Guest::start_as(runtime, command)
+    command.env("XDG_RUNTIME_DIR", &runtime.0);
+    let mut guest = Guest::run(command);
+    guest.obey('f'); // the page follows what happens
+    await_file(&runtime.pages().join(guest.pid()), 1);
+    guest
 }
 
 #[test]

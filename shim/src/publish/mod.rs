@@ -133,8 +133,9 @@ pub(crate) fn write_if_due(now: Nanos) {
         return;
     }
     DUE.store(u64::MAX, Ordering::Relaxed);
-    if let Some(mut writer) = WRITER.try_lock() {
-        writer.write(now, true);
+    match WRITER.try_lock() {
+        Some(mut writer) => writer.write(now, true),
+        None => schedule(now),
     }
 }
 
