@@ -6,12 +6,15 @@ use super::{conclude, on};
 use crate::descriptor;
 use crate::fd::{lookup, table};
 use crate::ioctl::ioctl as ioctl_on;
+use crate::net::pristine;
 use crate::real::hooks;
 use crate::user_mem::UserPtr;
 
 /// A fresh duplicate of `old`.
 fn duplicated(old: c_int, new: c_int) -> c_int {
     if new >= 0 {
+        pristine::changed(old);
+        pristine::changed(new);
         descriptor::duplicated(old, new);
     }
     new

@@ -93,6 +93,7 @@ fn conclude<T: Failure>(outcome: Outcome<T>, native: impl FnOnce() -> T) -> T {
 #[inline]
 fn fresh(fd: i32) -> i32 {
     if fd >= 0 {
+        crate::net::pristine::changed(fd);
         table::fresh(fd);
     }
     fd

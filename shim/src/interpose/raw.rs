@@ -10,6 +10,7 @@ use super::{
 };
 use crate::errno::{Errno, Outcome};
 use crate::fd::lookup;
+use crate::net::pristine;
 use crate::real::hooks;
 use crate::share::broker;
 use crate::user_mem::{self, UserPtr};
@@ -112,7 +113,11 @@ unsafe fn made(number: c_long, args: [c_long; 6]) -> Option<c_long> {
     // SAFETY: in each arm the arguments are those of the function, by syscall(2)'s table.
     Some(c_long::from(unsafe {
         match number {
-            libc::SYS_socket => socket::socket(n, b as c_int, c as c_int),
+            libc::SYS_socket => {
+                let made = socket::socket(n, b as c_int, c as c_int);
+                pristine::changed(made); // who makes calls by number may set options so too
+                made
+            }
             libc::SYS_socketpair => socket::socketpair(n, b as c_int, c as c_int, ptr(d)),
             libc::SYS_accept4 => socket::accept4(n, ptr(b), ptr(c), d as c_int),
             libc::SYS_accept => socket::accept(n, ptr(b), ptr(c)),

@@ -62,7 +62,9 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::socket(family, ty, protocol) });
         if family != AF_KCM {
-            return native();
+            let made = native();
+            net::pristine::made(made);
+            return made;
         }
         if !crate::init::serves_kcm() {
             return publish::left_to_kernel(native());
@@ -172,8 +174,11 @@ hooks! {
 
     /// shutdown(2). On an attached TCP socket it is a state change that KCM reports.
     fn shutdown(fd: c_int, how: c_int) -> c_int {
-        // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::shutdown(fd, how) };
+        let native = || {
+            net::pristine::changed(fd);
+            // SAFETY: forwards the caller's own arguments.
+            unsafe { next::shutdown(fd, how) }
+        };
         on(fd, |f| {
             match f.kind() {
                 Kind::Kcm => return Err(publish::unsupported(f, "shutdown", Errno::EOPNOTSUPP).into()),
@@ -211,8 +216,11 @@ hooks! {
 
     /// setsockopt(2).
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
-        // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::setsockopt(fd, level, name, value, len) };
+        let native = || {
+            net::pristine::changed(fd);
+            // SAFETY: forwards the caller's own arguments.
+            unsafe { next::setsockopt(fd, level, name, value, len) }
+        };
         on(fd, |f| match f.kind() {
             Kind::Kcm => {
                 let done = kcm::options::set(f, fd, level, name, at(value), len, native);

@@ -18,6 +18,7 @@ pub(crate) mod ioctl;
 pub(crate) mod message;
 mod open;
 pub(crate) mod options;
+pub(crate) mod pristine;
 pub(crate) mod ready;
 pub(crate) mod relay;
 mod shown;

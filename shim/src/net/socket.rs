@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 use super::address::{self, Address};
 use super::engine::{CELL, Engine, EngineGuard};
 use super::options::Settings;
-use super::{errors, inherited, sleep};
+use super::{errors, inherited, pristine, sleep};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
@@ -91,9 +91,14 @@ fn enrol(fd: i32, file: &'static File, v6: bool, udp: bool, state: State) -> Out
         file.release();
         return Err(Errno::EMFILE.into());
     }
-    let settings = Settings::of_kernel_socket(sys::borrow(fd), udp);
+    let (settings, ended) = match pristine::is_pristine(fd) {
+        true => (Settings::default(), false),
+        false => (
+            Settings::of_kernel_socket(sys::borrow(fd), udp),
+            sys::poll_bits(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0,
+        ),
+    };
     settings.keep_timeouts(file);
-    let ended = sys::poll_bits(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0;
     let mut engine = CELL.lock()?;
     let index = engine.add(Socket {
         file,
