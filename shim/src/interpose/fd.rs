@@ -20,6 +20,12 @@ fn duplicated(old: c_int, new: c_int) -> c_int {
     new
 }
 
+/// Whether an fcntl(2) may change what we know of descriptors. Most only ask, and go straight on.
+#[inline(always)]
+fn concerns_us(cmd: c_int) -> bool {
+    matches!(cmd, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC | libc::F_SETFL)
+}
+
 /// What an fcntl(2) that returned `done` means for a file of ours.
 #[inline]
 fn controlled(fd: c_int, cmd: c_int, done: c_int) -> c_int {
@@ -76,15 +82,21 @@ hooks! {
     /// it as one is what the variadic ABI of x86-64 and aarch64 does.
     fn fcntl(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let done = unsafe { next::fcntl(fd, cmd, arg) };
-        controlled(fd, cmd, done)
+        let native = || unsafe { next::fcntl(fd, cmd, arg) };
+        if !concerns_us(cmd) {
+            return native();
+        }
+        controlled(fd, cmd, native())
     }
 
     /// fcntl(2) of programs compiled for 64-bit offsets.
     fn fcntl64(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let done = unsafe { next::fcntl64(fd, cmd, arg) };
-        controlled(fd, cmd, done)
+        let native = || unsafe { next::fcntl64(fd, cmd, arg) };
+        if !concerns_us(cmd) {
+            return native();
+        }
+        controlled(fd, cmd, native())
     }
 
     /// ioctl(2). The third argument as in fcntl above.
