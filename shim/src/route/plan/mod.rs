@@ -1,6 +1,6 @@
 //! Which sockets the in-process stack serves, as a person wrote it down: interfaces, rules, defaults.
 //!
-//! `KCMSHIM_CONFIG` names a TOML file ([`file`]), `KCMSHIM_STACK` gives interfaces on one line
+//! `KCMSHIM_CONFIG` names a TOML file ([`file`](mod@file)), `KCMSHIM_STACK` gives interfaces on one line
 //! ([`inline`]); both may be set. What they say becomes [`Settings`], checked as a whole, and for one
 //! program a [`Plan`], which [`Plan::decide`] asks. kcmshim.toml(5) is the language's reference.
 //!
