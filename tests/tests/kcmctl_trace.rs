@@ -279,7 +279,7 @@ fn sockets_of_the_stack_are_shown_as_ss_does() {
             && words[5] == "10.9.0.2:8080"
             && words.last() == Some(&guest.tcp.as_str())
     };
-    let at = rows.iter().position(|row| connected(row));
+    let at = rows.iter().position(connected);
     let words = at.and_then(|at| rows.get(at + 1)).expect("it is shown");
     for part in [
         "cubic",
