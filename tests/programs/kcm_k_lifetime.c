@@ -332,7 +332,9 @@ static void churn(int type)
 		threads[i] = spawn(cycle, &failures[i]);
 	for (int i = 0; i < THREADS; i++)
 		pthread_join(threads[i], NULL);
-	usleep(50000);
+	/* The last are taken down a moment after their close. */
+	for (int tries = 100; tries > 0 && open_fd_count() != before; tries--)
+		nap(50);
 	say("failed attaches %d", failures[0] + failures[1] + failures[2] + failures[3]);
 	say("open descriptors changed by %d", open_fd_count() - before);
 	show_kcm_header();
