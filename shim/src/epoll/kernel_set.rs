@@ -148,9 +148,10 @@ pub(super) fn call_in(set: &OwnedFd) -> Option<CallIn> {
 
 /// Whether the program may have another thread.
 fn has_threads() -> bool {
-    let ours = 1 + u64::from(housekeeper::is_running());
+    let ours = 1 + usize::from(housekeeper::is_running());
     // The directory's links: ".", "..", and one a thread.
-    rustix::fs::stat("/proc/self/task").is_ok_and(|dir| dir.st_nlink > 2 + ours)
+    let links = rustix::fs::stat("/proc/self/task").map(|dir| usize::try_from(dir.st_nlink));
+    matches!(links, Ok(Ok(links)) if links > 2 + ours)
 }
 
 impl CallIn {
