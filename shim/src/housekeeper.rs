@@ -61,7 +61,7 @@ const LINE: u64 = 1 << 63;
 /// In the tag of a process that holds sockets of ours: its descriptor follows.
 const CLIENT: u64 = 1 << 62;
 /// In the tag of what `publish::trace` waits for.
-const TRACING: u64 = 1 << 61;
+const TRACING: u64 = 1 << 60;
 
 fn tag(cell: u32, psock: PsockId) -> u64 {
     u64::from(cell) << 32 | u64::from(psock.0)
