@@ -1,5 +1,5 @@
 /* ctl_stack.c: a listener and a connection of the stack, both ends in this process, for kcmctl to look
- * at. To be run with KCMSHIM_STACK='mem: 10.9.0.2/24'. Prints the numbers of the listener and the
+ * at. To be run with KCMSHIM_STACK='mem: ADDRESS/24' and ADDRESS, not 10.77.0.9. Prints the numbers of the listener and the
  * connection; then, for each letter of standard input, asks for a neighbour that is not there, which
  * makes a frame, and prints "done". */
 #include "check.h"
@@ -15,13 +15,14 @@ static int to(const char *host, int flags)
 	return fd;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	CHECK(argc == 2);
 	struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(8080)};
-	inet_pton(AF_INET, "10.9.0.2", &here.sin_addr);
+	inet_pton(AF_INET, argv[1], &here.sin_addr);
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
 	CHECK(bind(listener, (struct sockaddr *)&here, sizeof here) == 0 && listen(listener, 5) == 0);
-	int client = to("10.9.0.2", 0);
+	int client = to(argv[1], 0);
 	int server = accept(listener, NULL, NULL);
 	char got[8];
 	CHECK(server >= 0 && send(client, "hello", 5, 0) == 5);
@@ -30,7 +31,7 @@ int main(void)
 	printf("%d %d\n", listener, client);
 	fflush(stdout);
 	while (read(0, got, 1) == 1) {
-		close(to("10.9.0.3", SOCK_NONBLOCK));
+		close(to("10.77.0.9", SOCK_NONBLOCK));
 		puts("done");
 		fflush(stdout);
 	}

@@ -250,10 +250,11 @@ fn capture_is_what_tshark_takes_apart() {
     guest.end();
 }
 
-/// A program whose sockets the stack serves.
-fn stack_guest(runtime: &Runtime) -> Guest {
+/// A program whose sockets the stack serves, at an address that no other process has.
+fn stack_guest(runtime: &Runtime, address: &str) -> Guest {
     let mut command = program::under_shim(program::build("ctl_stack", &[]));
-    command.env("KCMSHIM_STACK", "mem: 10.9.0.2/24");
+    command.arg(address);
+    command.env("KCMSHIM_STACK", format!("mem: {address}/24"));
     command.env("XDG_RUNTIME_DIR", &runtime.0);
     let mut guest = Guest::run(command);
     guest.obey('f'); // the page follows what happens
@@ -264,7 +265,7 @@ fn stack_guest(runtime: &Runtime) -> Guest {
 #[test]
 fn sockets_of_the_stack_are_shown_as_ss_does() {
     let runtime = Runtime::new();
-    let guest = stack_guest(&runtime);
+    let guest = stack_guest(&runtime, "10.77.0.2");
     let pid = guest.pid();
     let shown = runtime.says_at_last(&["ss", &pid], "bytes_received:5");
     let rows: Vec<&str> = shown.lines().collect();
@@ -276,7 +277,7 @@ fn sockets_of_the_stack_are_shown_as_ss_does() {
     let connected = |row: &&str| {
         let words: Vec<_> = row.split_ascii_whitespace().collect();
         words[..2] == ["tcp", "ESTAB"]
-            && words[5] == "10.9.0.2:8080"
+            && words[5] == "10.77.0.2:8080"
             && words.last() == Some(&guest.tcp.as_str())
     };
     let at = rows.iter().position(connected);
@@ -300,7 +301,7 @@ fn sockets_of_the_stack_are_shown_as_ss_does() {
 #[test]
 fn frames_of_the_stack_are_what_tshark_takes_apart() {
     let runtime = Runtime::new();
-    let mut guest = stack_guest(&runtime);
+    let mut guest = stack_guest(&runtime, "10.77.0.3");
     let file = runtime.0.join("frames.pcapng");
     let path = file.to_str().expect("paths here are text");
     let pid = guest.pid();
@@ -314,7 +315,7 @@ fn frames_of_the_stack_are_what_tshark_takes_apart() {
     let shown = program::run(Command::new("tshark").args(["-n", "-r", path]));
     let shown = text(&shown.stdout);
     assert!(
-        shown.contains("ARP") && shown.contains("Who has 10.9.0.3?"),
+        shown.contains("ARP") && shown.contains("Who has 10.77.0.9?"),
         "{shown}"
     );
     guest.end();
