@@ -267,8 +267,8 @@ fn link_down_and_removal_are_told_apart() {
         assert_eq!(until_error(&mut a), Some(DeviceError::LinkDown));
         ip("link set v0 up");
         // The reader hears of it too, once.
-        let heard: Vec<_> = (0..3).map(|_| take(&mut a).err()).collect();
-        assert_eq!(heard, [None, Some(DeviceError::LinkDown), None]);
+        let heard: Vec<_> = (0..100).filter_map(|_| take(&mut a).err()).collect();
+        assert_eq!(heard, [DeviceError::LinkDown]);
         assert_eq!(until_error(&mut a), None, "it works again");
         ip("link del v0");
         let gone = until_error(&mut a).or_else(|| take(&mut a).err());
