@@ -6,6 +6,7 @@ use core::net::Ipv4Addr;
 use smoltcp::wire::{IpProtocol, UdpPacket};
 
 use super::Stack;
+use super::input::Origin;
 use crate::addr::Ip;
 use crate::checksum::Sum;
 use crate::dhcp::{CLIENT_PORT, Change, Client, DhcpLease, Message, SERVER_PORT};
@@ -77,10 +78,11 @@ impl Stack {
     pub(super) fn dhcp_arrives(
         &mut self,
         now: Instant,
-        iface: IfaceId,
+        origin: Origin,
         (src, dst): (Ip, Ip),
         udp: &[u8],
     ) -> bool {
+        let iface = origin.iface;
         let Some((_, client)) = self.dhcp.iter_mut().find(|(i, _)| *i == iface) else {
             return false;
         };
@@ -92,7 +94,8 @@ impl Stack {
         }
         let udp = &udp[..usize::from(p.len())];
         let sum = Sum::default().pseudo(src, dst, IpProtocol::Udp.into(), udp.len());
-        if p.checksum() != 0 && !sum.bytes(udp).is_valid() {
+        let is_checked = origin.checksum_ok || p.checksum() == 0;
+        if !is_checked && !sum.bytes(udp).is_valid() {
             self.stats.bad_checksum += 1;
         } else if let Some(change) = client.arrives(&udp[UDP_HEADER..], now) {
             self.dhcp_changed(iface, change);

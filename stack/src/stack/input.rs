@@ -31,9 +31,9 @@ struct Packet<'a> {
 
 /// What is known about an IP packet besides its bytes.
 #[derive(Debug, Clone, Copy)]
-struct Origin {
-    iface: IfaceId,
-    checksum_ok: bool,
+pub(super) struct Origin {
+    pub(super) iface: IfaceId,
+    pub(super) checksum_ok: bool,
     /// Made from fragments: a fragment within it is an attack.
     reassembled: bool,
 }
@@ -149,7 +149,7 @@ impl Stack {
         if !self.dhcp.is_empty()
             && p.next_header() == IpProtocol::Udp
             && !cut
-            && self.dhcp_arrives(now, iface, (src, dst), &packet[header..])
+            && self.dhcp_arrives(now, origin, (src, dst), &packet[header..])
         {
             return;
         }
