@@ -9,10 +9,10 @@ use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use super::address::{self, Address};
 use super::engine::CELL;
 use super::socket::{self, State};
-use super::{open, udp};
+use super::{lease, open, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
-use crate::route::{self, Plan, Role, Verdict};
+use crate::route::{self, Decision, Plan, Role, Verdict};
 use crate::user_mem::{self, Iovecs, UserPtr};
 use crate::{message, sys};
 
@@ -48,9 +48,25 @@ fn named(addr: UserPtr, length: u32, v6: Option<bool>) -> Outcome<SocketAddr> {
     }
 }
 
-/// Opens the engine if the plan wants the socket on the stack; else the kernel's or nobody's.
-fn verdict(plan: &'static Plan, role: Role, addr: SocketAddr) -> Outcome<Verdict> {
+/// What the plan says, once the leases it depends on are there.
+fn decide(
+    plan: &'static Plan,
+    role: Role,
+    fd: i32,
+    addr: SocketAddr,
+) -> Outcome<Decision<'static>> {
     let decision = route::decide(plan, role, addr);
+    if !lease::matters(plan, &decision, addr) {
+        return Ok(decision);
+    }
+    inet(fd)?; // else the address is that of a socket which is none of ours
+    lease::wait(plan, decision.on_failure)?;
+    Ok(route::decide(plan, role, addr))
+}
+
+/// Opens the engine if the plan wants the socket on the stack; else the kernel's or nobody's.
+fn verdict(plan: &'static Plan, role: Role, fd: i32, addr: SocketAddr) -> Outcome<Verdict> {
+    let decision = decide(plan, role, fd, addr)?;
     match decision.verdict {
         Verdict::Kernel => Err(Exit::Native),
         Verdict::Refuse(errno) => Err(Errno(errno).into()),
@@ -99,7 +115,7 @@ pub(crate) fn bind(
     {
         return Err(Exit::Native); // a client: where it sends will tell
     }
-    let verdict = verdict(plan, role, local)?;
+    let verdict = verdict(plan, role, fd, local)?;
     let local = address::canonical(local);
     if inet.udp {
         if let Verdict::Both { .. } = verdict {
@@ -125,7 +141,7 @@ pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Out
         return Err(Exit::Native);
     }
     let local = bound(fd, inet.v6);
-    if let Verdict::Both { .. } = verdict(plan, Role::Listen, local)? {
+    if let Verdict::Both { .. } = verdict(plan, Role::Listen, fd, local)? {
         return listen_both(fd, inet.v6, backlog, native);
     }
     let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
@@ -156,7 +172,7 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let remote = named(addr, length, None)?;
     // The decision first: it costs no system call, and most connections are the kernel's.
-    if route::decide(plan, Role::Connect, remote).verdict == Verdict::Kernel
+    if decide(plan, Role::Connect, fd, remote)?.verdict == Verdict::Kernel
         && route::decide(plan, Role::UdpSend, remote).verdict == Verdict::Kernel
     {
         return Err(Exit::Native);
@@ -174,7 +190,7 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     } else {
         Role::Connect
     };
-    verdict(plan, role, remote)?;
+    verdict(plan, role, fd, remote)?;
     let remote = address::canonical(remote);
     let file = if inet.udp {
         udp::bind(fd, inet.v6, address::any(remote.is_ipv6(), local.port()))?
@@ -195,7 +211,7 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
 fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let remote = named(addr, length, None)?;
-    if route::decide(plan, Role::UdpSend, remote).verdict == Verdict::Kernel {
+    if decide(plan, Role::UdpSend, fd, remote)?.verdict == Verdict::Kernel {
         return Err(Exit::Native);
     }
     let inet = inet(fd)?;
@@ -203,7 +219,7 @@ fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     if !inet.udp || !local.ip().is_unspecified() {
         return Err(Exit::Native);
     }
-    verdict(plan, Role::UdpSend, remote)?;
+    verdict(plan, Role::UdpSend, fd, remote)?;
     if local.port() == 0 {
         rustix::net::bind(sys::borrow(fd), &address::any(inet.v6, 0))?;
     }

@@ -1,4 +1,4 @@
-//! The process's TCP/IP engine with its device, behind one lock. Whoever holds the lock moves frames;
+//! The process's TCP/IP engine with its devices, behind one lock. Whoever holds the lock moves frames;
 //! what the engine has to say is passed on when the lock is given back.
 
 use core::cell::Cell;
@@ -6,27 +6,20 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::collections::BTreeMap;
 
 use kcm_mux::Nanos;
-use kcm_stack::device::{self, NetDevice, Wait};
 use kcm_stack::{Event, Instant, ListenerId, Stack, TcpId, UdpId};
 use libc::pollfd;
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::OwnedFd;
 
+use super::devices::Devices;
+use super::lease::Leases;
 use super::ready::{self, Bits};
 use super::relay::Relay;
-use super::shown::Traced;
 use super::socket::{Socket, State};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
-use crate::publish::trace;
 use crate::sync::{Guard, Mutex, Rank, RawMutex};
 use crate::wait::{self, BellId};
 use crate::{housekeeper, own, publish, sys};
-
-/// Frames moved in one go each way: the ring's content of a few hundred microseconds, after which
-/// another thread may have its turn.
-const FRAMES: usize = 256;
-/// How long a device that has failed is left alone before it is tried again.
-const RETRY_AFTER: Nanos = 100_000_000;
 
 /// Where the engine lives. Never freed.
 pub(crate) struct NetCell {
@@ -193,14 +186,16 @@ pub(crate) fn instant(now: Nanos) -> Instant {
 }
 
 /// The moment of CLOCK_MONOTONIC of an engine time.
-fn nanos(at: Instant) -> Nanos {
+pub(super) fn nanos(at: Instant) -> Nanos {
     at.as_micros().saturating_mul(1000)
 }
 
 /// What the lock guards.
 pub(crate) struct Engine {
     pub(crate) stack: Stack,
-    device: Box<dyn NetDevice>,
+    devices: Devices,
+    /// Interfaces that get their address by DHCP.
+    pub(super) leases: Leases,
     /// Keep the addresses from other processes.
     claims: Vec<OwnedFd>,
     /// Sockets by the index their file has.
@@ -218,12 +213,8 @@ pub(crate) struct Engine {
     leader: Option<BellId>,
     /// The other threads asleep on files of this engine.
     followers: Vec<BellId>,
-    /// Frames wait for room in the device.
-    is_full: bool,
     /// Frames have moved since the timers were last looked at.
     has_worked: bool,
-    /// The device has failed, and is left alone until then.
-    failed_until: Nanos,
     /// The [`publish::epoch`] in which a change was last told.
     published: u32,
 }
@@ -234,10 +225,16 @@ const NOBODY: u32 = u32::MAX;
 const RELAYED: u32 = 1 << 31;
 
 impl Engine {
-    pub(crate) fn new(stack: Stack, device: Box<dyn NetDevice>, claims: Vec<OwnedFd>) -> Self {
+    pub(super) fn new(
+        stack: Stack,
+        devices: Devices,
+        leases: Leases,
+        claims: Vec<OwnedFd>,
+    ) -> Self {
         Self {
             stack,
-            device,
+            devices,
+            leases,
             claims,
             sockets: Vec::new(),
             free: Vec::new(),
@@ -248,9 +245,7 @@ impl Engine {
             due: Vec::new(),
             leader: None,
             followers: Vec::new(),
-            is_full: false,
             has_worked: false,
-            failed_until: 0,
             published: 0,
         }
     }
@@ -336,44 +331,16 @@ impl Engine {
         self.sockets.iter().flatten()
     }
 
-    /// One round of the device: what has arrived, what is due, what is to be sent.
+    /// One round of the devices: what has arrived, what is due, what is to be sent.
     fn exchange(&mut self, now: Nanos) {
-        if now < self.failed_until {
-            return;
-        }
-        let pumped = match trace::wants_frames() {
-            false => device::pump(&mut self.stack, &mut *self.device, instant(now), FRAMES),
-            true => {
-                let device = &mut Traced(&mut *self.device);
-                device::pump(&mut self.stack, device, instant(now), FRAMES)
-            }
-        };
-        match pumped {
-            Ok(pumped) => {
-                self.is_full = pumped.is_full;
-                self.has_worked |= pumped.received + pumped.transmitted > 0;
-            }
-            Err(_) => self.failed_until = now + RETRY_AFTER,
-        }
+        self.has_worked |= self.devices.pump(&mut self.stack, now);
+        self.leases.follow(&self.stack);
     }
 
     /// Sends what the engine has composed.
     fn flush(&mut self, now: Nanos) {
-        if now < self.failed_until {
-            return;
-        }
         self.has_worked = true;
-        let pumped = match trace::wants_frames() {
-            false => device::flush(&mut self.stack, &mut *self.device, instant(now), FRAMES),
-            true => {
-                let device = &mut Traced(&mut *self.device);
-                device::flush(&mut self.stack, device, instant(now), FRAMES)
-            }
-        };
-        match pumped {
-            Ok(pumped) => self.is_full = pumped.is_full,
-            Err(_) => self.failed_until = now + RETRY_AFTER,
-        }
+        self.devices.flush(&mut self.stack, now);
     }
 
     /// Passes on what the engine has to say.
@@ -432,36 +399,14 @@ impl Engine {
         self.unregister(&State::Connected(conn));
     }
 
-    /// When the engine or its device next has something to do although nothing arrives.
+    /// When the engine or a device next has something to do although nothing arrives.
     pub(crate) fn next_deadline(&self) -> Option<Nanos> {
-        let deadlines = [self.stack.next_deadline(), self.device.next_deadline()];
-        let at = deadlines.into_iter().flatten().min().map(nanos);
-        if self.failed_until != 0 {
-            return at.map(|at| at.max(self.failed_until));
-        }
-        at
+        self.devices.next_deadline(self.stack.next_deadline())
     }
 
-    /// The device's descriptor as poll(2) takes it, while the device works.
+    /// The descriptor that says when a device has something, as poll(2) takes it, while one works.
     pub(crate) fn device_entry(&self) -> Option<pollfd> {
-        if sys::now() < self.failed_until {
-            return None;
-        }
-        let wait = if self.is_full {
-            Wait::Writable
-        } else {
-            Wait::Readable
-        };
-        let (fd, wait) = self.device.wait_fd(wait)?;
-        let events = match wait {
-            Wait::Readable => libc::POLLIN,
-            Wait::Writable => libc::POLLIN | libc::POLLOUT,
-        };
-        Some(pollfd {
-            fd: fd.as_raw_fd(),
-            events,
-            revents: 0,
-        })
+        self.devices.entry()
     }
 
     /// This thread is about to sleep on files of the engine. The first one watches the device.

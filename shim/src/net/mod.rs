@@ -8,6 +8,7 @@
 
 pub(crate) mod address;
 mod decide;
+mod devices;
 pub(crate) mod ending;
 pub(crate) mod engine;
 mod errors;
@@ -15,6 +16,7 @@ mod fixed;
 mod info;
 pub(crate) mod inherited;
 pub(crate) mod ioctl;
+mod lease;
 pub(crate) mod message;
 mod open;
 pub(crate) mod options;

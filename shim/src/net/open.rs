@@ -1,13 +1,16 @@
 //! Opening the engine: once, when the first socket is given to the stack.
 
+use core::num::NonZeroU16;
 use std::fmt::Write;
 
-use kcm_stack::device::{self, OpenOptions};
-use kcm_stack::{Config, Key, Stack};
+use kcm_stack::device::{self, Joined, NetDevice, OpenOptions};
+use kcm_stack::{Config, IfaceId, Key, Stack};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
+use super::devices::Devices;
 use super::engine::{CELL, Engine, instant};
+use super::lease::Leases;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::route::{Interface, OnFailure, Plan};
 use crate::{housekeeper, log, own, publish, sys};
@@ -37,54 +40,89 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<()> {
     }
 }
 
-/// Why the engine could not be made, as a sentence.
+/// Why the engine could not be made, as a sentence. It has all interfaces of the plan, or is not made.
 fn make(plan: &'static Plan) -> Result<Engine, String> {
-    let interface = plan
-        .interfaces
-        .first()
-        .ok_or("no interface is configured")?;
-    let claims = claim(interface)?;
+    let now = instant(sys::now());
+    let mut stack: Option<Stack> = None;
+    let (mut devices, mut claims, mut leases) = (Vec::new(), Vec::new(), Leases::default());
+    for (at, interface) in plan.interfaces.iter().enumerate() {
+        claim(interface, &mut claims)?;
+        let device = device(interface)?;
+        let capabilities = device.capabilities();
+        let failed = |why: kcm_stack::SocketError| format!("{}: {why}", interface.device);
+        let (stack, iface) = match &mut stack {
+            None => {
+                let mut config = Config::new([0; 6], key());
+                capabilities.configure(&mut config);
+                (stack.insert(Stack::new(&config, now)), IfaceId::FIRST)
+            }
+            Some(stack) => {
+                let iface = stack.add_interface(&capabilities.interface());
+                (stack, iface.map_err(failed)?)
+            }
+        };
+        configure(stack, iface, interface)?;
+        if interface.dhcp {
+            stack.dhcp_start(now, iface).map_err(failed)?;
+            leases.add(at, iface);
+        }
+        devices.push((iface, device));
+    }
+    let stack = stack.ok_or("no interface is configured")?;
+    let devices = Devices::new(devices).map_err(|_| "the process has no descriptor left")?;
+    Ok(Engine::new(stack, devices, leases, claims))
+}
+
+/// Opens the device of an interface, all its queues as one.
+fn device(interface: &Interface) -> Result<Box<dyn NetDevice>, String> {
     let options = OpenOptions {
+        queues: NonZeroU16::new(interface.queues).unwrap_or(NonZeroU16::MIN),
         mtu: interface.mtu.map(usize::from),
         offloads: interface.offloads,
         ..OpenOptions::default()
     };
     let mut queues = device::open(&interface.device, &options).map_err(|why| why.to_string())?;
-    let device = queues.pop().ok_or("the device has no queue")?;
-    let mut config = Config::new([0; 6], key());
-    device.capabilities().configure(&mut config);
-    let mut stack = Stack::new(&config, instant(sys::now()));
-    configure(&mut stack, interface)?;
-    if let Some((fd, _)) = device.wait_fd(device::Wait::Readable) {
-        own::protect(rustix::fd::AsRawFd::as_raw_fd(&fd));
+    if queues.len() > 1 {
+        let joined = Joined::new(queues).map_err(|why| format!("{}: {why}", interface.device))?;
+        return Ok(Box::new(joined));
     }
-    Ok(Engine::new(stack, device, claims))
+    let only = queues.pop();
+    only.ok_or_else(|| format!("{}: the device has no queue", interface.device))
 }
 
 /// Takes the interface's addresses for this process: two engines with one address would reset each
-/// other's connections. An abstract name is the network namespace's, and free again when its last
-/// holder ends, however that comes.
-fn claim(interface: &Interface) -> Result<Vec<OwnedFd>, String> {
-    let mut claims = Vec::new();
+/// other's connections. So would two that ask a DHCP server for the address of one device. An abstract
+/// name is the network namespace's, and free again when its last holder ends, however that comes.
+fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), String> {
     for address in &interface.addresses {
-        let name = format!("kcmshim/address/{}", address.ip);
-        let claimed = SocketAddrUnix::new_abstract_name(name.as_bytes()).and_then(|name| {
-            let flags = SocketFlags::CLOEXEC;
-            let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-            rustix::net::bind(&fd, &name)?;
-            Ok(sys::raise(fd))
-        });
-        let fd = claimed.map_err(|_| {
+        let what = format!("address/{}", address.ip);
+        claims.push(take(&what).ok_or_else(|| {
             let ip = address.ip;
             format!("{ip} is in use by another process, and each needs an address of its own")
-        })?;
-        own::protect(sys::number(&fd));
-        claims.push(fd);
+        })?);
     }
-    Ok(claims)
+    if interface.dhcp {
+        let device = &interface.device;
+        claims.push(take(&format!("dhcp/{device}")).ok_or_else(|| {
+            format!("{device}: another process has the address that DHCP gives to the device")
+        })?);
+    }
+    Ok(())
 }
 
-fn configure(stack: &mut Stack, interface: &Interface) -> Result<(), String> {
+/// Takes a name for this process, if no other has it.
+fn take(what: &str) -> Option<OwnedFd> {
+    let name = format!("kcmshim/{what}");
+    let name = SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()?;
+    let flags = SocketFlags::CLOEXEC;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
+    rustix::net::bind(&fd, &name).ok()?;
+    let fd = sys::raise(fd);
+    own::protect(sys::number(&fd));
+    Some(fd)
+}
+
+fn configure(stack: &mut Stack, iface: IfaceId, interface: &Interface) -> Result<(), String> {
     let failed = |what: &dyn core::fmt::Display, why: kcm_stack::SocketError| {
         let mut text = String::new();
         let _ = write!(text, "{what}: {why}");
@@ -92,7 +130,7 @@ fn configure(stack: &mut Stack, interface: &Interface) -> Result<(), String> {
     };
     for address in &interface.addresses {
         stack
-            .add_address(address.ip, address.len)
+            .add_address_on(iface, address.ip, address.len)
             .map_err(|why| failed(address, why))?;
     }
     for router in &interface.gateways {
@@ -101,12 +139,12 @@ fn configure(stack: &mut Stack, interface: &Interface) -> Result<(), String> {
             false => core::net::IpAddr::V6(core::net::Ipv6Addr::UNSPECIFIED),
         };
         stack
-            .add_route(all, 0, Some(*router))
+            .add_route_on(iface, all, 0, Some(*router))
             .map_err(|why| failed(router, why))?;
     }
     for route in &interface.routes {
         stack
-            .add_route(route.to.ip, route.to.len, route.via)
+            .add_route_on(iface, route.to.ip, route.to.len, route.via)
             .map_err(|why| failed(&route.to, why))?;
     }
     Ok(())

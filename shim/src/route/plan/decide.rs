@@ -47,6 +47,14 @@ pub(crate) struct Decision<'p> {
     pub(crate) on_failure: OnFailure,
 }
 
+impl Decision<'_> {
+    /// Whether the kernel serves the socket only because no prefix of the stack covers its address.
+    #[allow(dead_code, reason = "asked by the library alone")]
+    pub(crate) fn is_for_want_of_a_prefix(&self) -> bool {
+        self.rule == default::REST
+    }
+}
+
 /// Names of the defaults, for `kcmctl explain`.
 mod default {
     pub(super) const OWN: &str = "default: the stack's own address";

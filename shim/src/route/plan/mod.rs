@@ -25,7 +25,7 @@ pub(crate) use self::prefix::Prefix;
 pub(crate) const FILE_BYTES_MAX: usize = 1 << 20;
 /// Longest value of either variable that is kept, in bytes: PATH_MAX, and room for sixteen interfaces.
 pub(crate) const VALUE_BYTES_MAX: usize = 4096;
-/// Interfaces of one process. Each is an engine with buffers of its own.
+/// Interfaces of one process, as many as the engine has.
 pub(crate) const INTERFACES_MAX: usize = 16;
 /// Rules of one file: they are asked one by one, once a socket.
 pub(crate) const RULES_MAX: usize = 4096;
@@ -51,7 +51,7 @@ pub(crate) struct Interface {
     pub(crate) routes: Vec<Route>,
     /// The MTU the device must have, in bytes; the device's own if not given.
     pub(crate) mtu: Option<u16>,
-    /// Queues to open, an engine each.
+    /// Queues to open; the one engine serves them all.
     pub(crate) queues: u16,
     /// Whether checksum and segmentation offloads are used.
     pub(crate) offloads: bool,

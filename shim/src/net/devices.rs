@@ -1,0 +1,194 @@
+//! The devices of the engine, one for each interface of the plan, and the one descriptor that says when
+//! any of them has something.
+
+use kcm_mux::Nanos;
+use kcm_stack::device::{self, DeviceError, NetDevice, Pumped, Wait};
+use kcm_stack::{IfaceId, Instant, Stack};
+use libc::pollfd;
+use rustix::event::epoll;
+use rustix::fd::{AsRawFd, OwnedFd};
+
+use super::engine::{instant, nanos};
+use super::shown::Traced;
+use crate::publish::trace;
+use crate::{own, sys};
+
+/// Frames moved in one go each way for each device: the ring's content of a few hundred microseconds,
+/// after which another thread may have its turn.
+const FRAMES: usize = 256;
+/// How long a device that has failed is left alone before it is tried again.
+const RETRY_AFTER: Nanos = 100_000_000;
+
+/// Every device of the engine.
+pub(super) struct Devices {
+    all: Vec<Link>,
+    /// With several: an epoll set of the descriptors of those that work.
+    set: Option<OwnedFd>,
+}
+
+/// A device and the interface it is to the engine.
+struct Link {
+    iface: IfaceId,
+    device: Box<dyn NetDevice>,
+    /// Frames wait for room in the device.
+    is_full: bool,
+    /// The device has failed, and is left alone until then; 0 while it works.
+    failed_until: Nanos,
+    /// What is in the set, if anything.
+    watched: Option<(i32, i16)>,
+}
+
+impl Devices {
+    /// Takes the engine's devices, and their descriptors out of the program's hands.
+    ///
+    /// # Errors
+    /// The process or the system is out of descriptors.
+    pub(super) fn new(all: Vec<(IfaceId, Box<dyn NetDevice>)>) -> rustix::io::Result<Self> {
+        for (_, device) in &all {
+            for wait in [Wait::Readable, Wait::Writable] {
+                if let Some((fd, _)) = device.wait_fd(wait) {
+                    own::protect(fd.as_raw_fd());
+                }
+            }
+        }
+        let set = match all.len() {
+            0 | 1 => None,
+            _ => Some(sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC)?)),
+        };
+        if let Some(set) = &set {
+            own::protect(sys::number(set));
+        }
+        let links = all.into_iter().map(|(iface, device)| Link {
+            iface,
+            device,
+            is_full: false,
+            failed_until: 0,
+            watched: None,
+        });
+        let mut new = Self {
+            all: links.collect(),
+            set,
+        };
+        if let Some(set) = &new.set {
+            for link in &mut new.all {
+                link.watch(set);
+            }
+        }
+        Ok(new)
+    }
+
+    /// One round of every device that works: what has arrived, what is due, what is to be sent. Whether
+    /// a frame moved.
+    pub(super) fn pump(&mut self, stack: &mut Stack, now: Nanos) -> bool {
+        self.each(now, |iface, device| {
+            device::pump_on(stack, iface, device, instant(now), FRAMES)
+        })
+    }
+
+    /// Sends what the engine has composed.
+    pub(super) fn flush(&mut self, stack: &mut Stack, now: Nanos) {
+        self.each(now, |iface, device| {
+            match stack.has_output_on(iface) {
+                true => device::flush_on(stack, iface, device, instant(now), FRAMES).map(Some),
+                false => Ok(None),
+            }
+            .map(Option::unwrap_or_default)
+        });
+    }
+
+    fn each(
+        &mut self,
+        now: Nanos,
+        mut round: impl FnMut(IfaceId, &mut dyn NetDevice) -> Result<Pumped, DeviceError>,
+    ) -> bool {
+        let is_traced = trace::wants_frames();
+        let mut moved = false;
+        for link in &mut self.all {
+            if now < link.failed_until {
+                continue;
+            }
+            let device = &mut *link.device;
+            let pumped = match is_traced {
+                false => round(link.iface, device),
+                true => round(link.iface, &mut Traced(device)),
+            };
+            let before = (link.is_full, link.failed_until);
+            match pumped {
+                Ok(pumped) => {
+                    (link.is_full, link.failed_until) = (pumped.is_full, 0);
+                    moved |= pumped.received + pumped.transmitted > 0;
+                }
+                Err(_) => link.failed_until = now + RETRY_AFTER,
+            }
+            if let Some(set) = &self.set
+                && before != (link.is_full, link.failed_until)
+            {
+                link.watch(set);
+            }
+        }
+        moved
+    }
+
+    /// When the engine, which asks for `stack`, or a device next has something to do although nothing
+    /// arrives. A device that has failed is tried again; while all have, nothing else can be done.
+    pub(super) fn next_deadline(&self, stack: Option<Instant>) -> Option<Nanos> {
+        let devices = self.all.iter().map(|link| link.device.next_deadline());
+        let at = devices.chain([stack]).flatten().min().map(nanos);
+        let tried = || self.all.iter().map(|link| link.failed_until);
+        let retry = tried().filter(|at| *at != 0).min();
+        let at = [at, retry].into_iter().flatten().min()?;
+        Some(at.max(tried().min().unwrap_or(0)))
+    }
+
+    /// What to wait for as poll(2) takes it, while a device works.
+    pub(super) fn entry(&self) -> Option<pollfd> {
+        let now = sys::now();
+        if self.all.iter().all(|link| now < link.failed_until) {
+            return None;
+        }
+        let (fd, events) = match (&self.set, self.all.first()) {
+            (Some(set), _) => (sys::number(set), libc::POLLIN),
+            (None, Some(link)) => link.wanted()?,
+            (None, None) => return None,
+        };
+        Some(pollfd {
+            fd,
+            events,
+            revents: 0,
+        })
+    }
+}
+
+impl Link {
+    /// The device's descriptor and what to wait for.
+    fn wanted(&self) -> Option<(i32, i16)> {
+        let wait = match self.is_full {
+            true => Wait::Writable,
+            false => Wait::Readable,
+        };
+        let (fd, wait) = self.device.wait_fd(wait)?;
+        let events = match wait {
+            Wait::Readable => libc::POLLIN,
+            Wait::Writable => libc::POLLIN | libc::POLLOUT,
+        };
+        Some((fd.as_raw_fd(), events))
+    }
+
+    /// Keeps the set as the device wants it; one that has failed would only keep it ready.
+    fn watch(&mut self, set: &OwnedFd) {
+        let wanted = self.wanted().filter(|_| self.failed_until == 0);
+        if wanted == self.watched {
+            return;
+        }
+        if let Some((fd, _)) = self.watched.take() {
+            let _ = epoll::delete(set, sys::borrow(fd));
+        }
+        if let Some((fd, events)) = wanted {
+            let data = epoll::EventData::new_u64(0);
+            let flags = epoll::EventFlags::from_bits_retain(events as u32);
+            if epoll::add(set, sys::borrow(fd), data, flags).is_ok() {
+                self.watched = wanted;
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! A plan of several interfaces, several queues, and addresses by DHCP.
+
+use kcm_tests::lab::{self, Side};
+use kcm_tests::program;
+
+/// A second pair of links beside the lab's: `veth3` is the kernel's with 10.8.0.1.
+const SECOND: &str = "
+ip link add veth2 numrxqueues 2 numtxqueues 2 type veth peer name veth3
+ip link set veth2 up
+ip link set veth3 up
+ip address add 10.8.0.1/24 dev veth3
+";
+
+/// What a program printed in the lab with the stack on `line`, after `setup`, and what the library said.
+/// Only the program has the library.
+fn run(line: &str, setup: &str, arguments: &[&str]) -> (String, String) {
+    let script = format!(
+        "preload=$LD_PRELOAD; unset LD_PRELOAD; set -e{setup}\nexec env LD_PRELOAD=$preload \"$@\""
+    );
+    let mut command = lab::command(Side::Stack, "sh");
+    command.env("KCMSHIM_STACK", line);
+    command.args(["-c", &script, "sh"]).args(arguments);
+    let output = program::run(&mut command);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+fn program(name: &str) -> String {
+    program::build(name, &["-pthread"]).display().to_string()
+}
+
+#[test]
+fn every_interface_of_the_plan_is_served() {
+    let program = program("stack_interfaces");
+    let line = "packet:veth0 10.9.0.2/24; packet:veth2 10.8.0.2/24 queues=2";
+    let (did, said) = run(line, SECOND, &[&program, "10.9.0.1", "10.8.0.1"]);
+    let wanted = "10.9.0.1 from 10.9.0.2\n10.8.0.1 from 10.8.0.2\ndone\n";
+    assert_eq!((&did[..], &said[..]), (wanted, ""));
+}
+
+#[test]
+fn one_interface_that_fails_fails_the_stack() {
+    let program = program("stack_policy");
+    let line = "packet:veth0 10.9.0.2/24; packet:nosuch0 10.8.0.2/24 on_failure=ENETDOWN";
+    let (did, said) = run(line, "", &[&program]);
+    assert_eq!(did, "bind ENETDOWN\nconnect ENETDOWN\n", "{said}");
+    assert!(said.contains("nosuch0"), "{said}");
+}
+
+#[test]
+fn the_first_socket_waits_for_a_lease() {
+    let (program, server) = (program("stack_interfaces"), program("dhcp_server"));
+    let setup = format!("\n{server} veth1 10.9.0.50");
+    let (did, said) = run("packet:veth0 dhcp", &setup, &[&program, "10.9.0.1"]);
+    let wanted = "10.9.0.1 from 10.9.0.50\ndone\n";
+    assert_eq!((&did[..], &said[..]), (wanted, ""));
+}
+
+#[test]
+fn without_a_lease_the_failure_policy_holds() {
+    let program = program("stack_policy");
+    let (did, said) = run("packet:veth0 dhcp on_failure=ENETDOWN", "", &[&program]);
+    assert_eq!(did, "bind ENETDOWN\nconnect ENETDOWN\n", "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("packet:veth0: no DHCP server"), "{said}");
+}
