@@ -64,3 +64,12 @@ fn without_a_lease_the_failure_policy_holds() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("packet:veth0: no DHCP server"), "{said}");
 }
+
+#[test]
+fn a_socket_hears_the_group_it_joined() {
+    let program = program("stack_groups");
+    let (did, said) = run(lab::LINE, "", &[&program]);
+    let wanted = "bind ok\njoin ok\nagain EADDRINUSE\nshort EINVAL\nsend ok\nhear ok\nleave ok\n\
+                  again EADDRNOTAVAIL\n";
+    assert_eq!((&did[..], &said[..]), (wanted, ""));
+}

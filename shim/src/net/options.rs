@@ -451,6 +451,9 @@ pub(crate) fn set(
         udp::options::follow_rcvbuf(file, fd)?;
         return Ok(done);
     }
+    if let Some(done) = udp::groups::set(file, level, name, value, length)? {
+        return Ok(done);
+    }
     if let Some(done) = udp::options::set(file, level, name, value, length)? {
         return Ok(done);
     }

@@ -1,6 +1,7 @@
 //! UDP on the stack.
 
 pub(crate) mod control;
+pub(crate) mod groups;
 pub(crate) mod options;
 
 use core::net::SocketAddr;
