@@ -131,6 +131,9 @@ fn arm(cell: &'static MuxCell, engine: &Engine, psock: PsockId) {
     let mut flags = epoll::EventFlags::ONESHOT;
     flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, read);
     flags.set(epoll::EventFlags::OUT, write);
+    if conn.source().is_some() {
+        flags = epoll::EventFlags::ONESHOT | epoll::EventFlags::IN; // its bell tells of both
+    }
     if read || write {
         let data = epoll::EventData::new_u64(tag(cell.index(), psock));
         let _ = epoll::modify(epfd(), conn.fd(), data, flags);

@@ -29,6 +29,13 @@ pub(crate) fn ioctl(
             }
             Ok(done)
         }
+        Kind::Stack if request == libc::FIONREAD as u32 && file.was_attached() => {
+            let done = net::ioctl::ioctl(file, request, arg)?;
+            let beneath = user_mem::copy_in::<i32>(arg)?;
+            let unread = tcp::unread(file) as i32;
+            user_mem::copy_out(arg, &beneath.saturating_add(unread))?;
+            Ok(done)
+        }
         Kind::Stack => net::ioctl::ioctl(file, request, arg),
         _ => Err(Exit::Native),
     }

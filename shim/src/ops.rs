@@ -12,6 +12,10 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
     match file.kind() {
         Kind::Kcm => kcm::recv::recv(file, fd, dst, flags),
         Kind::Tcp => tcp::recv(file, dst, flags).map(|bytes| Received { bytes, flags: 0 }),
+        Kind::Stack if file.was_attached() => match tcp::recv(file, dst, flags) {
+            Err(Exit::Native) => net::stream::recv(file, fd, dst, flags),
+            first => first.map(|bytes| Received { bytes, flags: 0 }),
+        },
         Kind::Stack if file.is_stream() => net::stream::recv(file, fd, dst, flags),
         Kind::Stack => net::message::recv(file, fd, dst, flags).map(|from| from.got),
         Kind::Epoll | Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => Err(Exit::Native),

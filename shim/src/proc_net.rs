@@ -151,10 +151,8 @@ fn queues(engine: &Engine, psock: kcm_mux::PsockId) -> TcpQueues {
         return TcpQueues::default();
     };
     let kept = conn.file.map_or(0, tcp::unread) as u32;
-    let (unread, unsent) = (
-        sys::unread_bytes(conn.fd()) + kept,
-        sys::unsent_bytes(conn.fd()),
-    );
+    let (unread, unsent) = conn.queues();
+    let unread = unread + kept;
     TcpQueues {
         recv_q: u32::from(unread > 0),
         rmem: unread,

@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, ipproto, sockopt};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
-use crate::kcm::{EngineGuard, options::put_int, rcvbuf};
+use crate::kcm::{EngineGuard, options::put_int};
 use crate::user_mem::{Iovecs, UserPtr};
 use crate::{housekeeper, own, sys};
 
@@ -67,6 +67,15 @@ pub(crate) fn adopt(fd: i32) -> Outcome<&'static File> {
     let file = File::new(Kind::Tcp, ino, Body::Tcp(Attached::default()))?;
     table::install(fd, file);
     Ok(file)
+}
+
+/// A stack socket is being attached.
+pub(crate) fn prepare(file: &File) -> Outcome<()> {
+    let mut body = file.body.lock()?;
+    if matches!(*body, Body::None) {
+        *body = Body::Tcp(Attached::default());
+    }
+    Ok(())
 }
 
 /// What an earlier attach left unread becomes the start of the next psock's stream.
@@ -225,18 +234,22 @@ fn take_error(file: &'static File) -> Outcome<i32> {
 }
 
 /// The socket beneath has accepted an option: the psock follows.
-pub(crate) fn option_set(file: &'static File, fd: i32, level: i32, name: i32) {
+pub(crate) fn option_set(file: &'static File, level: i32, name: i32) {
     if level != libc::SOL_SOCKET {
         return;
     }
     let Ok((mut engine, psock)) = attached(file) else {
         return;
     };
+    let Some(conn) = engine.connection(psock) else {
+        return;
+    };
+    let (limit, timeout) = (conn.rcvbuf(), conn.rcvtimeo());
     match name {
         libc::SO_RCVBUF | libc::SO_RCVBUFFORCE => {
-            engine.mux.set_psock_rcvbuf(psock, rcvbuf(sys::borrow(fd)));
+            engine.mux.set_psock_rcvbuf(psock, limit);
         }
-        libc::SO_RCVTIMEO | 66 => engine.mux.set_msg_timeout(psock, rcvtimeo(sys::borrow(fd))),
+        libc::SO_RCVTIMEO | 66 => engine.mux.set_msg_timeout(psock, timeout),
         _ => {}
     }
 }

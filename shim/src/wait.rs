@@ -18,6 +18,7 @@ use crate::fd::File;
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::connections::Few;
 use crate::kcm::{Engine, MuxCell};
+use crate::net::engine::Turn;
 use crate::poll::Watching;
 use crate::sync::{DoorbellPool, Lent};
 use crate::watch::Watcher;
@@ -63,6 +64,8 @@ pub(crate) struct Stay {
     pin: Pin,
     cell: &'static MuxCell,
     bell: Lent,
+    /// The mux has stack connections: this thread's part in watching the device.
+    _turn: Option<Turn>,
 }
 
 impl Stay {
@@ -175,14 +178,25 @@ pub(crate) fn sleep(
         fds.extend(interest.fds);
     }
     let timer = engine.mux.next_deadline();
+    let duty = match engine.conns.any_on_stack() {
+        true => net::CELL.sleep(id, None),
+        false => None,
+    };
+    let mut due = None;
+    let turn = duty.map(|duty| {
+        fds.extend(duty.entry);
+        due = duty.until;
+        duty.turn
+    });
     drop(engine);
     *pin = None; // what stands on this stack is lost if the thread is cancelled
     let stay = Held::Message(Stay {
         pin: stay,
         cell,
         bell,
+        _turn: turn,
     });
-    let wake_at = [until, timer].into_iter().flatten().min();
+    let wake_at = [until, timer, due].into_iter().flatten().min();
     let (slept, held) = holding(stay, || native_ppoll(&mut fds, wake_at));
     if let Some(Held::Message(stay)) = &held {
         let rung = fds.first().is_some_and(|bell| bell.revents != 0);
@@ -196,6 +210,9 @@ pub(crate) fn sleep(
             }
         }
         engine.expire(now);
+        if engine.conns.any_on_stack() {
+            engine.look(); // frames that came tell of more
+        }
         engine.pump_known();
     }
     *pin = Some(Pin::new(file)?);

@@ -84,6 +84,16 @@ impl Lab {
         command
     }
 
+    /// A command on the guest's side under the library, with the kernel's TCP.
+    #[must_use]
+    pub fn on_shim(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.on_guest("env");
+        let library = crate::guest::library().display();
+        command.arg(format!("LD_PRELOAD={library}"));
+        command.arg(program);
+        command
+    }
+
     /// A command on the peer's side, on the kernel's stack.
     #[must_use]
     pub fn on_peer(&self, program: impl AsRef<OsStr>) -> Command {

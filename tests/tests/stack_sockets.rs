@@ -97,3 +97,26 @@ fn children_accept_on_an_inherited_listener() {
         program::run(lab.on_peer(&program).args(["client", GUEST]));
     }
 }
+
+/// Attached to a mux, a connection of the stack is to the program what the kernel's is.
+#[test]
+fn a_stack_connection_is_attached_as_the_kernels() {
+    if let Some(why) = netlab::missing() {
+        let _ = writeln!(io::stderr(), "not run: {why}");
+        return;
+    }
+    let program = program::build("stack_attach", &[]);
+    let trace = |on_stack: bool| {
+        let lab = Lab::new(!on_stack);
+        let _peer = Peer::start(&lab, &program);
+        let mut guest = match on_stack {
+            true => lab.on_stack(&program),
+            false => lab.on_shim(&program),
+        };
+        let output = program::run(guest.args(["guest", PEER]));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (kernel, ours) = (trace(false), trace(true));
+    assert!(kernel.contains("done"), "{kernel}");
+    assert_eq!(kernel, ours);
+}

@@ -50,8 +50,12 @@ pub(crate) struct File {
     pub(crate) ino: AtomicU64,
     /// The mux of a KCM socket, or the one that a TCP socket is attached to.
     pub(crate) cell: Slot<MuxCell>,
-    /// Index of the KCM socket or psock in that mux, or of the stack socket in its engine.
+    /// Index of the KCM socket in that mux, or of the stack socket in its engine.
     id: AtomicU32,
+    /// Index of the psock of an attached TCP socket in its mux.
+    psock: AtomicU32,
+    /// A stack socket that is, or was, attached.
+    attached: AtomicBool,
     /// Of a stack socket: the kernel's socket beneath listens too.
     speaks: AtomicBool,
     /// A stack socket of type SOCK_STREAM.
@@ -124,6 +128,8 @@ impl File {
                 ino: AtomicU64::new(0),
                 cell: Slot::empty(),
                 id: AtomicU32::new(0),
+                psock: AtomicU32::new(0),
+                attached: AtomicBool::new(false),
                 speaks: AtomicBool::new(false),
                 stream: AtomicBool::new(false),
                 seqpacket: AtomicBool::new(false),
@@ -206,7 +212,7 @@ impl File {
     }
 
     pub(crate) fn psock_id(&self) -> PsockId {
-        PsockId(self.id.load(Ordering::Relaxed))
+        PsockId(self.psock.load(Ordering::Relaxed))
     }
 
     /// Index of a stack socket in its engine.
@@ -222,6 +228,21 @@ impl File {
     pub(crate) fn bind(&'static self, cell: &'static MuxCell, id: u32) {
         self.id.store(id, Ordering::Relaxed);
         self.cell.swap(Some(cell));
+    }
+
+    /// The TCP socket is attached as `psock`.
+    pub(crate) fn bind_psock(&'static self, cell: &'static MuxCell, psock: PsockId) {
+        self.psock.store(psock.0, Ordering::Relaxed);
+        if self.kind() == Kind::Stack {
+            self.attached.store(true, Ordering::Release);
+        }
+        self.cell.swap(Some(cell));
+    }
+
+    /// Whether a stack socket is, or was, attached: `tcp` knows more about it.
+    #[inline]
+    pub(crate) fn was_attached(&self) -> bool {
+        self.attached.load(Ordering::Acquire)
     }
 
     /// Whether a stack socket is TCP's.
@@ -337,6 +358,7 @@ impl File {
         self.taken.swap(None);
         self.set_link(Link::Private);
         self.set_speaks(false);
+        self.attached.store(false, Ordering::Relaxed);
         self.watch.clear();
         self.rcvtimeo.store(0, Ordering::Relaxed);
         self.flags_changed();

@@ -186,7 +186,9 @@ hooks! {
                     if f.speaks() {
                         native();
                     }
-                    return net::socket::shutdown(f, how);
+                    let done = net::socket::shutdown(f, how)?;
+                    tcp::state_changed(f);
+                    return Ok(done);
                 }
                 _ => {}
             }
@@ -208,7 +210,10 @@ hooks! {
                 publish::option(done, ("getsockopt", fd), level, name)
             }
             Kind::Tcp => tcp::getsockopt(f, level, name, at(value), at(len)),
-            Kind::Stack => net::options::get(f, level, name, at(value), at(len)),
+            Kind::Stack => match tcp::getsockopt(f, level, name, at(value), at(len)) {
+                Err(Exit::Native) => net::options::get(f, level, name, at(value), at(len)),
+                posted => posted,
+            },
             Kind::Inherited => net::inherited::get(f, level, name, at(value), at(len)),
             _ => Err(Exit::Native),
         }, native)
@@ -226,12 +231,16 @@ hooks! {
                 let done = kcm::options::set(f, fd, level, name, at(value), len, native);
                 publish::option(done, ("setsockopt", fd), level, name)
             }
-            Kind::Stack => net::options::set(f, fd, level, name, at(value), len, native),
+            Kind::Stack => {
+                let done = net::options::set(f, fd, level, name, at(value), len, native)?;
+                tcp::option_set(f, level, name);
+                Ok(done)
+            }
             Kind::Inherited => net::inherited::set(f, level, name, at(value), len),
             Kind::Tcp => {
                 let done = native();
                 if done == 0 {
-                    tcp::option_set(f, fd, level, name);
+                    tcp::option_set(f, level, name);
                 }
                 Ok(done)
             }

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use kcm_mux::{Event, KcmId, Mux, Nanos, PsockId, ReadOutcome, SocketType, TxResult};
 
-use super::connection::{Connection, rcvbuf, send_parts};
+use super::connection::Connection;
 use super::connections::{Connections, Interest};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
@@ -270,6 +270,7 @@ impl EngineGuard {
     /// Reads what the connections hold, on behalf of a thread of the program.
     pub(crate) fn pump(&mut self) {
         self.cell.passes.fetch_add(1, Ordering::Relaxed);
+        self.conns.move_frames();
         if self.conns.count() > LOOK_MIN || self.any_full() {
             self.look();
         } else {
@@ -376,12 +377,12 @@ impl Engine {
             return;
         };
         let mut buf = self.mux.begin_read(id, pool::take());
-        let result = conn.recv(buf.spare());
+        let result = conn.recv(buf.spare(), self.mux.wants_write(id));
         let now = sys::now();
         self.mux.set_env(sys::env(now));
         match self.mux.finish_read(id, buf, result, now) {
             ReadOutcome::Done | ReadOutcome::Unattached(_) => {} // the lock is held throughout
-            ReadOutcome::NeedRcvbuf => self.mux.set_psock_rcvbuf(id, rcvbuf(conn.fd())),
+            ReadOutcome::NeedRcvbuf => self.mux.set_psock_rcvbuf(id, conn.rcvbuf()),
         }
         while let Some(chunk) = self.mux.take_free_chunk() {
             pool::give(chunk);
@@ -392,7 +393,7 @@ impl Engine {
     pub(crate) fn write_all(&mut self) {
         while let Some(transmit) = self.mux.begin_transmit() {
             let result = match self.connection(transmit.psock()) {
-                Some(conn) => send_parts(conn.fd(), transmit.slices()),
+                Some(conn) => conn.send(transmit.slices()),
                 None => TxResult::Failed(libc::EPIPE),
             };
             let psock = transmit.psock();
@@ -443,7 +444,7 @@ impl Engine {
                 Event::Tapped => publish::trace::take(cell.index, self),
                 Event::NeedRcvbuf(id) => {
                     if let Some(conn) = self.connection(id) {
-                        let limit = rcvbuf(conn.fd());
+                        let limit = conn.rcvbuf();
                         self.mux.set_psock_rcvbuf(id, limit);
                     }
                 }

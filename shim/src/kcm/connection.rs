@@ -4,13 +4,15 @@
 use std::collections::VecDeque;
 use std::io::Read;
 
-use kcm_mux::{ReadResult, TxResult};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use kcm_mux::{Nanos, ReadResult, TxResult};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, IoSlice};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
+use super::connections::Few;
 use crate::fd::File;
-use crate::{own, sys};
+use crate::net::psock::Source;
+use crate::{own, sys, tcp};
 
 /// One attached TCP socket.
 pub(crate) struct Connection {
@@ -36,6 +38,8 @@ enum ConnFd {
     Lent(i32),
     /// Ours, since the program closed its own.
     Kept(OwnedFd),
+    /// None: the connection is the stack's in this process, and this tells of it.
+    Stack(Source),
 }
 
 impl Drop for Connection {
@@ -59,6 +63,19 @@ impl Connection {
         Self::over(ConnFd::Kept(fd), None, cookie)
     }
 
+    /// The stack connection `source` of `file`.
+    pub(crate) fn on_stack(source: Source, file: &'static File, cookie: u64) -> Self {
+        Self::over(ConnFd::Stack(source), Some(file), cookie)
+    }
+
+    /// The stack connection it is, if it is one.
+    pub(crate) fn source(&self) -> Option<&Source> {
+        match &self.fd {
+            ConnFd::Stack(source) => Some(source),
+            ConnFd::Lent(_) | ConnFd::Kept(_) => None,
+        }
+    }
+
     fn over(fd: ConnFd, file: Option<&'static File>, cookie: u64) -> Self {
         Self {
             fd,
@@ -71,10 +88,12 @@ impl Connection {
         }
     }
 
+    /// What is watched for input, and of a kernel socket for room too.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         match &self.fd {
             ConnFd::Lent(fd) => sys::borrow(*fd),
             ConnFd::Kept(fd) => fd.as_fd(),
+            ConnFd::Stack(source) => source.fd(),
         }
     }
 
@@ -82,6 +101,7 @@ impl Connection {
         match &self.fd {
             ConnFd::Lent(fd) => *fd,
             ConnFd::Kept(fd) => sys::number(fd),
+            ConnFd::Stack(source) => source.fd().as_raw_fd(),
         }
     }
 
@@ -102,13 +122,66 @@ impl Connection {
         }
     }
 
+    /// SO_RCVBUF: the longest message its psock accepts.
+    pub(crate) fn rcvbuf(&self) -> u32 {
+        match &self.fd {
+            ConnFd::Stack(source) => source.rcvbuf(),
+            ConnFd::Lent(_) | ConnFd::Kept(_) => rcvbuf(self.fd()),
+        }
+    }
+
+    /// SO_RCVTIMEO: how long a message may take to arrive.
+    pub(crate) fn rcvtimeo(&self) -> Option<Nanos> {
+        match &self.fd {
+            ConnFd::Stack(source) => source.rcvtimeo(),
+            ConnFd::Lent(_) | ConnFd::Kept(_) => tcp::rcvtimeo(self.fd()),
+        }
+    }
+
+    /// Bytes that TCP holds to be read, and to be sent.
+    pub(crate) fn queues(&self) -> (u32, u32) {
+        match &self.fd {
+            ConnFd::Stack(source) => {
+                let (unread, unsent) = source.queues();
+                (unread as u32, unsent as u32)
+            }
+            ConnFd::Lent(_) | ConnFd::Kept(_) => {
+                (sys::unread_bytes(self.fd()), sys::unsent_bytes(self.fd()))
+            }
+        }
+    }
+
+    /// Writes `parts` without waiting and without SIGPIPE. A short count means that TCP is full.
+    pub(super) fn send<'a>(&self, parts: impl Iterator<Item = &'a [u8]>) -> TxResult {
+        match &self.fd {
+            ConnFd::Stack(source) => source.send(&parts.collect::<Few<_>>()),
+            ConnFd::Lent(_) | ConnFd::Kept(_) => send_parts(self.fd(), parts),
+        }
+    }
+
+    /// One read of a stack connection; see [`recv`](Self::recv).
+    fn recv_on_stack(&mut self, buf: &mut [u8], wants_write: bool) -> Option<ReadResult> {
+        let (read, more) = self.source()?.recv(buf, wants_write);
+        self.readable = more;
+        Some(match read {
+            ReadResult::Eof if self.half_closed => {
+                self.readable = false;
+                ReadResult::WouldBlock
+            }
+            read => read,
+        })
+    }
+
     /// One recv(2) into `buf` without waiting. Afterwards `readable` says whether another may find
-    /// more.
-    pub(super) fn recv(&mut self, buf: &mut [u8]) -> ReadResult {
+    /// more. `wants_write`: somebody waits for room to send, too.
+    pub(super) fn recv(&mut self, buf: &mut [u8], wants_write: bool) -> ReadResult {
         let room = buf.len();
         if !self.unread.is_empty() {
             let n = self.unread.read(buf).unwrap_or(0);
             return ReadResult::Bytes(n);
+        }
+        if let Some(read) = self.recv_on_stack(buf, wants_write) {
+            return read;
         }
         loop {
             return match rustix::net::recv(self.fd(), &mut *buf, RecvFlags::DONTWAIT) {
@@ -147,10 +220,7 @@ pub(crate) fn rcvbuf(fd: BorrowedFd<'_>) -> u32 {
 }
 
 /// Writes `parts` without waiting and without SIGPIPE. A short count means that the socket is full.
-pub(super) fn send_parts<'a>(
-    fd: BorrowedFd<'_>,
-    mut parts: impl Iterator<Item = &'a [u8]>,
-) -> TxResult {
+fn send_parts<'a>(fd: BorrowedFd<'_>, mut parts: impl Iterator<Item = &'a [u8]>) -> TxResult {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     let Some(first) = parts.next() else {
         return TxResult::Sent(0);

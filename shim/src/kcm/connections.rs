@@ -10,7 +10,7 @@ use rustix::fd::OwnedFd;
 use smallvec::{SmallVec, smallvec};
 
 use super::connection::Connection;
-use crate::{own, sys};
+use crate::{net, own, sys};
 
 /// Connections polled one by one; a mux that has had more gets an epoll descriptor.
 const POLLED_MAX: usize = 16;
@@ -21,6 +21,8 @@ const BATCH: usize = 64;
 pub(crate) struct Connections {
     slots: Vec<Option<Connection>>,
     count: usize,
+    /// How many of them are on the stack in this process.
+    on_stack: usize,
     /// Connections that may have something to read, each once: those with `readable`.
     due: VecDeque<PsockId>,
     /// Connections whose socket did not take all bytes, and perhaps takes them now.
@@ -58,6 +60,7 @@ impl Connections {
             self.slots.resize_with(at + 1, || None);
         }
         self.count += 1;
+        self.on_stack += usize::from(conn.source().is_some());
         if let Some(reactor) = &self.reactor {
             watch(reactor, id, &conn);
         }
@@ -73,6 +76,7 @@ impl Connections {
     pub(crate) fn remove(&mut self, id: PsockId) -> Option<Connection> {
         let conn = self.slots.get_mut(id.0 as usize)?.take()?;
         self.count -= 1;
+        self.on_stack -= usize::from(conn.source().is_some());
         if let Some(reactor) = &self.reactor {
             let _ = epoll::delete(reactor, conn.fd());
         }
@@ -93,6 +97,18 @@ impl Connections {
             }
         }
         self.reactor = Some(reactor);
+    }
+
+    /// Whether some are on the stack in this process: who sleeps watches its device too.
+    pub(crate) fn any_on_stack(&self) -> bool {
+        self.on_stack != 0
+    }
+
+    /// Lets the stack see what its device has, if a connection is there.
+    pub(super) fn move_frames(&self) {
+        if self.any_on_stack() {
+            net::CELL.look();
+        }
     }
 
     /// There may be something to read.
@@ -186,6 +202,9 @@ impl Connections {
             if mux.wants_write(id) {
                 events |= libc::POLLOUT;
             }
+            if events != 0 && conn.source().is_some() {
+                events = libc::POLLIN; // its bell tells of both
+            }
             if events != 0 {
                 interest.ids.push(Some(id));
                 interest.fds.push(pollfd {
@@ -210,6 +229,16 @@ impl Connections {
     fn note_one(&mut self, mux: &mut Mux, id: PsockId, seen: i16) {
         let seen = PollFlags::from_bits_retain(seen as u16);
         let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        if let Some(source) = self.get(id).and_then(Connection::source) {
+            if seen.contains(PollFlags::IN) {
+                let has_room = source.look();
+                self.mark_readable(id);
+                if has_room && mux.wants_write(id) {
+                    mux.handle_writable(id);
+                }
+            }
+            return;
+        }
         if let Some(conn) = self.get_mut(id) {
             conn.hup |= seen.intersects(ended);
         }
@@ -247,6 +276,7 @@ impl Connections {
 
     /// Asks the kernel which connections have something, without waiting.
     pub(super) fn look(&mut self, mux: &mut Mux) {
+        self.move_frames();
         if self.reactor.is_some() {
             return self.drain_reactor(mux);
         }

@@ -13,7 +13,7 @@ pub(crate) mod send;
 pub(crate) mod socket;
 
 pub(crate) use cell::{Engine, EngineGuard, MuxCell};
-pub(crate) use connection::{Connection, rcvbuf};
+pub(crate) use connection::Connection;
 pub(crate) use ioctl::ioctl;
 
 /// Address family of KCM sockets.

@@ -5,7 +5,6 @@ use core::sync::atomic::Ordering;
 use kcm_mux::{KcmId, SendFlags, SocketType, TxResult};
 
 use super::cell::{Engine, EngineGuard};
-use super::connection::send_parts;
 use super::recv::deadline;
 use super::socket;
 use crate::errno::{Errno, Exit, Outcome};
@@ -184,7 +183,7 @@ impl EngineGuard {
             return false;
         };
         let result = match self.connection(psock) {
-            Some(conn) => send_parts(conn.fd(), parts.iter().copied()),
+            Some(conn) => conn.send(parts.iter().copied()),
             None => TxResult::Failed(libc::EPIPE),
         };
         self.mux.finish_direct(id, psock, parts, result);

@@ -14,6 +14,7 @@ use super::connection::{Connection, rcvbuf};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
+use crate::net::psock::{self, Source};
 use crate::sync::{Mutex, Rank};
 use crate::tcp::Left;
 use crate::{bpf, epoll, housekeeper, sys, tcp};
@@ -173,8 +174,12 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     if lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Kcm) {
         return Err(Errno::EOPNOTSUPP.into());
     }
+    let stack = lookup(tcp_fd).filter(|f| f.kind() == Kind::Stack);
+    if let Some(tcp) = stack {
+        return attach_stack(file, fd, tcp, program);
+    }
     let new = !lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Tcp);
-    let tcp = add(file, fd, program, |cookie| {
+    let tcp = add(file, Candidate::of_kernel(fd)?, program, |cookie| {
         let tcp = tcp::adopt(tcp_fd)?;
         let mut conn = Connection::new(tcp_fd, tcp, cookie);
         conn.unread = tcp::take_unread(tcp)?;
@@ -183,6 +188,30 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     if let Some(tcp) = tcp.filter(|_| new) {
         epoll::kernel_set::move_registrations(tcp_fd, tcp);
     }
+    Ok(0)
+}
+
+/// SIOCKCMATTACH of a socket of the stack in this process, `tcp`, whose number `fd` is.
+fn attach_stack(
+    file: &'static File,
+    fd: BorrowedFd<'_>,
+    tcp: &'static File,
+    program: Parser,
+) -> Outcome<i32> {
+    let half_closed = match tcp.is_stream() {
+        true => psock::attachable(tcp)?,
+        false => None,
+    };
+    let candidate = Candidate {
+        cookie: sockopt::socket_cookie(fd)?,
+        half_closed: half_closed.ok_or(Errno::EOPNOTSUPP)?,
+    };
+    add(file, candidate, program, |cookie| {
+        tcp::prepare(tcp)?;
+        let mut conn = Connection::on_stack(Source::new(tcp)?, tcp, cookie);
+        conn.unread = tcp::take_unread(tcp)?;
+        Ok((conn, tcp::is_torn(tcp)))
+    })?;
     Ok(0)
 }
 
@@ -195,7 +224,7 @@ pub(crate) fn attach_apart(
     left: Left,
 ) -> Outcome<()> {
     let fd = sys::borrow(sys::number(&tcp));
-    add(file, fd, program, |cookie| {
+    add(file, Candidate::of_kernel(fd)?, program, |cookie| {
         let mut conn = Connection::apart(tcp, cookie);
         conn.unread = left.unread;
         Ok((conn, left.torn))
@@ -211,23 +240,44 @@ pub(crate) fn socket_behind(fd: i32) -> Outcome<BorrowedFd<'static>> {
     Ok(sys::borrow(fd))
 }
 
-/// Adds the TCP socket `fd` to the mux of `file`. Once nothing speaks against it, `connect` makes the
+/// A TCP socket that may be attached.
+struct Candidate {
+    /// SO_COOKIE.
+    cookie: u64,
+    /// The peer's FIN has come.
+    half_closed: bool,
+}
+
+impl Candidate {
+    /// The kernel's socket `fd`.
+    fn of_kernel(fd: BorrowedFd<'_>) -> Outcome<Self> {
+        let state = match tcp::is_tcp(fd) {
+            true => tcp::state(fd),
+            false => tcp::CLOSE,
+        };
+        if matches!(state, tcp::CLOSE | tcp::LISTEN) {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
+        Ok(Self {
+            cookie: sockopt::socket_cookie(fd)?,
+            half_closed: tcp::peer_has_closed(state),
+        })
+    }
+}
+
+/// Adds the TCP socket `tcp` to the mux of `file`. Once nothing speaks against it, `connect` makes the
 /// connection from the cookie, and says whether an earlier attach left the peer in the middle of a
 /// message. Returns the file of the connection.
 fn add(
     file: &'static File,
-    fd: BorrowedFd<'_>,
+    tcp: Candidate,
     program: Parser,
     connect: impl FnOnce(u64) -> Outcome<(Connection, bool)>,
 ) -> Outcome<Option<&'static File>> {
-    let state = match tcp::is_tcp(fd) {
-        true => tcp::state(fd),
-        false => tcp::CLOSE,
-    };
-    if matches!(state, tcp::CLOSE | tcp::LISTEN) {
-        return Err(Errno::EOPNOTSUPP.into());
-    }
-    let cookie = sockopt::socket_cookie(fd)?;
+    let Candidate {
+        cookie,
+        half_closed,
+    } = tcp;
     let cell = file.mux()?;
     let mut attached = ATTACHED.lock()?;
     let mut engine = checked(file, cell)?;
@@ -235,17 +285,17 @@ fn add(
         return Err(Errno::EALREADY.into());
     }
     let (mut conn, torn) = connect(cookie)?;
-    let (limit, timeout) = (rcvbuf(fd), tcp::rcvtimeo(fd));
+    let (limit, timeout) = (conn.rcvbuf(), conn.rcvtimeo());
     let psock = match torn {
         false => engine.mux.attach(program, limit, timeout),
         true => engine.mux.attach_torn(program, limit, timeout),
     };
-    conn.half_closed = tcp::peer_has_closed(state);
+    conn.half_closed = half_closed;
     let tcp = conn.file;
     engine.conns.add(psock, conn);
     attached.insert(cookie, (cell, psock));
     if let Some(tcp) = tcp {
-        tcp.bind(cell, psock.0);
+        tcp.bind_psock(cell, psock);
     }
     drop(attached);
     housekeeper::watch(cell, &engine, psock);

@@ -377,6 +377,9 @@ impl Engine {
         let socket = index.and_then(|i| self.sockets.get(i as usize));
         if let Some(socket) = socket.and_then(Option::as_ref) {
             socket.file.watch.notify(bits);
+            if let Some(bell) = &socket.psock {
+                bell.ring();
+            }
             if socket.shared.is_some() {
                 housekeeper::wake_by(sys::now());
             }

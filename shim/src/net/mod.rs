@@ -21,6 +21,7 @@ pub(crate) mod message;
 mod open;
 pub(crate) mod options;
 pub(crate) mod pristine;
+pub(crate) mod psock;
 pub(crate) mod ready;
 pub(crate) mod relay;
 mod shown;

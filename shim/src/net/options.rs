@@ -147,6 +147,12 @@ impl Settings {
     }
 
     /// Value of an integer option.
+    /// SO_RCVBUF.
+    pub(super) fn rcvbuf(&self) -> u32 {
+        let size = self.int(libc::SOL_SOCKET, libc::SO_RCVBUF);
+        size.and_then(|size| u32::try_from(size).ok()).unwrap_or(0)
+    }
+
     pub(super) fn int(&self, level: i32, name: i32) -> Option<i32> {
         let seconds = |d: Duration| d.as_secs().min(i32::MAX as u64) as i32;
         let tcp = &self.tcp;

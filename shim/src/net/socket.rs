@@ -2,6 +2,7 @@
 
 use core::net::SocketAddr;
 use core::sync::atomic::Ordering;
+use std::sync::Arc;
 
 use kcm_stack::{ListenOptions, ListenerId, State as TcpState, TcpId, UdpId};
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
@@ -9,6 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 use super::address::{self, Address};
 use super::engine::{CELL, Engine, EngineGuard};
 use super::options::Settings;
+use super::psock::Bell;
 use super::{errors, inherited, pristine, sleep};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
@@ -42,6 +44,8 @@ pub(crate) struct Socket {
     pub(crate) ended: bool,
     /// Children of a fork may accept too: the name under which the socket beneath listens.
     pub(crate) shared: Option<Vec<u8>>,
+    /// Attached to a mux: how its psock hears of the connection.
+    pub(crate) psock: Option<Arc<Bell>>,
     /// Without a connection: the pending error, 0 for none.
     pub(crate) error: i32,
     /// The address bind(2) gave it, kept over a connection that failed.
@@ -108,6 +112,7 @@ fn enrol(fd: i32, file: &'static File, v6: bool, udp: bool, state: State) -> Out
         ended,
         error: 0,
         shared: None,
+        psock: None,
         bound: None,
     });
     file.set_net_index(index);
@@ -365,6 +370,7 @@ fn adopt_connection(
         ended: false,
         error: 0,
         shared: None,
+        psock: None,
         bound: None,
     });
     file.set_net_index(index);

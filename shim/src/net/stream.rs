@@ -14,7 +14,7 @@ use crate::signal;
 use crate::user_mem::{Efault, Iovecs};
 
 /// The connection of a socket, for a receive; `None` where there is none and reads find the end.
-fn source(engine: &mut Engine, file: &File) -> Outcome<Option<TcpId>> {
+pub(super) fn source(engine: &mut Engine, file: &File) -> Outcome<Option<TcpId>> {
     let socket = engine.socket(file)?;
     match socket.state {
         State::Connecting(id) | State::Connected(id) => Ok(Some(id)),

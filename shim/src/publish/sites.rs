@@ -125,7 +125,10 @@ fn place(fd: i32) -> [u64; 2] {
     let file = lookup(fd).filter(|_| fd >= 0);
     let mux = file.and_then(|file| file.cell.get());
     match (file, mux) {
-        (Some(file), Some(mux)) => [mux.index().into(), file.kcm_id().0.into()],
+        (Some(file), Some(mux)) if file.kind() == crate::fd::Kind::Kcm => {
+            [mux.index().into(), file.kcm_id().0.into()]
+        }
+        (Some(file), Some(mux)) => [mux.index().into(), file.psock_id().0.into()],
         _ => [0, 0],
     }
 }

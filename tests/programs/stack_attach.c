@@ -1,0 +1,236 @@
+/* TCP sockets attached to a mux: what each call returned, to compare sockets of the stack with the
+ * kernel's.
+ *
+ *   stack_attach peer ADDRESS     says "listening", serves plain TCP, ends when its standard input does
+ *   stack_attach guest ADDRESS    prints what it sees */
+#include "guest.h"
+
+enum { PORT = 7200, ECHO = 0, RESET, HALF, MESSAGES = 300, LONGEST = 60000 };
+
+static void check(int good, const char *what)
+{
+	if (!good) {
+		fprintf(stderr, "stack_attach: %s: %s\n", what, strerror(errno));
+		exit(1);
+	}
+}
+
+static struct sockaddr_in at(const char *ip, int port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
+	check(inet_pton(AF_INET, ip, &a.sin_addr) == 1, "address");
+	return a;
+}
+
+static void *echo(void *arg)
+{
+	int fd = (int)(intptr_t)arg;
+	char *buf = malloc(1 << 16);
+	for (ssize_t n; (n = recv(fd, buf, 1 << 16, 0)) > 0;)
+		for (ssize_t at = 0, done; at < n; at += done)
+			if ((done = send(fd, buf + at, (size_t)(n - at), MSG_NOSIGNAL)) <= 0)
+				break;
+	free(buf);
+	close(fd);
+	return NULL;
+}
+
+/* A whole message, and bytes that no parser takes for one. */
+static void half(int fd)
+{
+	char bytes[32];
+	size_t n = p4(bytes, 5, 'm');
+	memcpy(bytes + n, "\x7f\xff\xff\xffrestof", 10);
+	put(fd, bytes, n + 10);
+}
+
+static void *serve(void *arg)
+{
+	int s = (int)(intptr_t)arg;
+	struct sockaddr_in name;
+	socklen_t len = sizeof name;
+	check(getsockname(s, (void *)&name, &len) == 0, "getsockname");
+	for (int fd; (fd = accept(s, NULL, NULL)) >= 0;) {
+		char c;
+		switch (ntohs(name.sin_port) - PORT) {
+		case ECHO:
+			spawn(echo, (void *)(intptr_t)fd);
+			break;
+		case RESET:
+			check(recv(fd, &c, 1, 0) == 1, "recv");
+			reset(fd);
+			break;
+		default:
+			half(fd);
+			recv(fd, &c, 1, 0);
+			close(fd);
+		}
+	}
+	return NULL;
+}
+
+static void peer(const char *own)
+{
+	for (int kind = ECHO; kind <= HALF; kind++) {
+		int s = socket(AF_INET, SOCK_STREAM, 0);
+		struct sockaddr_in a = at(own, PORT + kind);
+		check(bind(s, (void *)&a, sizeof a) == 0 && listen(s, 8) == 0, "listen");
+		spawn(serve, (void *)(intptr_t)s);
+	}
+	puts("listening");
+	fflush(stdout);
+	char c;
+	while (read(0, &c, 1) > 0)
+		;
+}
+
+static const char *remote;
+
+static int dial(int kind)
+{
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+	struct sockaddr_in a = at(remote, PORT + kind);
+	check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
+	return fd;
+}
+
+static size_t length_of(int i)
+{
+	return (size_t)(i * 7919) % (i % 5 ? 900 : LONGEST);
+}
+
+static size_t compose(char *to, int i)
+{
+	size_t n = length_of(i);
+	uint32_t word = htonl((uint32_t)n);
+	memcpy(to, &word, 4);
+	fill(to + 4, n, (unsigned)i);
+	return n + 4;
+}
+
+static void *write_them(void *arg)
+{
+	int k = (int)(intptr_t)arg;
+	char *buf = malloc(LONGEST + 4);
+	for (int i = 0; i < MESSAGES; i++) {
+		size_t n = compose(buf, i);
+		check(send(k, buf, n, 0) == (ssize_t)n, "send");
+	}
+	free(buf);
+	return NULL;
+}
+
+/* Reads them back, in order, by blocking calls or by epoll. */
+static void read_them(int k, int by_epoll)
+{
+	char *buf = malloc(LONGEST + 4);
+	struct epoll_event e = { .events = EPOLLIN };
+	int ep = epoll_create1(0), good = 0;
+	check(!by_epoll || epoll_ctl(ep, EPOLL_CTL_ADD, k, &e) == 0, "epoll_ctl");
+	for (int i = 0; i < MESSAGES; i++) {
+		ssize_t n;
+		while ((n = recv(k, buf, LONGEST + 4, by_epoll ? DW : 0)) < 0)
+			check(by_epoll && errno == EAGAIN && epoll_wait(ep, &e, 1, -1) == 1, "wait");
+		good += (size_t)n == length_of(i) + 4 && filled(buf + 4, (size_t)n - 4, (unsigned)i);
+	}
+	say("good %d", good);
+	close(ep);
+	free(buf);
+}
+
+static void pipelined(int by_epoll, int closes)
+{
+	int k = kcm(SOCK_DGRAM), tcp = dial(ECHO);
+	report("attach", attach(k, tcp, prog_p4()));
+	report("again", attach(k, tcp, prog_p4()));
+	if (closes)
+		close(tcp);
+	pthread_t writer = spawn(write_them, (void *)(intptr_t)k);
+	read_them(k, by_epoll);
+	pthread_join(writer, NULL);
+	close(k);
+	if (!closes)
+		close(tcp);
+}
+
+static void was_reset(void)
+{
+	int k = kcm(SOCK_DGRAM), tcp = dial(RESET);
+	report("attach", attach(k, tcp, prog_p4()));
+	report("send", send(k, "\0\0\0\1x", 5, 0));
+	report("ready", ready(tcp, 0, 5000));
+	so_error("error", tcp);
+	so_error("again", tcp);
+	report("unattach", unattach(k, tcp));
+	close(tcp);
+	close(k);
+}
+
+static void unread(void)
+{
+	char buf[64];
+	int k = kcm(SOCK_DGRAM), tcp = dial(HALF), n = 0;
+	report("attach", attach(k, tcp, prog_p4()));
+	report("message", recv(k, buf, sizeof buf, 0));
+	report("none", recv(k, buf, sizeof buf, DW));
+	report("ready", ready(tcp, 0, 5000));
+	so_error("error", tcp);
+	report("unattach", unattach(k, tcp));
+	report("again", unattach(k, tcp));
+	report("FIONREAD", ioctl(tcp, FIONREAD, &n));
+	say("queued %d", n);
+	report("recv", recv(tcp, buf, 4, DW));
+	report("recv", recv(tcp, buf, sizeof buf, DW));
+	report("attach", attach(k, tcp, prog_p4()));
+	report("send", send(k, "\0\0\0\1x", 5, 0)); /* the peer closes */
+	report("ready", ready(tcp, 0, 5000));
+	so_error("error", tcp);
+	close(tcp);
+	close(k);
+}
+
+/* One connection of the kernel's and one that may be the stack's, under one mux. */
+static void mixed(void)
+{
+	int k = kcm(SOCK_DGRAM), tcp = dial(ECHO), good = 0;
+	struct pair p = attached(k, prog_p4());
+	pthread_t thread = spawn(echo, (void *)(intptr_t)p.p);
+	report("attach", attach(k, tcp, prog_p4()));
+	for (int i = 0; i < 200; i++) {
+		char out[64], in[64];
+		size_t n = p4(out, (size_t)i % 50, 'a' + i % 26);
+		check(send(k, out, n, 0) == (ssize_t)n, "send");
+		good += recv(k, in, sizeof in, 0) == (ssize_t)n && memcmp(in, out, n) == 0;
+	}
+	say("good %d", good);
+	close(tcp);
+	shutdown(p.a, SHUT_WR);
+	close(p.a);
+	close(k);
+	pthread_join(thread, NULL);
+}
+
+int main(int argc, char **argv)
+{
+	check(argc == 3, "usage");
+	if (!strcmp(argv[1], "peer")) {
+		peer(argv[2]);
+		return 0;
+	}
+	alarm(15); /* a call that never returns ends the trace here */
+	remote = argv[2];
+	puts("blocking");
+	pipelined(0, 0);
+	puts("epoll, descriptor closed");
+	pipelined(1, 1);
+	puts("reset");
+	was_reset();
+	puts("unread");
+	unread();
+	puts("mixed");
+	mixed();
+	int k = kcm(SOCK_DGRAM), s = socket(AF_INET, SOCK_STREAM, 0);
+	report("unconnected", attach(k, s, prog_p4()));
+	puts("done");
+	return 0;
+}
