@@ -67,11 +67,14 @@ fn get_kcm(
 
 /// Writes as much of an int as the program has room for, and how much that was.
 pub(crate) fn put_int(answer: i32, value: UserPtr, length: UserPtr) -> Outcome<i32> {
-    let room = user_mem::copy_in::<i32>(length)?;
-    let count = usize::try_from(room)
-        .map_err(|_| Errno::EINVAL)?
-        .min(size_of::<i32>());
-    user_mem::write_bytes(value, answer.to_ne_bytes().get(..count).unwrap_or(&[]))?;
+    put_bytes(&answer.to_ne_bytes(), value, length)
+}
+
+/// Writes as much of `bytes` as the program has room for, and how much that was.
+pub(crate) fn put_bytes(bytes: &[u8], value: UserPtr, length: UserPtr) -> Outcome<i32> {
+    let room = usize::try_from(user_mem::copy_in::<i32>(length)?).map_err(|_| Errno::EINVAL)?;
+    let count = room.min(bytes.len());
+    user_mem::write_bytes(value, bytes.get(..count).unwrap_or_default())?;
     user_mem::copy_out(length, &(count as i32))?;
     Ok(0)
 }

@@ -14,7 +14,7 @@ use super::udp::options::Wants;
 use super::{errors, fixed, info, socket, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
-use crate::kcm::options::put_int;
+use crate::kcm::options::{put_bytes, put_int};
 use crate::sys;
 use crate::user_mem::{self, UserPtr};
 
@@ -414,15 +414,6 @@ fn take_error(engine: &mut EngineGuard, file: &'static File) -> Outcome<i32> {
         }
     }
     Ok(cause.map_or(0, |cause| errors::cause(cause).0))
-}
-
-/// Writes as much of `bytes` as the program has room for, and how much that was.
-fn put_bytes(bytes: &[u8], value: UserPtr, length: UserPtr) -> Outcome<i32> {
-    let room = usize::try_from(user_mem::copy_in::<i32>(length)?).map_err(|_| Errno::EINVAL)?;
-    let count = room.min(bytes.len());
-    user_mem::write_bytes(value, bytes.get(..count).unwrap_or_default())?;
-    user_mem::copy_out(length, &(count as i32))?;
-    Ok(0)
 }
 
 /// setsockopt(2). `native` makes the real call on the socket beneath.
