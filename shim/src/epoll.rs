@@ -589,7 +589,9 @@ fn look(file: &File, key: u64, mut member: Member) -> Outcome<(u32, u32)> {
 /// Poll bits of a member now.
 fn current(member: &Member) -> u32 {
     let bits = ready::bits(member.file, member.fd);
-    if ready::beneath(member.file) != Beneath::Speaks {
+    // The number may name another file by now, while duplicates keep the member.
+    let is_there = lookup(member.fd).is_some_and(|file| core::ptr::eq(file, member.file));
+    if ready::beneath(member.file) != Beneath::Speaks || !is_there {
         return bits;
     }
     let events = (member.events & !FLAGS) as i16;

@@ -180,16 +180,27 @@ int clone_kcm(int kcm_fd)
 	return ioctl(kcm_fd, SIOCKCMCLONE, &arg) ? -1 : watch(arg);
 }
 
+int on_stack(void)
+{
+	return getenv("GUEST_ADDRESS") != NULL;
+}
+
+socklen_t own_address(int family, void *addr)
+{
+	const char *given = getenv(family == AF_INET ? "GUEST_ADDRESS" : "GUEST_ADDRESS6");
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_addr = in6addr_loopback};
+	if (given && inet_pton(family, given, family == AF_INET ? (void *)&in.sin_addr : &in6.sin6_addr) != 1)
+		say("%s is no address", given);
+	return family == AF_INET ? (memcpy(addr, &in, sizeof in), sizeof in) : (memcpy(addr, &in6, sizeof in6), sizeof in6);
+}
+
 static struct pair make_pair(int family, int small)
 {
-	struct sockaddr_storage addr = {.ss_family = family};
-	socklen_t len = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+	struct sockaddr_storage addr;
+	socklen_t len = own_address(family, &addr);
 	struct pair made;
 	int listener = socket(family, SOCK_STREAM, 0);
-	if (family == AF_INET)
-		((struct sockaddr_in *)&addr)->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	else
-		((struct sockaddr_in6 *)&addr)->sin6_addr = in6addr_loopback;
 	if (small)
 		set_int(listener, SOL_SOCKET, SO_RCVBUF, 1);
 	if (bind(listener, (void *)&addr, len) || listen(listener, 1) || getsockname(listener, (void *)&addr, &len))

@@ -99,6 +99,10 @@ struct pair {
 	int a, p; /* the end that gets attached, and its peer */
 };
 
+/* This lane's TCP connections are the stack's: its addresses are in the environment. */
+int on_stack(void);
+/* Puts the address at which this process reaches itself, port 0, at addr; returns its length. */
+socklen_t own_address(int family, void *addr);
 int kcm(int type);
 int attach(int kcm_fd, int tcp_fd, int bpf_fd);
 int unattach(int kcm_fd, int tcp_fd);

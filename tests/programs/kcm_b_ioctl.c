@@ -275,8 +275,8 @@ static int tcp_state(int fd)
 static void attach_syn_sent(int type)
 {
 	int k = kcm(type), b = prog_p4(), fd = -1;
-	struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	socklen_t len = sizeof addr;
+	struct sockaddr_in addr;
+	socklen_t len = own_address(AF_INET, &addr);
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
 	bind(listener, (void *)&addr, len);
 	listen(listener, 0);
@@ -310,8 +310,9 @@ static void attach_close_wait(int type)
 static void attach_ipv6(int type)
 {
 	int k = kcm(type), probe = socket(AF_INET6, SOCK_STREAM, 0);
-	struct sockaddr_in6 addr = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
-	if (probe < 0 || bind(probe, (void *)&addr, sizeof addr))
+	struct sockaddr_in6 addr;
+	socklen_t len = own_address(AF_INET6, &addr);
+	if (probe < 0 || bind(probe, (void *)&addr, len))
 		lane_lacks("IPv6 loopback");
 	struct pair t = pair6();
 	R(attach(k, t.a, prog_p4()));

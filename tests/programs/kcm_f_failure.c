@@ -222,8 +222,8 @@ static void raw_write(int type)
 static void send_in_syn_sent(int type)
 {
 	int k = kcm(type), b = prog_p4(), queued[8], count = 0, fd;
-	struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	socklen_t len = sizeof addr;
+	struct sockaddr_in addr;
+	socklen_t len = own_address(AF_INET, &addr);
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
 	bind(listener, (void *)&addr, len);
 	listen(listener, 0);

@@ -107,6 +107,29 @@ pub enum User {
     Ordinary,
 }
 
+/// Whose TCP connections a guest attaches. It makes both ends itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tcp {
+    /// The kernel's, over loopback.
+    Kernel,
+    /// The stack's in the process, over a device that hears itself. Each case has a network namespace
+    /// of its own, which takes root.
+    Stack,
+}
+
+impl Tcp {
+    const fn environment(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Kernel => &[],
+            Self::Stack => &[
+                ("KCMSHIM_STACK", "mem: 10.9.0.2/24 fd00::2/64"),
+                ("GUEST_ADDRESS", "10.9.0.2"),
+                ("GUEST_ADDRESS6", "fd00::2"),
+            ],
+        }
+    }
+}
+
 /// Runs one set (`strict` or `quirk`) of a guest under the shim; returns what it printed.
 ///
 /// What the program writes to stderr (the shim's log) follows under a line of its own when the
@@ -116,13 +139,25 @@ pub enum User {
 /// When the guest does not start, or is not done in time.
 #[must_use]
 pub fn run_under_shim(program: &Path, set: &str, user: User) -> String {
+    run_cases(program, set, &[], user, Tcp::Kernel)
+}
+
+/// As [`run_under_shim`], over TCP connections of whose choice, and only the cases `ids` unless there are
+/// none.
+///
+/// # Panics
+/// As [`run_under_shim`].
+#[must_use]
+pub fn run_cases(program: &Path, set: &str, ids: &[&str], user: User, tcp: Tcp) -> String {
     let uid = match user {
         User::Caller => "0",
         User::Ordinary => NOBODY,
     };
     let mut child = Command::new(program)
         .args(["-j", CASES_AT_ONCE, "-t", CASE_SECONDS, "-u", uid, set])
+        .args(ids)
         .env("LD_PRELOAD", library())
+        .envs(tcp.environment().iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

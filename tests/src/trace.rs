@@ -44,6 +44,13 @@ impl Trace {
             .any(|heading| heading.split(' ').next() == Some(id))
     }
 
+    /// Identifiers of the cases; one that ran for both types comes twice.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.cases
+            .keys()
+            .filter_map(|heading| heading.split(' ').next())
+    }
+
     /// Cases this lane could not run, each with its stated reason.
     pub fn lacking(&self) -> impl Iterator<Item = (&str, &str)> {
         self.cases.iter().filter_map(|(heading, lines)| {

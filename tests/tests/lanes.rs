@@ -4,6 +4,9 @@
 //! version cases must print what the shim is known to do (`traces/shim`), and wherever that is not
 //! what the kernel does, `notes/divergences.md` must say why.
 //!
+//! Every case also runs with the TCP connections it attaches on the stack in the process, and must print
+//! the same; the cases that cannot are in the same notes.
+//!
 //! `LANES_RECORD=1` writes the shim's quirk traces instead of comparing them.
 
 use std::collections::BTreeSet;
@@ -11,7 +14,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::{env, fs, io};
 
-use kcm_tests::guest::{self, User};
+use kcm_tests::guest::{self, Tcp, User};
+use kcm_tests::netlab;
 use kcm_tests::trace::{Trace, render};
 
 /// Cases that may state what their lane lacks: privilege, or a feature of the machine's kernel.
@@ -29,6 +33,11 @@ fn recorded(lane: &str, file: &str) -> Trace {
 
 /// Fails with every differing case, save those whose lane says what it lacks.
 fn assert_same(what: &str, got: &Trace, expected: &Trace) {
+    assert_same_but(what, got, expected, &BTreeSet::new());
+}
+
+/// As [`assert_same`], save for cases that are known to differ.
+fn assert_same_but(what: &str, got: &Trace, expected: &Trace, known: &BTreeSet<String>) {
     let lacking: BTreeSet<&str> = got
         .lacking()
         .map(|(heading, reason)| {
@@ -42,7 +51,7 @@ fn assert_same(what: &str, got: &Trace, expected: &Trace) {
         .filter(|id| MAY_LACK.contains(id))
         .collect();
     let mut differences = got.differences(expected);
-    differences.retain(|difference| !lacking.contains(difference.id()));
+    differences.retain(|it| !lacking.contains(it.id()) && !known.contains(it.id()));
     assert!(
         differences.is_empty(),
         "{what}: {} cases differ (- expected, + got)\n{}",
@@ -94,6 +103,31 @@ fn quirk(section: &str) {
     );
 }
 
+/// Both sets over the stack's connections.
+fn on_stack(section: &str) {
+    if let Some(why) = netlab::missing() {
+        let _ = writeln!(io::stderr(), "{section} on the stack not run: {why}");
+        return;
+    }
+    let program = guest::build(section);
+    let known = explained(ON_STACK);
+    let sets = [
+        ("strict", "kernel-6.12", format!("{section}.txt")),
+        ("quirk", "shim", format!("{section}.quirk.txt")),
+    ];
+    for (set, lane, file) in sets {
+        let expected = recorded(lane, &file);
+        let same = expected.ids().filter(|id| !known.contains(*id));
+        let ids: Vec<&str> = same.collect();
+        if ids.is_empty() {
+            continue;
+        }
+        let text = guest::run_cases(&program, set, &ids, User::Caller, Tcp::Stack);
+        let what = format!("{section}, {set} cases on the stack against {lane}");
+        assert_same_but(&what, &Trace::parse(&text), &expected, &known);
+    }
+}
+
 macro_rules! sections {
     ($($section:ident($cases:literal): $($set:ident)+;)*) => {
         /// Every section with its number of cases, for the tests that look at all of them.
@@ -108,26 +142,34 @@ macro_rules! sections {
 }
 
 sections! {
-    a_create(18): strict;
-    b_ioctl(29): strict ordinary_user quirk;
-    c_options(10): strict;
-    d_send(35): strict quirk;
-    e_flow(18): strict;
-    f_failure(18): strict quirk;
-    g_recv(28): strict quirk;
-    h_poll(10): strict quirk;
-    i_steering(24): strict quirk;
-    j_parser(46): strict ordinary_user quirk;
-    k_lifetime(24): strict quirk;
-    l_random(24): strict ordinary_user;
-    m_signals(9): strict;
+    a_create(18): strict on_stack;
+    b_ioctl(29): strict ordinary_user quirk on_stack;
+    c_options(10): strict on_stack;
+    d_send(35): strict quirk on_stack;
+    e_flow(18): strict on_stack;
+    f_failure(18): strict quirk on_stack;
+    g_recv(28): strict quirk on_stack;
+    h_poll(10): strict quirk on_stack;
+    i_steering(24): strict quirk on_stack;
+    j_parser(46): strict ordinary_user quirk on_stack;
+    k_lifetime(24): strict quirk on_stack;
+    l_random(24): strict ordinary_user on_stack;
+    m_signals(9): strict on_stack;
 }
 
-/// Identifiers in the first column of the table of divergences.
-fn explained() -> BTreeSet<String> {
+/// Headings of the two tables of divergences.
+const FROM_KERNEL: &str = "# Where the shim differs from the kernel";
+const ON_STACK: &str = "## On stack connections";
+
+/// Identifiers in the first column of the table under a heading.
+fn explained(heading: &str) -> BTreeSet<String> {
     let notes = fs::read_to_string(guest::tests_dir().join("notes/divergences.md"))
         .expect("notes/divergences.md exists");
-    notes
+    let (_, section) = notes
+        .split_once(heading)
+        .expect("the notes have the heading");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    section
         .lines()
         .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
         .flat_map(|ids| ids.split(", "))
@@ -137,7 +179,7 @@ fn explained() -> BTreeSet<String> {
 
 #[test]
 fn every_divergence_from_the_kernel_has_a_reason() {
-    let explained = explained();
+    let explained = explained(FROM_KERNEL);
     for (section, _) in SECTIONS {
         let file = format!("{section}.quirk.txt");
         let differences = recorded("shim", &file).differences(&recorded("kernel-6.12", &file));

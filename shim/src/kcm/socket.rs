@@ -163,7 +163,8 @@ pub(crate) fn last_close(file: &'static File) {
     for psock in psocks {
         detach(&mut engine, psock, &mut attached);
     }
-    drop(engine);
+    // The list of muxes comes before a batch in the order: a lock out of it is not waited for.
+    drop((engine, rx, attached));
     cell.destroy();
 }
 

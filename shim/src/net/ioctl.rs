@@ -12,6 +12,9 @@ const FIONREAD: u32 = libc::FIONREAD as u32;
 const SIOCOUTQ: u32 = 0x5411;
 const SIOCOUTQNSD: u32 = 0x894b;
 const SIOCATMARK: u32 = 0x8905;
+/// Requests that belong to the protocol (SIOCPROTOPRIVATE): TCP and UDP have none, the AF_UNIX socket
+/// beneath has.
+const PROTOCOL: core::ops::RangeInclusive<u32> = 0x89e0..=0x89ef;
 
 /// sockatmark(3).
 pub(crate) fn at_mark(file: &'static File) -> Outcome<i32> {
@@ -26,6 +29,9 @@ pub(crate) fn at_mark(file: &'static File) -> Outcome<i32> {
 /// One request. What is not about the stream is answered by the socket beneath, which knows of no
 /// network.
 pub(crate) fn ioctl(file: &'static File, request: u32, arg: UserPtr) -> Outcome<i32> {
+    if PROTOCOL.contains(&request) {
+        return Err(Errno::ENOTTY.into());
+    }
     if !matches!(request, FIONREAD | SIOCOUTQ | SIOCOUTQNSD | SIOCATMARK) {
         return Err(Exit::Native);
     }

@@ -465,6 +465,15 @@ pub(crate) fn set(
             follow(&file.sndtimeo, fd, sockopt::Timeout::Send);
             return Ok(done);
         }
+        // Who may is for the kernel to say, of the socket beneath.
+        (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE | libc::SO_SNDBUFFORCE) => {
+            let done = native();
+            if done != 0 {
+                return Ok(done);
+            }
+            let size = user_mem::copy_in::<i32>(value)?;
+            return change(file, |settings| settings.set_int(level, name, size));
+        }
         (libc::SOL_SOCKET, libc::SO_LINGER) => return set_linger(file, value, length),
         (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => return set_congestion(file, value, length),
         _ => {}

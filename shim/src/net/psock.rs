@@ -196,11 +196,11 @@ pub(crate) fn attachable(file: &'static File) -> Outcome<Option<bool>> {
     let Some(id) = engine.socket(file)?.conn() else {
         return Ok(None);
     };
-    let bits = engine.conn_bits(id);
     Ok(match engine.stack.tcp_state(id) {
         None | Some(TcpState::Closed) => None,
-        Some(_) => {
-            Some(bits & ready::RDHUP != 0 && engine.stack.tcp_queues(id).is_none_or(|q| q.0 == 0))
-        }
+        Some(state) => Some(matches!(
+            state,
+            TcpState::TimeWait | TcpState::CloseWait | TcpState::LastAck | TcpState::Closing
+        )),
     })
 }
