@@ -1,7 +1,9 @@
 /* ctl_stack.c: a listener and a connection of the stack, both ends in this process, for kcmctl to look
  * at. To be run with KCMSHIM_STACK='mem: ADDRESS/24' and ADDRESS, not 10.77.0.9. Prints the numbers of the listener and the
- * connection; then, for each letter of standard input, asks for a neighbour that is not there, which
- * makes a frame, and prints "done". */
+ * connection; then obeys standard input, a letter each:
+ *     r  a UDP socket bound to the wildcard, and connections to 127.0.0.1 and 192.0.2.1, which fail;
+ *        prints their numbers
+ * and for any other asks for a neighbour that is not there, which makes a frame, and prints "done". */
 #include "check.h"
 
 static int to(const char *host, int flags)
@@ -13,6 +15,24 @@ static int to(const char *host, int flags)
 	if (connect(fd, (struct sockaddr *)&at, sizeof at) == -1)
 		CHECK(flags && errno == EINPROGRESS);
 	return fd;
+}
+
+/* Sockets that rules, or defaults, give to others than the stack. */
+static void routed(void)
+{
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(5300)};
+	int udp = socket(AF_INET, SOCK_DGRAM, 0);
+	CHECK(udp >= 0 && bind(udp, (struct sockaddr *)&at, sizeof at) == 0);
+	printf("%d", udp);
+	for (int i = 0; i < 2; i++) {
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+		at.sin_port = htons(1);
+		inet_pton(AF_INET, i ? "192.0.2.1" : "127.0.0.1", &at.sin_addr);
+		CHECK(fd >= 0 && connect(fd, (struct sockaddr *)&at, sizeof at) == -1);
+		printf(" %d", fd);
+	}
+	printf("\n");
+	fflush(stdout);
 }
 
 int main(int argc, char **argv)
@@ -31,6 +51,10 @@ int main(int argc, char **argv)
 	printf("%d %d\n", listener, client);
 	fflush(stdout);
 	while (read(0, got, 1) == 1) {
+		if (got[0] == 'r') {
+			routed();
+			continue;
+		}
 		close(to("10.77.0.9", SOCK_NONBLOCK));
 		puts("done");
 		fflush(stdout);

@@ -178,6 +178,31 @@ impl Guest {
         Self::start_as(runtime, program::under_shim(guest_program()))
     }
 
+    /// Starts `ctl_stack.c`, whose sockets the stack serves at an address that no other process has.
+    /// Its numbers are those of a listener and of a connection.
+    ///
+    /// # Panics
+    /// When it does not start, or makes no page.
+    #[must_use]
+    pub fn start_on_stack(runtime: &Runtime, address: &str) -> Self {
+        let mut command = program::under_shim(program::build("ctl_stack", &[]));
+        command.env("KCMSHIM_STACK", format!("mem: {address}/24"));
+        Self::start_on_stack_as(runtime, address, command)
+    }
+
+    /// As [`start_on_stack`](Self::start_on_stack), by this command.
+    ///
+    /// # Panics
+    /// When it does not start, or makes no page.
+    #[must_use]
+    pub fn start_on_stack_as(runtime: &Runtime, address: &str, mut command: Command) -> Self {
+        command.arg(address).env("XDG_RUNTIME_DIR", &runtime.0);
+        let mut guest = Self::run(command);
+        guest.obey('f'); // the page follows what happens
+        await_file(&runtime.pages().join(guest.pid()), 1);
+        guest
+    }
+
     /// Starts one by this command, and waits for its page in `runtime`.
     ///
     /// # Panics
@@ -387,6 +412,23 @@ impl Terminal {
             seen.extend_from_slice(&part[..count]);
         }
     }
+}
+
+/// The rows of the last whole picture that a view in a terminal drew.
+#[must_use]
+pub fn last_picture(output: &str) -> Option<Vec<&str>> {
+    let pictures: Vec<_> = output
+        .split("\x1b[H")
+        .skip(1)
+        .filter(|p| p.contains("\x1b[J"))
+        .collect();
+    let picture = pictures.last()?.split("\x1b[J").next()?;
+    Some(
+        picture
+            .split("\r\n")
+            .map(|row| row.trim_end_matches('\r').trim_end_matches("\x1b[K"))
+            .collect(),
+    )
 }
 
 fn window(columns: u16, rows: u16) -> libc::winsize {

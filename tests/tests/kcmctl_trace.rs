@@ -250,58 +250,10 @@ fn capture_is_what_tshark_takes_apart() {
     guest.end();
 }
 
-/// A program whose sockets the stack serves, at an address that no other process has.
-fn stack_guest(runtime: &Runtime, address: &str) -> Guest {
-    let mut command = program::under_shim(program::build("ctl_stack", &[]));
-    command.arg(address);
-    command.env("KCMSHIM_STACK", format!("mem: {address}/24"));
-    command.env("XDG_RUNTIME_DIR", &runtime.0);
-    let mut guest = Guest::run(command);
-    guest.obey('f'); // the page follows what happens
-    await_file(&runtime.pages().join(guest.pid()), 1);
-    guest
-}
-
-#[test]
-fn sockets_of_the_stack_are_shown_as_ss_does() {
-    let runtime = Runtime::new();
-    let guest = stack_guest(&runtime, "10.77.0.2");
-    let pid = guest.pid();
-    let shown = runtime.says_at_last(&["ss", &pid], "bytes_received:5");
-    let rows: Vec<&str> = shown.lines().collect();
-    let listens = |row: &&str| {
-        let words: Vec<_> = row.split_ascii_whitespace().collect();
-        words[..2] == ["tcp", "LISTEN"] && words.last() == Some(&guest.kcm.as_str())
-    };
-    assert!(rows.iter().any(listens), "{shown}");
-    let connected = |row: &&str| {
-        let words: Vec<_> = row.split_ascii_whitespace().collect();
-        words[..2] == ["tcp", "ESTAB"]
-            && words[5] == "10.77.0.2:8080"
-            && words.last() == Some(&guest.tcp.as_str())
-    };
-    let at = rows.iter().position(connected);
-    let words = at.and_then(|at| rows.get(at + 1)).expect("it is shown");
-    for part in [
-        "cubic",
-        "wscale:",
-        "rto:",
-        "rtt:",
-        "cwnd:10",
-        "bytes_acked:5",
-    ] {
-        assert!(words.contains(part), "no {part} in {words}");
-    }
-    let json = runtime.says(&["ss", &pid, "--json"]);
-    assert!(json.contains("\"state\":\"ESTAB\""), "{json}");
-    assert!(runtime.says(&["ps"]).contains("ctl_stack"));
-    guest.end();
-}
-
 #[test]
 fn frames_of_the_stack_are_what_tshark_takes_apart() {
     let runtime = Runtime::new();
-    let mut guest = stack_guest(&runtime, "10.77.0.3");
+    let mut guest = Guest::start_on_stack(&runtime, "10.77.0.3");
     let file = runtime.0.join("frames.pcapng");
     let path = file.to_str().expect("paths here are text");
     let pid = guest.pid();

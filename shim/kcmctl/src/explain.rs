@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::layout::Verdict;
+use crate::layout::{Verdict, socket};
 use crate::mux::errno;
 use crate::page::{self, Decision, Kind, Page};
-use crate::words::Told;
+use crate::ss::{self, Socket};
+use crate::words::{self, Told, role};
 use crate::{Outcome, Problem, out, process};
 
 pub(crate) fn explain(pid: u32, fd: Option<i64>, as_json: bool) -> Outcome<()> {
@@ -30,6 +31,8 @@ pub(crate) fn explain(pid: u32, fd: Option<i64>, as_json: bool) -> Outcome<()> {
         return out::print_json(&json!({
             "pid": pid,
             "decided": page.decided,
+            "overwritten": page.decided.saturating_sub(page.decisions.len() as u64),
+            "sockets_left_out": page.left_out,
             "descriptors": all.iter().map(Descriptor::json).collect::<Vec<_>>(),
             "without_descriptor": strays.iter().map(|d| decision_json(d)).collect::<Vec<_>>(),
         }));
@@ -46,13 +49,21 @@ pub(crate) fn explain(pid: u32, fd: Option<i64>, as_json: bool) -> Outcome<()> {
     let kept = page.decisions.len() as u64;
     if page.decided > kept {
         lines.push(format!(
-            "the oldest {} decisions are no longer kept",
-            page.decided - kept
+            "{} of {} decisions are not kept: newer ones have taken their place",
+            page.decided - kept,
+            page.decided
+        ));
+    }
+    if page.left_out > 0 {
+        lines.push(format!(
+            "{} sockets more than the page has room for are not shown as what they are now",
+            page.left_out
         ));
     }
     if fd.is_none() {
         lines.push(
-            "every other descriptor is passed through: it is neither KCM nor attached".to_owned(),
+            "every other descriptor is passed through: it is neither KCM, attached nor the stack's"
+                .to_owned(),
         );
     }
     let width = out::columns();
@@ -85,6 +96,10 @@ impl<'a> Descriptor<'a> {
         };
         let last = page.decisions.iter().rev().find(|d| d.fd == fd);
         let parser = last.filter(is_parser);
+        let served = inode.and_then(|inode| ss::sockets(page).find(|s| s.inode() == inode));
+        let is_stack = |d: &Decision| matches!(d.verdict, Some(Verdict::Stack | Verdict::Both));
+        let is_decided = last.is_some_and(is_stack);
+        let routed = last.filter(|d| d.route.is_some() && Some(d.inode) == inode);
         let inherited = last.filter(|d| d.verdict == Some(Verdict::Inherited));
         let (kind, now) = match (&target, record.map(|r| (r.kind, r))) {
             (None, _) => ("closed", "closed".to_owned()),
@@ -98,6 +113,10 @@ impl<'a> Descriptor<'a> {
                     r.number, r.mux
                 ),
             ),
+            _ if served.is_some() => (
+                "stack",
+                served.map_or_else(String::new, |s| stack(page, s, is_decided)),
+            ),
             (Some(target), _) if inherited.is_some() && target.starts_with("socket:") => (
                 "remote",
                 format!(
@@ -108,9 +127,14 @@ impl<'a> Descriptor<'a> {
             (Some(target), _) if parser.is_some() && target.starts_with("anon_inode:") => {
                 ("parser", "a parser program".to_owned())
             }
+            (Some(target), _) if routed.is_some() => {
+                ("passed", format!("passed through to the kernel: {target}"))
+            }
             (Some(target), _) => (
                 "passed",
-                format!("passed through to the kernel: {target} is neither KCM nor attached"),
+                format!(
+                    "passed through to the kernel: {target} is neither KCM, attached nor the stack's"
+                ),
             ),
         };
         Self {
@@ -133,6 +157,31 @@ impl<'a> Descriptor<'a> {
     }
 }
 
+/// A socket of the stack; one that nothing was decided about was accepted.
+fn stack(page: &Page, shown: Socket<'_>, is_decided: bool) -> String {
+    let local = shown.address(socket::LOCAL);
+    let mut text = format!("stack: {} {} {local}", shown.protocol(), shown.state());
+    if shown.state() != "LISTEN" && shown.protocol() == "tcp" {
+        text += &format!(" {}", shown.address(socket::REMOTE));
+    }
+    let listens = |d: &&Decision| {
+        let at = d.route.as_ref().map(|route| route.address);
+        matches!(d.verdict, Some(Verdict::Stack | Verdict::Both))
+            && d.call == role::LISTEN
+            && at.is_some_and(|at| at.port() == local.port())
+    };
+    if let Some(listener) = page
+        .decisions
+        .iter()
+        .rev()
+        .find(listens)
+        .filter(|_| !is_decided)
+    {
+        text += &format!(", accepted from the listener that fd {} was", listener.fd);
+    }
+    text
+}
+
 /// Descriptors that a decision names or that a record's socket stands behind, in order.
 fn known(page: &Page) -> Vec<i64> {
     let mut fds: Vec<_> = page
@@ -147,6 +196,8 @@ fn known(page: &Page) -> Vec<i64> {
         .iter()
         .filter(|r| r.kind != Kind::Mux && r.inode != 0);
     fds.extend(lent.filter_map(|r| sockets.get(&r.inode)).flatten());
+    let served = ss::sockets(page).filter(|s| s.inode() != 0);
+    fds.extend(served.filter_map(|s| sockets.get(&s.inode())).flatten());
     fds.sort_unstable();
     fds.dedup();
     fds
@@ -168,13 +219,19 @@ fn is_stray(page: &Page, decision: &Decision) -> bool {
 }
 
 /// What was decided, in words.
-fn words(d: &Decision) -> String {
+fn told(d: &Decision) -> String {
     let told = Told {
         verdict: d.verdict,
+        is_success: d.answer == 0,
         call: &d.call,
         answer: errno(d.answer),
         first: d.first,
         second: d.second,
+        route: d.route.as_ref().map(|route| words::Route {
+            address: route.address,
+            rule: &route.rule,
+            device: &route.device,
+        }),
     };
     told.to_string()
 }
@@ -202,7 +259,7 @@ fn line(d: &Decision) -> String {
         "    {}  thread {}  {}{times}",
         clock(d.time, 3),
         d.thread,
-        words(d)
+        told(d)
     )
 }
 
@@ -215,6 +272,10 @@ fn decision_json(d: &Decision) -> Value {
         "verdict": d.verdict.map(|verdict| format!("{verdict:?}").to_lowercase()),
         "errno": d.answer,
         "times": d.times,
-        "what": words(d),
+        "what": told(d),
+        "address": d.route.as_ref().map(|route| route.address.to_string()),
+        "rule": d.route.as_ref().map(|route| &route.rule),
+        "line": d.route.as_ref().map(|_| d.first),
+        "device": d.route.as_ref().map(|route| &route.device),
     })
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::layout::STACK_COUNTERS;
 use crate::page::{self, Kind, counters_json};
 use crate::{Outcome, out};
 
@@ -19,6 +20,7 @@ pub(crate) fn export(as_json: bool) -> Outcome<()> {
                 "pid": page.pid,
                 "program": page.program,
                 "totals": counters_json(page.totals.counters()),
+                "stack": page.stack.as_ref().map(page::Stack::json),
             })
         });
         return out::print_json(&Value::Array(all.collect()));
@@ -48,7 +50,39 @@ pub(crate) fn export(as_json: bool) -> Outcome<()> {
             text += &format!("{metric}{{{}}} {value}\n", labels(page));
         }
     }
+    text += &stack(&pages);
     out::print(&text)
+}
+
+/// Sockets and counters of the processes that the stack serves.
+fn stack(pages: &[page::Page]) -> String {
+    let served = || {
+        pages
+            .iter()
+            .filter_map(|page| Some((page, page.stack.as_ref()?)))
+    };
+    let mut text = String::from(
+        "# HELP kcmshim_stack_sockets Sockets that the in-process stack serves.\n\
+         # TYPE kcmshim_stack_sockets gauge\n",
+    );
+    for (page, stack) in served() {
+        for (kind, count) in stack.sockets() {
+            let labels = labels(page);
+            text += &format!("kcmshim_stack_sockets{{{labels},kind=\"{kind}\"}} {count}\n");
+        }
+    }
+    for (at, name) in STACK_COUNTERS.into_iter().enumerate() {
+        let metric = format!(
+            "kcmshim_stack_{}_total",
+            name.to_lowercase().replace('-', "_")
+        );
+        text +=
+            &format!("# HELP {metric} {name} of the in-process stack.\n# TYPE {metric} counter\n");
+        for (page, stack) in served() {
+            text += &format!("{metric}{{{}}} {}\n", labels(page), stack.counters[at]);
+        }
+    }
+    text
 }
 
 fn sum(page: &page::Page, of: fn(&page::Record) -> u64) -> u64 {

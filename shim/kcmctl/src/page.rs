@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -13,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::layout::{
     DECISIONS_AT, KCM_COUNTERS, MAGIC, MUX_COUNTERS, PAGE_WORDS, PSOCK_COUNTERS, RECORDS_AT,
-    VERSION, Verdict, WORD, decision, header, record,
+    STACK_COUNTERS, STACK_SOCKETS, VERSION, Verdict, WORD, decision, header, record,
 };
 use crate::out::clean;
 use crate::{Outcome, Problem, places, process, tracer};
@@ -35,6 +36,8 @@ pub(crate) struct Page {
     pub(crate) release: String,
     pub(crate) totals: Totals,
     pub(crate) records: Vec<Record>,
+    /// What the stack serves here; `None` while it serves nothing.
+    pub(crate) stack: Option<Stack>,
     /// Records of the stack's sockets, word by word.
     pub(crate) sockets: Vec<Vec<u64>>,
     /// Decisions ever made, and the newest of them, oldest first.
@@ -47,6 +50,13 @@ pub(crate) struct Page {
 pub(crate) struct Totals {
     pub(crate) mux: [u64; MUX_COUNTERS.len()],
     pub(crate) psock: [u64; PSOCK_COUNTERS.len()],
+}
+
+/// The stack of a process: see [`STACK_COUNTERS`] and [`STACK_SOCKETS`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stack {
+    pub(crate) counters: [u64; STACK_COUNTERS.len()],
+    pub(crate) sockets: [u64; STACK_SOCKETS.len()],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +97,16 @@ pub(crate) struct Decision {
     pub(crate) second: u64,
     pub(crate) times: u64,
     pub(crate) call: String,
+    /// Of a decision by the plan.
+    pub(crate) route: Option<Route>,
+}
+
+/// What a decision by the plan was about, and what made it.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) address: SocketAddr,
+    pub(crate) rule: String,
+    pub(crate) device: String,
 }
 
 impl Record {
@@ -121,6 +141,24 @@ impl Record {
     }
 }
 
+impl Stack {
+    pub(crate) fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        STACK_COUNTERS.into_iter().zip(self.counters)
+    }
+
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        STACK_SOCKETS.into_iter().zip(self.sockets)
+    }
+
+    /// Both as JSON objects.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "sockets": counters_json(self.sockets()),
+            "totals": counters_json(self.counters()),
+        })
+    }
+}
+
 impl Totals {
     pub(crate) fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let psock = PSOCK_COUNTERS.into_iter().zip(self.psock);
@@ -138,7 +176,7 @@ pub(crate) fn counters_json(counters: impl Iterator<Item = (&'static str, u64)>)
 }
 
 /// Every verdict that this version knows.
-const VERDICTS: [Verdict; 12] = [
+const VERDICTS: [Verdict; 17] = [
     Verdict::Kcm,
     Verdict::Cloned,
     Verdict::Attached,
@@ -151,6 +189,11 @@ const VERDICTS: [Verdict; 12] = [
     Verdict::Option,
     Verdict::Inherited,
     Verdict::IoUring,
+    Verdict::Stack,
+    Verdict::Both,
+    Verdict::LeftToKernel,
+    Verdict::Denied,
+    Verdict::StackFailed,
 ];
 
 /// The verdict of this number; `None` for one of a later version.
@@ -233,7 +276,12 @@ impl Page {
         let counters = words.get(header::TOTALS..).unwrap_or(&[]);
         let all = totals.mux.iter_mut().chain(&mut totals.psock);
         all.zip(counters).for_each(|(to, from)| *to = *from);
+        let stack = (word(header::HAS_STACK) != 0).then(|| Stack {
+            counters: std::array::from_fn(|at| word(header::STACK + at)),
+            sockets: std::array::from_fn(|at| word(header::SOCKETS + at)),
+        });
         Ok(Self {
+            stack,
             pid: u32::try_from(word(header::PID))
                 .map_err(|_| Problem::new("damaged: no process"))?,
             created: word(header::CREATED),
@@ -286,7 +334,24 @@ fn parse_decision(words: &[u64]) -> Decision {
         second: words[decision::SECOND],
         times: words[decision::TIMES],
         call: text(words, decision::CALL, decision::CALL_WORDS),
+        route: parse_route(words),
     }
+}
+
+fn parse_route(words: &[u64]) -> Option<Route> {
+    let rule = text(words, decision::RULE, decision::RULE_WORDS);
+    (!rule.is_empty()).then(|| Route {
+        address: address(&words[decision::ADDRESS..]),
+        rule,
+        device: text(words, decision::DEVICE, decision::DEVICE_WORDS),
+    })
+}
+
+/// The address in three words: 16 bytes, IPv4 ones mapped, and a port.
+pub(crate) fn address(words: &[u64]) -> SocketAddr {
+    let word = |at: usize| words.get(at).copied().unwrap_or(0);
+    let ip = Ipv6Addr::from(u128::from(word(0)) << 64 | u128::from(word(1)));
+    SocketAddr::new(IpAddr::from(ip).to_canonical(), word(2) as u16)
 }
 
 /// No symbolic link, and no waiting for the writer of a FIFO that someone put there.

@@ -1,4 +1,4 @@
-//! `kcmctl ps`: who runs under the library and uses KCM.
+//! `kcmctl ps`: who runs under the library and uses KCM or the stack.
 
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ pub(crate) fn ps(as_json: bool) -> Outcome<()> {
         return out::print_json(&Value::Array(pages.iter().map(one_json).collect()));
     }
     let mut table = out::Table::new(&[
-        "PID", "MUXES", "KCMS", "PSOCKS", "RX-MSGS", "TX-MSGS", "<PROGRAM",
+        "PID", "MUXES", "KCMS", "PSOCKS", "RX-MSGS", "TX-MSGS", "STACK", "<PROGRAM",
     ]);
     for page in &pages {
         let sum = |at: fn(&page::Record) -> u64| -> String {
@@ -28,6 +28,16 @@ pub(crate) fn ps(as_json: bool) -> Outcome<()> {
             sum(|r| r.second),
             page.totals.psock[0].to_string(),
             page.totals.psock[2].to_string(),
+            page.stack.as_ref().map_or_else(
+                || "-".to_owned(),
+                |stack| {
+                    stack
+                        .sockets
+                        .into_iter()
+                        .fold(0, u64::saturating_add)
+                        .to_string()
+                },
+            ),
             command(page),
         ]);
     }
@@ -54,5 +64,6 @@ fn one_json(page: &Page) -> Value {
         "created_ns": page.created,
         "updated_ns": page.updated,
         "totals": counters_json(page.totals.counters()),
+        "stack": page.stack.as_ref().map(page::Stack::json),
     })
 }

@@ -1,10 +1,18 @@
 //! How fast counters move between two looks at a page.
 
+use serde_json::{Map, Value, json};
+
+use crate::layout::{PSOCK_COUNTERS, STACK_COUNTERS};
 use crate::page::Page;
 
-/// Messages and bytes a second, in the order of a psock's first four counters.
+/// What a second brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Rates(pub(crate) [f64; 4]);
+pub(crate) struct Rates {
+    /// Messages and bytes of KCM, in the order of a psock's first four counters.
+    pub(crate) kcm: [f64; 4],
+    /// Frames and bytes of the stack, in the order of its first four counters.
+    pub(crate) stack: [f64; 4],
+}
 
 impl Rates {
     /// From `before` to `now` of the same process. A page that was not written meanwhile shows no
@@ -19,11 +27,39 @@ impl Rates {
         } else {
             elapsed_ns
         };
-        let mut rates = Self::default();
-        let counters = now.totals.psock.iter().zip(&before.totals.psock);
-        for (rate, (now, before)) in rates.0.iter_mut().zip(counters) {
-            *rate = now.saturating_sub(*before) as f64 * 1e9 / span.max(1) as f64;
+        let of = |now: &[u64], before: &[u64]| {
+            let mut rates = [0.0; 4];
+            for (rate, (now, before)) in rates.iter_mut().zip(now.iter().zip(before)) {
+                *rate = now.saturating_sub(*before) as f64 * 1e9 / span.max(1) as f64;
+            }
+            rates
+        };
+        Self {
+            kcm: of(&now.totals.psock, &before.totals.psock),
+            stack: match (&now.stack, &before.stack) {
+                (Some(now), Some(before)) => of(&now.counters, &before.counters),
+                _ => [0.0; 4],
+            },
         }
-        rates
     }
+
+    /// As a JSON object; the stack's only where there is one.
+    pub(crate) fn json(&self, page: &Page) -> Value {
+        let object = |names: [&str; 4], rates: [f64; 4]| {
+            let all = names.into_iter().zip(rates);
+            all.map(|(name, rate)| (name.to_owned(), json!(rate)))
+                .collect::<Map<_, _>>()
+        };
+        let mut all = object(first(&PSOCK_COUNTERS), self.kcm);
+        if page.stack.is_some() {
+            let stack = object(first(&STACK_COUNTERS), self.stack);
+            all.insert("stack".to_owned(), Value::Object(stack));
+        }
+        Value::Object(all)
+    }
+}
+
+/// The first four names.
+fn first(names: &[&'static str]) -> [&'static str; 4] {
+    std::array::from_fn(|at| names[at])
 }

@@ -1,7 +1,7 @@
 //! `kcmctl ss PID`: sockets of the stack in the shape of `ss -tuain`.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
@@ -28,11 +28,16 @@ const STATES: [&str; 12] = [
 const OPTIONS: [&str; 4] = ["ts", "sack", "wscale", "ecn"];
 
 /// A socket of the stack: the words of its record.
-struct Socket<'a>(&'a [u64]);
+#[derive(Clone, Copy)]
+pub(crate) struct Socket<'a>(&'a [u64]);
 
 impl Socket<'_> {
     fn word(&self, at: usize) -> u64 {
         self.0.get(at).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn inode(&self) -> u64 {
+        self.word(socket::INODE)
     }
 
     /// The two numbers of a word.
@@ -41,23 +46,20 @@ impl Socket<'_> {
         (word & u64::from(u32::MAX), word >> 32)
     }
 
-    fn protocol(&self) -> &'static str {
+    pub(crate) fn protocol(&self) -> &'static str {
         match self.pair(socket::PROTOCOL_STATE).0 {
             17 => "udp",
             _ => "tcp",
         }
     }
 
-    fn state(&self) -> &'static str {
+    pub(crate) fn state(&self) -> &'static str {
         let state = self.pair(socket::PROTOCOL_STATE).1 as usize;
         STATES.get(state).copied().unwrap_or(STATES[0])
     }
 
-    fn address(&self, at: usize) -> SocketAddr {
-        let high = u128::from(self.word(at)) << 64;
-        let ip = Ipv6Addr::from(high | u128::from(self.word(at + 1)));
-        let ip = std::net::IpAddr::from(ip).to_canonical();
-        SocketAddr::new(ip, self.word(at + 2) as u16)
+    pub(crate) fn address(&self, at: usize) -> SocketAddr {
+        page::address(self.0.get(at..).unwrap_or(&[]))
     }
 
     /// Numbers of the connection by the names ss(8) gives them; empty where it has none.
@@ -165,7 +167,7 @@ pub(crate) fn ss(pid: u32, as_json: bool) -> Outcome<()> {
     let descriptors = process::sockets(pid);
     let sockets: Vec<_> = sockets(&page).collect();
     let fds = |socket: &Socket<'_>| {
-        let fds = descriptors.get(&socket.word(socket::INODE));
+        let fds = descriptors.get(&socket.inode());
         fds.map_or(&[][..], Vec::as_slice)
     };
     if as_json {
@@ -203,7 +205,8 @@ pub(crate) fn ss(pid: u32, as_json: bool) -> Outcome<()> {
     out::print(&text)
 }
 
-fn sockets(page: &Page) -> impl Iterator<Item = Socket<'_>> {
+/// The sockets of the stack that the page has room for.
+pub(crate) fn sockets(page: &Page) -> impl Iterator<Item = Socket<'_>> {
     page.sockets.iter().map(|words| Socket(words))
 }
 

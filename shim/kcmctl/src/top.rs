@@ -21,6 +21,11 @@ const ORDERS: [(u8, &str, usize); 4] = [
     (b'T', "TX-Byte/s", 3),
 ];
 
+/// Whether a process is in the list of KCM; one that only the stack serves is in the other alone.
+fn uses_kcm(page: &Page) -> bool {
+    page.stack.is_none() || page.muxes > 0 || page.totals.mux[1] > 0
+}
+
 /// Two looks at every process.
 struct Looks {
     before: BTreeMap<u32, Page>,
@@ -63,9 +68,15 @@ impl Looks {
     }
 
     fn sort(&mut self, order: usize) {
-        let key = |rates: &Rates| rates.0.get(order).copied().unwrap_or(0.0);
-        self.rows
-            .sort_by(|(a, x), (b, y)| key(y).total_cmp(&key(x)).then(a.pid.cmp(&b.pid)));
+        let key = |rates: &Rates| {
+            let of = |rates: &[f64; 4]| rates.get(order).copied().unwrap_or(0.0);
+            (of(&rates.kcm), of(&rates.stack))
+        };
+        self.rows.sort_by(|(a, x), (b, y)| {
+            let (x, y) = (key(x), key(y));
+            let kcm = y.0.total_cmp(&x.0);
+            kcm.then(y.1.total_cmp(&x.1)).then(a.pid.cmp(&b.pid))
+        });
     }
 
     fn lines(&self, columns: Option<usize>) -> Vec<String> {
@@ -79,14 +90,44 @@ impl Looks {
             "TX-Byte/s",
             "<PROGRAM",
         ]);
-        for (page, rates) in &self.rows {
+        for (page, rates) in self.rows.iter().filter(|(page, _)| uses_kcm(page)) {
             let psocks = page.totals.mux[1].saturating_sub(page.totals.mux[2]);
             let mut row = vec![
                 page.pid.to_string(),
                 page.muxes.to_string(),
                 psocks.to_string(),
             ];
-            row.extend(rates.0.map(out::short));
+            row.extend(rates.kcm.map(out::short));
+            row.push(command(page));
+            table.row(row);
+        }
+        let mut lines = table.lines(columns);
+        let stack = self.stack_lines(columns);
+        if stack.len() > 1 {
+            lines.push(String::new());
+            lines.extend(stack);
+        }
+        lines
+    }
+
+    /// Processes that the stack serves, under their headings.
+    fn stack_lines(&self, columns: Option<usize>) -> Vec<String> {
+        let mut table = out::Table::new(&[
+            "PID",
+            "TCP",
+            "LISTEN",
+            "UDP",
+            "RX-Frm/s",
+            "RX-Byte/s",
+            "TX-Frm/s",
+            "TX-Byte/s",
+            "<PROGRAM",
+        ]);
+        for (page, rates) in &self.rows {
+            let Some(stack) = &page.stack else { continue };
+            let mut row = vec![page.pid.to_string()];
+            row.extend(stack.sockets.map(|count| count.to_string()));
+            row.extend(rates.stack.map(out::short));
             row.push(command(page));
             table.row(row);
         }
@@ -95,14 +136,12 @@ impl Looks {
 
     fn json(&self) -> Value {
         let rows = self.rows.iter().map(|(page, rates)| {
-            let [rx_msgs, rx_bytes, tx_msgs, tx_bytes] = rates.0;
             json!({
                 "pid": page.pid,
                 "command": command(page),
                 "muxes": page.muxes,
-                "per_second": {
-                    "RX-Msgs": rx_msgs, "RX-Bytes": rx_bytes, "TX-Msgs": tx_msgs, "TX-Bytes": tx_bytes,
-                },
+                "stack": page.stack.as_ref().map(page::Stack::json),
+                "per_second": rates.json(page),
             })
         });
         Value::Array(rows.collect())
@@ -130,7 +169,7 @@ pub(crate) fn top(repeat: &Repeat, as_json: bool) -> Outcome<()> {
                     Some(chosen) => order = chosen,
                     None => continue,
                 },
-                None if left.is_zero() => looks.again(),
+                None if Instant::now() >= until => looks.again(),
                 None => {} // the window may have changed
             }
             break;

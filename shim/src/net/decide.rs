@@ -14,7 +14,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::route::{self, Decision, Plan, Role, Verdict};
 use crate::user_mem::{self, Iovecs, UserPtr};
-use crate::{message, sys};
+use crate::{message, publish, sys};
 
 /// A TCP or UDP socket of the kernel's.
 #[derive(Clone, Copy)]
@@ -67,14 +67,13 @@ fn decide(
 /// Opens the engine if the plan wants the socket on the stack; else the kernel's or nobody's.
 fn verdict(plan: &'static Plan, role: Role, fd: i32, addr: SocketAddr) -> Outcome<Verdict> {
     let decision = decide(plan, role, fd, addr)?;
-    match decision.verdict {
+    let outcome = match decision.verdict {
         Verdict::Kernel => Err(Exit::Native),
         Verdict::Refuse(errno) => Err(Errno(errno).into()),
-        stack => {
-            open::open(plan, decision.on_failure)?;
-            Ok(stack)
-        }
-    }
+        _ => open::open(plan, decision.on_failure),
+    };
+    publish::routed(plan, (role, fd, addr), &decision, &outcome);
+    outcome.map(|()| decision.verdict)
 }
 
 /// What the kernel has bound the socket to.
@@ -171,12 +170,6 @@ fn listen_both(fd: i32, v6: bool, backlog: i32, native: impl FnOnce() -> i32) ->
 pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let remote = named(addr, length, None)?;
-    // The decision first: it costs no system call, and most connections are the kernel's.
-    if decide(plan, Role::Connect, fd, remote)?.verdict == Verdict::Kernel
-        && route::decide(plan, Role::UdpSend, remote).verdict == Verdict::Kernel
-    {
-        return Err(Exit::Native);
-    }
     let inet = inet(fd)?;
     if remote.is_ipv6() != inet.v6 {
         return Err(Exit::Native);

@@ -2,7 +2,7 @@
 //! any of them has something.
 
 use kcm_mux::Nanos;
-use kcm_stack::device::{self, DeviceError, NetDevice, Pumped, Wait};
+use kcm_stack::device::{self, Counters, DeviceError, NetDevice, Pumped, Wait};
 use kcm_stack::{IfaceId, Instant, Stack};
 use libc::pollfd;
 use rustix::event::epoll;
@@ -138,6 +138,15 @@ impl Devices {
         let retry = tried().filter(|at| *at != 0).min();
         let at = [at, retry].into_iter().flatten().min()?;
         Some(at.max(tried().min().unwrap_or(0)))
+    }
+
+    /// What they count, all together.
+    pub(super) fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        self.all
+            .iter()
+            .for_each(|link| sum += link.device.counters());
+        sum
     }
 
     /// What to wait for as poll(2) takes it, while a device works.

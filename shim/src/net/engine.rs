@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::collections::BTreeMap;
 
 use kcm_mux::Nanos;
+use kcm_stack::device::Counters;
 use kcm_stack::{Event, Instant, ListenerId, Stack, TcpId, UdpId};
 use libc::pollfd;
 use rustix::fd::OwnedFd;
@@ -329,6 +330,16 @@ impl Engine {
     /// Every socket.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = &Socket> {
         self.sockets.iter().flatten()
+    }
+
+    /// Nothing needs to be told of what has changed so far: somebody has looked.
+    pub(super) fn note_published(&mut self) {
+        self.published = publish::epoch();
+    }
+
+    /// What the devices count, all of them together.
+    pub(super) fn device_counters(&self) -> Counters {
+        self.devices.counters()
     }
 
     /// One round of the devices: what has arrived, what is due, what is to be sent.

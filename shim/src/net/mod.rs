@@ -33,7 +33,7 @@ pub(crate) mod udp;
 
 pub(crate) use decide::{bind, connect, listen, send_mmsg, send_msg, send_to};
 pub(crate) use engine::CELL;
-pub(crate) use shown::Shown;
+pub(crate) use shown::{Shown, Tallies};
 
 use crate::fd::File;
 use socket::State;

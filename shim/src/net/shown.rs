@@ -3,10 +3,10 @@
 use core::net::{IpAddr, SocketAddr};
 use core::sync::atomic::Ordering;
 
-use kcm_stack::TcpInfo;
 use kcm_stack::device::{
     Capabilities, Counters, DeviceError, NetDevice, RxFrame, TransmitError, Wait, Written,
 };
+use kcm_stack::{TcpInfo, TcpStats, UdpStats};
 use rustix::fd::BorrowedFd;
 
 use super::engine::{Engine, EngineGuard};
@@ -29,15 +29,40 @@ pub(crate) struct Shown {
     pub(crate) info: Option<TcpInfo>,
 }
 
+/// What the devices count, all of them together, and TCP and UDP.
+pub(crate) type Tallies = (Counters, TcpStats, UdpStats);
+
 impl EngineGuard {
-    /// Every socket, and every connection that waits to be accepted or to end.
-    pub(crate) fn shown(&mut self) -> Vec<Shown> {
+    /// The engine's counters.
+    pub(crate) fn tallies(&self) -> Tallies {
+        let tcp = self.stack.tcp_stats().clone();
+        (self.device_counters(), tcp, self.stack.udp_stats().clone())
+    }
+
+    /// How many sockets are connections, listeners, and of UDP.
+    pub(crate) fn kinds(&self) -> [u64; 3] {
+        let mut kinds = [0; 3];
+        for socket in self.sockets() {
+            match socket.state {
+                State::Connecting(_) | State::Connected(_) => kinds[0] += 1,
+                State::Listening(_) => kinds[1] += 1,
+                State::Udp(_) => kinds[2] += 1,
+                State::Unbound | State::Bound(_) => {}
+            }
+        }
+        kinds
+    }
+
+    /// The first `max` sockets, for the page: a program may have very many, and waits meanwhile.
+    pub(crate) fn shown(&mut self, max: usize) -> Vec<Shown> {
         let now = self.now();
         let sockets: Vec<_> = self
             .sockets()
+            .take(max)
             .map(|s| (s.state, s.v6, s.file.ino.load(Ordering::Relaxed)))
             .collect();
         let engine = &mut **self;
+        engine.note_published();
         sockets
             .into_iter()
             .map(|(state, v6, inode)| {

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use kcm_mux::{KcmId, MuxStats, PsockId, PsockStats, SocketType};
 
 use super::layout::{KCM_COUNTERS, MUX_COUNTERS, PSOCK_COUNTERS, flag, record};
-use super::sockets;
+use super::sockets::Seen;
 use crate::kcm::{Engine, MuxCell};
 use crate::proc_net;
 
@@ -18,8 +18,8 @@ pub(super) struct Image {
     pub(super) left_out: u64,
     pub(super) muxes: u64,
     pub(super) totals: [u64; TOTALS],
-    /// Sockets of the stack, as the housekeeper last saw them.
-    sockets: Vec<Record>,
+    /// The stack, as the housekeeper last saw it.
+    pub(super) stack: Seen,
 }
 
 impl Image {
@@ -29,7 +29,7 @@ impl Image {
             left_out: 0,
             muxes: 0,
             totals: [0; TOTALS],
-            sockets: Vec::new(),
+            stack: Seen::new(),
         }
     }
 
@@ -39,10 +39,11 @@ impl Image {
     pub(super) fn observe(&mut self, patient: bool) -> bool {
         let mut seen = Self::new();
         seen.records = Vec::with_capacity(self.records.len());
-        seen.sockets = match patient {
-            true => sockets::records(),
-            false => core::mem::take(&mut self.sockets),
+        seen.stack = match patient {
+            true => Seen::look(),
+            false => core::mem::replace(&mut self.stack, Seen::new()),
         };
+        seen.left_out = seen.stack.left_out;
         let mut totals = proc_net::ended();
         let complete = MuxCell::observe(patient, |number, engine| {
             seen.muxes += 1;
@@ -50,14 +51,14 @@ impl Image {
             seen.add_mux(u64::from(number), engine);
         });
         if !complete {
-            self.sockets = seen.sockets;
+            self.stack = seen.stack;
             return false;
         }
         let (mux, psock) = seen.totals.split_at_mut(MUX_COUNTERS.len());
         mux.copy_from_slice(&mux_counters(&totals.mux));
         psock.copy_from_slice(&psock_counters(&totals.psock));
-        for at in 0..seen.sockets.len() {
-            let record = seen.sockets.get(at).copied();
+        for at in 0..seen.stack.records.len() {
+            let record = seen.stack.records.get(at).copied();
             record.into_iter().for_each(|record| seen.push(record));
         }
         *self = seen;

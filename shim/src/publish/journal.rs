@@ -1,9 +1,12 @@
 //! The newest decisions, in memory from the start and copied to the page.
 
+use core::net::{IpAddr, SocketAddr};
+
 use rustix::time::{ClockId, clock_gettime};
 
 use super::layout::{Verdict, decision};
 use super::page::put_text;
+use super::words::Route;
 use crate::sync::Mutex;
 
 /// One decision as the page holds it.
@@ -19,7 +22,7 @@ pub(super) struct Journal {
 }
 
 /// Whom a decision is about, and what it is.
-pub(super) struct Decision {
+pub(super) struct Decision<'a> {
     pub(super) call: &'static str,
     pub(super) verdict: Verdict,
     /// The descriptor's number, −1 where the call site does not know it.
@@ -28,6 +31,19 @@ pub(super) struct Decision {
     pub(super) answer: i32,
     /// What the verdict says of them.
     pub(super) numbers: [u64; 2],
+    /// Of a decision by the plan.
+    pub(super) route: Option<Route<'a>>,
+}
+
+/// Fills three words with an address: 16 bytes, IPv4 ones mapped, and a port.
+pub(super) fn put_address(words: &mut [u64], address: SocketAddr) {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let bits = u128::from(ip);
+    let all = [(bits >> 64) as u64, bits as u64, address.port().into()];
+    words.iter_mut().zip(all).for_each(|(to, from)| *to = from);
 }
 
 impl Journal {
@@ -54,7 +70,7 @@ impl Journal {
     }
 
     /// Adds a decision; one that only repeats the last counts there.
-    pub(super) fn add(&mut self, decided: &Decision) {
+    pub(super) fn add(&mut self, decided: &Decision<'_>) {
         let mut entry = [0; decision::WORDS];
         let time = clock_gettime(ClockId::Realtime);
         for (at, word) in [
@@ -69,6 +85,13 @@ impl Journal {
         }
         let call = decision::CALL..decision::CALL + decision::CALL_WORDS;
         put_text(&mut entry[call], decided.call.as_bytes());
+        if let Some(route) = &decided.route {
+            put_address(&mut entry[decision::ADDRESS..], route.address);
+            let rule = decision::RULE..decision::RULE + decision::RULE_WORDS;
+            put_text(&mut entry[rule], route.rule.as_bytes());
+            let device = decision::DEVICE..decision::DEVICE + decision::DEVICE_WORDS;
+            put_text(&mut entry[device], route.device.as_bytes());
+        }
         if let Some(last) = self.last_mut()
             && last[decision::VERDICT..decision::TIMES] == entry[decision::VERDICT..decision::TIMES]
             && last[decision::CALL..] == entry[decision::CALL..]
@@ -98,7 +121,7 @@ impl Journal {
 mod tests {
     use super::*;
 
-    fn refused(fd: i32) -> Decision {
+    fn refused(fd: i32) -> Decision<'static> {
         Decision {
             call: "bind",
             verdict: Verdict::Unsupported,
@@ -106,6 +129,7 @@ mod tests {
             inode: 7,
             answer: libc::EOPNOTSUPP,
             numbers: [0, 0],
+            route: None,
         }
     }
 

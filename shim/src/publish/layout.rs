@@ -10,13 +10,13 @@
 /// First word of every page.
 pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"KCMSHIM\n");
 /// What the rest means.
-pub(crate) const VERSION: u64 = 1;
+pub(crate) const VERSION: u64 = 2;
 /// Bytes of a word.
 pub(crate) const WORD: usize = 8;
 
 /// Words of the header, and where each stands.
 pub(crate) mod header {
-    pub(crate) const WORDS: usize = 64;
+    pub(crate) const WORDS: usize = 128;
     pub(crate) const MAGIC: usize = 0;
     pub(crate) const VERSION: usize = 1;
     /// Odd while the page changes.
@@ -46,6 +46,12 @@ pub(crate) mod header {
     pub(crate) const RELEASE_WORDS: usize = 4;
     /// Counters of all muxes, ended ones included: [`super::MUX_COUNTERS`], [`super::PSOCK_COUNTERS`].
     pub(crate) const TOTALS: usize = 32;
+    /// Counters of the stack: [`super::STACK_COUNTERS`].
+    pub(crate) const STACK: usize = 64;
+    /// Sockets of the stack: [`super::STACK_SOCKETS`].
+    pub(crate) const SOCKETS: usize = 96;
+    /// 1 once the stack has served a socket here.
+    pub(crate) const HAS_STACK: usize = 100;
 }
 
 /// Counters of a mux, in order, as /proc/net/kcm_stats names them.
@@ -76,12 +82,38 @@ pub(crate) const PSOCK_COUNTERS: [&str; 15] = [
     "TX-Aborts",
 ];
 
+/// Counters of the stack, in order: of its devices, whose bytes include the Ethernet header, then of TCP
+/// and UDP by their names in /proc/net/snmp and netstat.
+pub(crate) const STACK_COUNTERS: [&str; 18] = [
+    "RX-Frames",
+    "RX-Bytes",
+    "TX-Frames",
+    "TX-Bytes",
+    "RX-Missed",
+    "TX-Errors",
+    "InSegs",
+    "OutSegs",
+    "RetransSegs",
+    "Established",
+    "EstabResets",
+    "OutRsts",
+    "Timeouts",
+    "ListenOverflows",
+    "InDatagrams",
+    "OutDatagrams",
+    "NoPorts",
+    "RcvbufErrors",
+];
+
+/// Sockets of the stack by kind, in order.
+pub(crate) const STACK_SOCKETS: [&str; 3] = ["connections", "listeners", "udp"];
+
 /// Counters of a KCM socket, in order: the first four of a psock.
 pub(crate) const KCM_COUNTERS: usize = 4;
 
 /// A decision: one word each.
 pub(crate) mod decision {
-    pub(crate) const WORDS: usize = 16;
+    pub(crate) const WORDS: usize = 28;
     /// Decisions that the ring holds: a program's start and its last few hundred changes.
     pub(crate) const RING: usize = 512;
     /// Counts from 1; 0 where none was made yet.
@@ -104,6 +136,13 @@ pub(crate) mod decision {
     /// The call's name.
     pub(crate) const CALL: usize = 10;
     pub(crate) const CALL_WORDS: usize = 4;
+    /// Of a decision by the plan: the address named, 16 bytes, IPv4 ones mapped, and a port; the name
+    /// of the rule or default; the device of the interface, empty where it is none or all.
+    pub(crate) const ADDRESS: usize = 14;
+    pub(crate) const RULE: usize = 17;
+    pub(crate) const RULE_WORDS: usize = 7;
+    pub(crate) const DEVICE: usize = 24;
+    pub(crate) const DEVICE_WORDS: usize = 4;
 }
 
 /// What was decided about a descriptor.
@@ -135,6 +174,18 @@ pub(crate) enum Verdict {
     Inherited,
     /// io_uring_setup was refused.
     IoUring,
+    /// The plan gives the socket to the stack. `FIRST`, here and below: the line of its rule, 0 for a
+    /// default.
+    Stack,
+    /// To the kernel and the stack, each for its addresses.
+    Both,
+    /// To the kernel.
+    LeftToKernel,
+    /// To nobody: the call fails with `ANSWER`.
+    Denied,
+    /// The plan gave it to the stack, which cannot start: the call fails with `ANSWER`, or with 0 the
+    /// kernel serves the socket.
+    StackFailed,
 }
 
 /// A record of a mux, a KCM socket or a psock.

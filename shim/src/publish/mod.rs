@@ -26,9 +26,10 @@ use self::journal::JOURNAL;
 use self::page::Page;
 pub(crate) use self::page::note_runtime_dir;
 pub(crate) use self::sites::{
-    attached, cloned, inherited, io_uring, left_to_kernel, option, pair, parser, socket,
+    attached, cloned, inherited, io_uring, left_to_kernel, option, pair, parser, routed, socket,
     unattached, unsupported,
 };
+use crate::net::CELL;
 use crate::sync::Mutex;
 use crate::{housekeeper, process, sys};
 
@@ -71,7 +72,9 @@ impl Writer {
         }
         EPOCH.fetch_add(1, Ordering::Relaxed);
         DUE.store(u64::MAX, Ordering::Relaxed);
-        if !self.image.observe(patient) {
+        let complete = self.image.observe(patient);
+        // The stack is looked at by the housekeeper alone.
+        if !complete || !patient && CELL.is_open() {
             schedule(now); // the counters follow
         }
         if self.page.is_none() {

@@ -138,6 +138,11 @@ impl Page {
         head[header::RECORDS] = image.records.len() as u64;
         head[header::LEFT_OUT] = image.left_out;
         head[header::TOTALS..header::TOTALS + image.totals.len()].copy_from_slice(&image.totals);
+        let stack = &image.stack;
+        head[header::STACK..header::STACK + stack.counters.len()].copy_from_slice(&stack.counters);
+        let sockets = header::SOCKETS..header::SOCKETS + stack.sockets.len();
+        head[sockets].copy_from_slice(&stack.sockets);
+        head[header::HAS_STACK] = stack.is_open.into();
         self.put(0, &head)?; // all but the sequence number, which stays odd
         head[header::SEQ] += 1;
         self.put(header::SEQ, &head[header::SEQ..=header::SEQ])?;

@@ -4,13 +4,16 @@ use core::sync::atomic::Ordering;
 
 use super::journal::{Decision, JOURNAL};
 use super::layout::Verdict;
-use super::words::Told;
+use super::words::{Route, Told, role};
 use super::{USED, decided};
+use core::net::SocketAddr;
+
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, lookup};
+use crate::route::{self, Plan, Role};
 use crate::{log, sys};
 
-fn note(decision: &Decision) {
+fn note(decision: &Decision<'_>) {
     if log::is_debugging() {
         tell(decision);
     }
@@ -22,13 +25,15 @@ fn note(decision: &Decision) {
 
 /// The decision as a line on standard error.
 #[cold]
-fn tell(decision: &Decision) {
+fn tell(decision: &Decision<'_>) {
     let told = Told {
         verdict: Some(decision.verdict),
+        is_success: decision.answer == 0,
         call: decision.call,
         answer: format_args!("errno {}", decision.answer),
         first: decision.numbers[0],
         second: decision.numbers[1],
+        route: decision.route,
     };
     match decision.fd {
         0.. => log::debug(format_args!("fd {}: {told}", decision.fd)),
@@ -61,6 +66,7 @@ fn conclude<T>(
         },
         answer,
         numbers,
+        route: None,
     });
 }
 
@@ -142,6 +148,7 @@ pub(crate) fn unsupported(file: &File, call: &'static str, answer: Errno) -> Err
         inode: file.ino.load(Ordering::Relaxed),
         answer: answer.0,
         numbers: [0, 0],
+        route: None,
     });
     answer
 }
@@ -165,6 +172,7 @@ pub(crate) fn option(
         inode: sys::inode(sys::borrow(fd)),
         answer: answer.0,
         numbers: [i64::from(level) as u64, i64::from(name) as u64],
+        route: None,
     });
     answer.set();
     outcome
@@ -186,6 +194,7 @@ pub(crate) fn io_uring(answer: Errno) {
         inode: 0,
         answer: answer.0,
         numbers: [0, 0],
+        route: None,
     });
 }
 
@@ -199,6 +208,7 @@ pub(crate) fn inherited(fd: i32, owner: u64) {
         inode: sys::inode(sys::borrow(fd)),
         answer: 0,
         numbers: [owner, 0],
+        route: None,
     });
 }
 
@@ -218,4 +228,46 @@ pub(crate) fn parser(outcome: Outcome<i64>, granted: bool, instructions: u32) ->
         [instructions.into(), 0],
     );
     outcome
+}
+
+/// The plan decided who serves socket `fd`, which named `address` in `role`. `stack` says whether the
+/// stack could start, if it was to.
+pub(crate) fn routed(
+    plan: &Plan,
+    (role, fd, address): (Role, i32, SocketAddr),
+    decision: &route::Decision<'_>,
+    stack: &Outcome<()>,
+) {
+    USED.store(true, Ordering::Relaxed);
+    let (verdict, iface) = match decision.verdict {
+        route::Verdict::Kernel => (Verdict::LeftToKernel, None),
+        route::Verdict::Refuse(_) => (Verdict::Denied, None),
+        route::Verdict::Stack { iface } => (Verdict::Stack, iface),
+        route::Verdict::Both { iface } => (Verdict::Both, iface),
+    };
+    let (verdict, answer) = match (stack, decision.verdict) {
+        (_, route::Verdict::Refuse(errno)) => (verdict, errno),
+        (Ok(()), _) | (_, route::Verdict::Kernel) => (verdict, 0),
+        (Err(Exit::Native), _) => (Verdict::StackFailed, 0),
+        (Err(Exit::Failed(Errno(errno))), _) => (Verdict::StackFailed, *errno),
+    };
+    let device = iface.and_then(|at| plan.interfaces.get(at));
+    note(&Decision {
+        call: match role {
+            Role::Listen => role::LISTEN,
+            Role::Connect => role::CONNECT,
+            Role::UdpBind => role::UDP_BIND,
+            Role::UdpSend => role::UDP_SEND,
+        },
+        verdict,
+        fd,
+        inode: sys::inode(sys::borrow(fd)),
+        answer,
+        numbers: [decision.line as u64, 0],
+        route: Some(Route {
+            address,
+            rule: decision.rule,
+            device: device.map_or("", |interface| &interface.device),
+        }),
+    });
 }

@@ -1,21 +1,77 @@
-//! Sockets of the stack as records of the page.
+//! The stack as the page has it: its counters, and its sockets as records.
 
-use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use kcm_stack::{CongestionControl, TcpInfo};
 
 use super::image::Record;
-use super::layout::{record, socket};
-use crate::net::{CELL, Shown};
+use super::journal::put_address;
+use super::layout::{STACK_COUNTERS, STACK_SOCKETS, record, socket};
+use crate::net::{CELL, Shown, Tallies};
 
-/// Every socket of the stack; none when it serves nothing here.
-pub(super) fn records() -> Vec<Record> {
-    if !CELL.is_open() {
-        return Vec::new();
+/// What the stack was like when the housekeeper last looked.
+pub(super) struct Seen {
+    pub(super) records: Vec<Record>,
+    /// Sockets that are not among them.
+    pub(super) left_out: u64,
+    pub(super) is_open: bool,
+    pub(super) counters: [u64; STACK_COUNTERS.len()],
+    pub(super) sockets: [u64; STACK_SOCKETS.len()],
+}
+
+impl Seen {
+    pub(super) const fn new() -> Self {
+        Self {
+            records: Vec::new(),
+            left_out: 0,
+            is_open: false,
+            counters: [0; STACK_COUNTERS.len()],
+            sockets: [0; STACK_SOCKETS.len()],
+        }
     }
-    let shown = CELL.lock().map(|mut engine| engine.shown());
-    shown.iter().flatten().map(of).collect()
+
+    /// Looks at every socket; there is none while the stack serves nothing here.
+    pub(super) fn look() -> Self {
+        let mut seen = Self::new();
+        if !CELL.is_open() {
+            return seen;
+        }
+        let Ok(mut engine) = CELL.lock() else {
+            return seen;
+        };
+        seen.is_open = true;
+        seen.counters = counters(&engine.tallies());
+        seen.sockets = engine.kinds();
+        let shown = engine.shown(record::MAX);
+        drop(engine);
+        let all: u64 = seen.sockets.iter().sum();
+        seen.left_out = all.saturating_sub(record::MAX as u64);
+        seen.records.extend(shown.iter().map(of));
+        seen
+    }
+}
+
+fn counters((device, tcp, udp): &Tallies) -> [u64; STACK_COUNTERS.len()] {
+    [
+        device.rx_frames,
+        device.rx_bytes,
+        device.tx_frames,
+        device.tx_bytes,
+        device.rx_missed,
+        device.tx_errors,
+        tcp.segments_in,
+        tcp.segments_out,
+        tcp.segments_retransmitted,
+        tcp.established,
+        tcp.resets_in,
+        tcp.resets_out,
+        tcp.timeouts,
+        tcp.listen_overflows,
+        udp.datagrams_in,
+        udp.datagrams_out,
+        udp.no_ports,
+        udp.rcvbuf_errors,
+    ]
 }
 
 fn of(shown: &Shown) -> Record {
@@ -26,8 +82,8 @@ fn of(shown: &Shown) -> Record {
     words[socket::INODE] = shown.inode;
     words[socket::RECV_Q] = shown.recv_q;
     words[socket::SEND_Q] = shown.send_q;
-    put_address(&mut words, socket::LOCAL, shown.local);
-    put_address(&mut words, socket::REMOTE, shown.remote);
+    put_address(&mut words[socket::LOCAL..], shown.local);
+    put_address(&mut words[socket::REMOTE..], shown.remote);
     if let Some(info) = &shown.info {
         put_info(&mut words, info);
     }
@@ -36,20 +92,6 @@ fn of(shown: &Shown) -> Record {
 
 fn pair(first: u32, second: u32) -> u64 {
     u64::from(first) | u64::from(second) << 32
-}
-
-fn put_address(words: &mut Record, at: usize, address: SocketAddr) {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    };
-    let bits = u128::from(ip);
-    for (word, half) in words.iter_mut().skip(at).zip([bits >> 64, bits]) {
-        *word = half as u64;
-    }
-    if let Some(word) = words.get_mut(at + 2) {
-        *word = address.port().into();
-    }
 }
 
 fn put_info(words: &mut Record, info: &TcpInfo) {

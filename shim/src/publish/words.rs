@@ -2,19 +2,67 @@
 //! Both crates compile this file.
 
 use core::fmt;
+use core::net::SocketAddr;
 
 use super::layout::Verdict;
+
+/// What a decision by the plan was about, and what made it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route<'a> {
+    pub(crate) address: SocketAddr,
+    /// Name of the rule or default.
+    pub(crate) rule: &'a str,
+    /// Device of the interface; empty where it is none or all.
+    pub(crate) device: &'a str,
+}
 
 /// What was decided.
 pub(crate) struct Told<'a, E> {
     /// `None`: of a kind that a newer library knows.
     pub(crate) verdict: Option<Verdict>,
     pub(crate) call: &'a str,
+    /// Nothing was refused.
+    pub(crate) is_success: bool,
     /// The errno answered, in words.
     pub(crate) answer: E,
     /// Two numbers whose meaning is the verdict's.
     pub(crate) first: u64,
     pub(crate) second: u64,
+    /// Of a decision by the plan.
+    pub(crate) route: Option<Route<'a>>,
+}
+
+/// Names of what a socket is about to do, as the plan distinguishes it.
+pub(crate) mod role {
+    pub(crate) const LISTEN: &str = "listen";
+    pub(crate) const CONNECT: &str = "connect";
+    pub(crate) const UDP_BIND: &str = "udp bind";
+    pub(crate) const UDP_SEND: &str = "udp send";
+}
+
+impl<E: fmt::Display> Told<'_, E> {
+    /// What the plan decided: `who` gets what was asked for.
+    fn routed(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        who: &str,
+        outcome: fmt::Arguments<'_>,
+    ) -> fmt::Result {
+        let Some(route) = &self.route else {
+            return write!(f, "{who}: {}", self.call);
+        };
+        let at = match self.call {
+            role::LISTEN | role::UDP_BIND => "on",
+            role::CONNECT | role::UDP_SEND => "to",
+            _ => "at",
+        };
+        let (call, address, rule) = (self.call, route.address, route.rule);
+        write!(f, "{who}: {call} {at} {address} {outcome}, by ")?;
+        match self.first {
+            0 => f.write_str(rule),
+            line => write!(f, "rule \"{rule}\" in line {line}"),
+        }
+    }
 }
 
 impl<E: fmt::Display> fmt::Display for Told<'_, E> {
@@ -24,8 +72,13 @@ impl<E: fmt::Display> fmt::Display for Told<'_, E> {
             answer,
             first,
             second,
+            route,
             ..
         } = self;
+        let device = match route.map_or("", |route| route.device) {
+            "" => "every interface of the stack",
+            device => device,
+        };
         let Some(verdict) = self.verdict else {
             return write!(f, "{call}: decided by a newer library");
         };
@@ -77,6 +130,25 @@ impl<E: fmt::Display> fmt::Display for Told<'_, E> {
                 "refused: {call} answered {answer}: its rings would pass every hook \
                  (KCMSHIM_IO_URING=allow leaves it alone)"
             ),
+            Verdict::Stack => self.routed(f, "stack", format_args!("goes to {device}")),
+            Verdict::Both => {
+                let outcome = format_args!("goes to the kernel and to {device}");
+                self.routed(f, "both", outcome)
+            }
+            Verdict::LeftToKernel => self.routed(f, "passed", format_args!("goes to the kernel")),
+            Verdict::Denied => self.routed(f, "refused", format_args!("answered {answer}")),
+            Verdict::StackFailed if self.is_success => {
+                let outcome = format_args!(
+                    "goes to the kernel, since the stack could not start: it was given to {device}"
+                );
+                self.routed(f, "passed", outcome)
+            }
+            Verdict::StackFailed => {
+                let outcome = format_args!(
+                    "answered {answer}, since the stack could not start: it was given to {device}"
+                );
+                self.routed(f, "refused", outcome)
+            }
         }
     }
 }

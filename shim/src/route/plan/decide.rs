@@ -43,6 +43,8 @@ pub(crate) struct Decision<'p> {
     pub(crate) verdict: Verdict,
     /// The rule's name, or the default's.
     pub(crate) rule: &'p str,
+    /// Line of the file the rule begins in; 0 for a default.
+    pub(crate) line: usize,
     /// What holds if the stack cannot start.
     pub(crate) on_failure: OnFailure,
 }
@@ -128,6 +130,7 @@ impl Plan {
         Decision {
             verdict,
             rule: &rule.name,
+            line: rule.line,
             on_failure: rule.on_failure.unwrap_or(self.on_failure),
         }
     }
@@ -155,6 +158,7 @@ impl Plan {
         Decision {
             verdict,
             rule,
+            line: 0,
             on_failure: self.on_failure,
         }
     }
