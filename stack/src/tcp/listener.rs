@@ -344,7 +344,7 @@ impl Engine {
         self.listeners.list[l as usize].embryos += 1;
         let i = self.embryos.insert(|_| e);
         self.demux.insert(tag, Entry::Embryo(i));
-        self.embryo_wheel.arm(i, now + RTO_INITIAL);
+        self.embryo_wheel.set(i, now + RTO_INITIAL);
         self.send_syn_ack(ip, &e, false, now);
     }
 
@@ -493,7 +493,7 @@ impl Engine {
             return;
         }
         self.embryo_wheel
-            .arm(i, now + RTO_INITIAL * (1 << e.retries));
+            .set(i, now + RTO_INITIAL * (1 << e.retries));
         self.send_syn_ack(ip, &e, false, now);
     }
 

@@ -444,9 +444,7 @@ impl Engine {
                 let wants_output = t.wants_output();
                 let deadline = t.b.timers.earliest().min(t.keepalive_at());
                 let idle = t.b.is_idle();
-                if deadline != Instant::FAR_FUTURE {
-                    self.wheel.arm_earlier(i, deadline);
-                }
+                self.wheel.set(i, deadline);
                 if wants_output {
                     self.mark_dirty(i);
                 } else if idle {
@@ -663,9 +661,7 @@ impl Engine {
                 let t = self.tcb(i, now);
                 let deadline = t.b.timers.earliest().min(t.keepalive_at());
                 let idle = t.b.is_idle();
-                if deadline != Instant::FAR_FUTURE {
-                    self.wheel.arm_earlier(i, deadline);
-                }
+                self.wheel.set(i, deadline);
                 if idle {
                     self.release_busy(i);
                 }
