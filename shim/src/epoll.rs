@@ -386,6 +386,31 @@ pub(crate) fn watch_shared(set: &'static File, target: &'static File) {
     }
 }
 
+/// A member has become one that the kernel can answer for.
+pub(crate) fn leave_to_kernel(set: &'static File, target: &'static File) {
+    let left: Vec<_> = with(set, |set| {
+        let members = set.members.iter();
+        let these = members.filter(|(_, m)| core::ptr::eq(m.file, target));
+        let these: Vec<_> = these.map(|(key, m)| (*key, *m)).collect();
+        for (key, member) in &these {
+            set.remove(*key);
+            let mut flags = member.events;
+            if member.spent {
+                flags &= EPOLLET | EPOLLONESHOT;
+            }
+            let flags = epoll::EventFlags::from_bits_retain(flags);
+            let data = epoll::EventData::new_u64(member.data);
+            let _ = epoll::add(&set.kernel, sys::borrow(member.fd), data, flags);
+        }
+        set.wake();
+        these
+    })
+    .unwrap_or_default();
+    for (key, _) in left {
+        target.watch.remove(Watcher::Set { set, key });
+    }
+}
+
 /// In a forked child: the set behind `epfd` gets descriptors of its own in place of the parent's,
 /// which are closed already. `renewed` finds the child's file of
 /// an inherited KCM socket; TCP sockets attached by the parent are no members any more.

@@ -18,7 +18,7 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 use crate::errno::Outcome;
 use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
-use crate::net::{CELL, relay};
+use crate::net::{CELL, lend, relay};
 use crate::share::broker;
 use crate::share::line::Line;
 use crate::share::owner;
@@ -54,7 +54,7 @@ static BELL_FD: AtomicI32 = AtomicI32::new(-1);
 const LISTENER: u64 = u64::MAX - 1;
 /// Tag of the stack's device.
 const DEVICE: u64 = u64::MAX - 2;
-/// In the tag of a connection that another process accepted: its index follows.
+/// In the tag of a connection that other processes have copies of: its number follows.
 const RELAY: u64 = 1 << 61;
 /// In the tag of a line: cell and KCM socket follow.
 const LINE: u64 = 1 << 63;
@@ -201,7 +201,7 @@ fn serve_device() {
     let Ok(mut engine) = CELL.lock() else { return };
     engine.serve();
     drop(engine);
-    relay::serve();
+    lend::serve();
     broker::end_if_idle();
     let Ok(engine) = CELL.lock() else { return };
     if let Some(entry) = engine.device_entry() {
@@ -215,9 +215,9 @@ fn serve_device() {
     }
 }
 
-/// Another process has accepted a connection.
-pub(crate) fn add_relay(index: u32, fd: &OwnedFd) {
-    let data = epoll::EventData::new_u64(RELAY | u64::from(index));
+/// Copies of a connection may be with other processes; `fd` is our end.
+pub(crate) fn add_relay(number: u32, fd: &OwnedFd) {
+    let data = epoll::EventData::new_u64(RELAY | u64::from(number));
     let flags = WATCH_LINE | epoll::EventFlags::OUT;
     let _ = epoll::add(epfd(), fd, data, flags);
 }
@@ -377,13 +377,14 @@ impl Keeper {
                 continue;
             }
             let data = event.data.u64();
-            if data == DEVICE && relay::serves_others() {
+            if data == DEVICE && lend::serves_others() {
                 serve_device();
                 continue;
             }
             if data & (LINE | CLIENT | RELAY) == RELAY {
-                let flags = event.flags;
-                relay::on_event(data as u32, flags.contains(epoll::EventFlags::HUP));
+                let is = |flag| { event.flags }.contains(flag);
+                let ended = is(epoll::EventFlags::RDHUP);
+                relay::on_event(data as u32, ended, is(epoll::EventFlags::HUP));
                 continue;
             }
             if data == DEVICE {
@@ -485,7 +486,7 @@ impl Keeper {
         {
             engine.expire(now);
             drop(engine);
-            relay::serve();
+            lend::serve();
             broker::end_if_idle();
         }
     }

@@ -37,6 +37,7 @@ pub(crate) fn ioctl(
             Ok(done)
         }
         Kind::Stack => net::ioctl::ioctl(file, request, arg),
+        Kind::Inherited => net::inherited::ioctl(file, fd, request, arg),
         _ => Err(Exit::Native),
     }
 }

@@ -37,6 +37,9 @@ pub(crate) fn sendto(
     match file.kind() {
         Kind::Kcm => {}
         Kind::Stack => return net::message::sendto(file, fd, src, flags, addr, length),
+        // An address is of no use to a connection, and no harm.
+        Kind::Inherited if addr.is_null() => {}
+        Kind::Inherited => return Err(Errno::EISCONN.into()),
         _ => return Err(Exit::Native),
     }
     if !addr.is_null() {
@@ -53,6 +56,7 @@ pub(crate) fn sendmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) ->
             let src = checked_source(&header)?;
             return net::message::sendmsg(file, fd, &header, src, flags);
         }
+        Kind::Inherited => return net::inherited::send(file, fd, flags),
         _ => return Err(Exit::Native),
     };
     kcm::send::Sending::start(file, fd)?.send(&checked_source(&header)?, flags)
@@ -87,6 +91,9 @@ pub(crate) fn sendmmsg(
     count: u32,
     flags: i32,
 ) -> Outcome<i32> {
+    if file.kind() == Kind::Inherited {
+        net::inherited::hold(file, fd);
+    }
     if !matches!(file.kind(), Kind::Kcm | Kind::Stack) {
         return Err(Exit::Native);
     }
@@ -160,7 +167,10 @@ pub(crate) fn recvfrom(
     if file.kind() == Kind::Stack {
         return net::message::recvfrom(file, fd, dst, flags, addr, length);
     }
-    let got = ops::recv(file, fd, dst, flags)?;
+    let got = match file.kind() {
+        Kind::Inherited if !addr.is_null() => net::inherited::recv_unnamed(file, fd, dst, flags)?,
+        _ => ops::recv(file, fd, dst, flags)?,
+    };
     if !addr.is_null() && !length.is_null() {
         if user_mem::copy_in::<i32>(length)? < 0 {
             return Err(Errno::EINVAL.into());
@@ -177,7 +187,12 @@ pub(crate) fn recvmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) ->
     if file.kind() == Kind::Stack {
         return recv_stack(file, fd, msg, &header, flags);
     }
-    let got = ops::recv(file, fd, destination(&header)?, flags)?;
+    let got = match file.kind() {
+        Kind::Inherited if is_named(&header) => {
+            net::inherited::recv_unnamed(file, fd, destination(&header)?, flags)?
+        }
+        _ => ops::recv(file, fd, destination(&header)?, flags)?,
+    };
     finish(file, &msg.writable()?, is_named(&header), got, flags);
     Ok(got.bytes)
 }
@@ -288,6 +303,9 @@ pub(crate) fn recvmmsg(
     flags: i32,
     until: Option<u64>,
 ) -> Outcome<i32> {
+    if file.kind() == Kind::Inherited {
+        net::inherited::hold(file, fd);
+    }
     if !matches!(file.kind(), Kind::Kcm | Kind::Stack) {
         return Err(Exit::Native);
     }

@@ -18,7 +18,8 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
         },
         Kind::Stack if file.is_stream() => net::stream::recv(file, fd, dst, flags),
         Kind::Stack => net::message::recv(file, fd, dst, flags).map(|from| from.got),
-        Kind::Epoll | Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => Err(Exit::Native),
+        Kind::Inherited => net::inherited::recv(file, fd),
+        Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
     }
 }
 
@@ -29,8 +30,7 @@ pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) ->
         Kind::Kcm => kcm::send::send(file, fd, src, flags),
         Kind::Stack if file.is_stream() => net::stream::send(file, fd, src, flags),
         Kind::Stack => net::message::send(file, fd, src, flags),
-        Kind::Tcp | Kind::Epoll | Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => {
-            Err(Exit::Native)
-        }
+        Kind::Inherited => net::inherited::send(file, fd, flags),
+        Kind::Tcp | Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
     }
 }

@@ -16,7 +16,7 @@ use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{BellId, Held, Pin, readable};
 use crate::watch::Watcher;
-use crate::{epoll, sys, wait};
+use crate::{epoll, net, sys, wait};
 
 /// Entries that name a file of ours.
 type Ours = Vec<(usize, &'static File)>;
@@ -28,7 +28,15 @@ pub(crate) fn any_ours(fds: &[pollfd]) -> bool {
 
 /// The file of `fd`, if its readiness is not the kernel's alone.
 pub(crate) fn ours(fd: i32) -> Option<&'static File> {
-    lookup(fd).filter(|f| matches!(f.kind(), Kind::Kcm | Kind::Tcp | Kind::Epoll | Kind::Stack))
+    let file = lookup(fd)?;
+    match file.kind() {
+        Kind::Kcm | Kind::Tcp | Kind::Epoll | Kind::Stack => Some(file),
+        Kind::Inherited => {
+            net::inherited::hold(file, fd); // the kernel tells, once bytes flow
+            None
+        }
+        Kind::Bpf | Kind::Own | Kind::Free => None,
+    }
 }
 
 /// Fills in `revents` of every entry and returns how many have any, as ppoll(2).

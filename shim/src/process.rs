@@ -47,7 +47,7 @@ pub(crate) fn before_fork() -> impl Sized {
 /// The child of a fork, before anything else of ours.
 pub(crate) fn after_fork(held: impl Sized) {
     enter_child(held);
-    net::inherited::note();
+    net::lend::inherit();
     CELL.reset_in_child();
     share::child::inherit();
 }
@@ -56,7 +56,7 @@ pub(crate) fn after_fork(held: impl Sized) {
 pub(crate) fn before_borrowed() {
     if table::is_used() && !is_foreign() {
         owner::tie_all();
-        net::relay::prepare();
+        net::lend::lend_all();
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) fn splice(
 ) -> Outcome<isize> {
     let ours = |fd| lookup(fd).filter(|f| matches!(f.kind(), Kind::Kcm | Kind::Tcp));
     let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0;
+    net::inherited::hold_at(from);
     let stack = |fd| lookup(fd).filter(|f| f.kind() == Kind::Stack);
     if let Some(file) = stack(to) {
         return net::transfer::from_pipe(from, from_at, file, to, to_at, length, flags);

@@ -69,7 +69,7 @@ pub(crate) struct File {
     blocking: AtomicU32,
     /// KCM: messages already taken out of the mux. Lock order: before the mux.
     pub(crate) rx: BiasedMutex<RxBatch>,
-    /// How far a KCM socket is known to other processes.
+    /// How far a KCM or stack socket is known to other processes.
     link: AtomicU8,
     /// Counts messages taken from the queue that processes of one family share.
     pub(crate) taken: Slot<AtomicU32>,
@@ -170,6 +170,13 @@ impl File {
         }
     }
 
+    /// Whether calls that move bytes have something to do here.
+    #[inline(always)]
+    pub(crate) fn is_socket(&self) -> bool {
+        let kind = self.kind();
+        matches!(kind, Kind::Kcm | Kind::Tcp | Kind::Stack | Kind::Inherited)
+    }
+
     /// O_NONBLOCK of the descriptor `fd`. Asked of the kernel once after each change that went
     /// through us; always, when another process may change it too.
     pub(crate) fn is_nonblocking(&self, fd: i32) -> bool {
@@ -185,7 +192,12 @@ impl File {
         nonblocking
     }
 
-    /// In a forked child: the engine of this listener is the parent's.
+    /// Whether a lent file has no descriptor left in this process.
+    pub(crate) fn is_only_lent(&self) -> bool {
+        self.link() == Link::Tied && self.refs.load(Ordering::Acquire) == 1
+    }
+
+    /// The engine of this socket is another process's, or moves bytes for others too.
     pub(crate) fn become_inherited(&self, known: Inherited) {
         if let Ok(mut body) = self.body.lock() {
             *body = Body::Inherited(known);
@@ -310,7 +322,10 @@ impl File {
             1 => {}
             // Perhaps only its line is left.
             2 if matches!(self.link(), Link::Tied | Link::Shared) => {
-                return share::owner::look_for_end(self);
+                return match self.kind() {
+                    Kind::Stack => crate::net::lend::look_for_end(self),
+                    _ => share::owner::look_for_end(self),
+                };
             }
             _ => return,
         }

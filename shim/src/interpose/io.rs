@@ -12,7 +12,7 @@ use crate::user_mem::{Iovecs, UserPtr};
 /// read(2) and readv(2) on a file of ours: a receive without flags, and nothing for no room.
 fn read_into(file: &'static File, fd: c_int, dst: Outcome<Iovecs<'_>>) -> Outcome<ssize_t> {
     let dst = dst?;
-    if dst.total() == 0 && file.kind() != Kind::Tcp {
+    if dst.total() == 0 && !matches!(file.kind(), Kind::Tcp | Kind::Inherited) {
         return Ok(0);
     }
     ops::recv(file, fd, dst, 0).map(|got| got.bytes as ssize_t)
@@ -46,7 +46,7 @@ fn read_at(
         return Err(crate::errno::Exit::Native);
     }
     let dst = dst?;
-    if dst.total() == 0 && file.kind() != Kind::Tcp {
+    if dst.total() == 0 && !matches!(file.kind(), Kind::Tcp | Kind::Inherited) {
         return Ok(0);
     }
     ops::recv(file, fd, dst, nowait(flags)).map(|got| got.bytes as ssize_t)

@@ -25,7 +25,7 @@ pub(crate) mod transfer;
 mod twins;
 
 use crate::errno::{Exit, Outcome};
-use crate::fd::{File, Kind, lookup, table};
+use crate::fd::{File, lookup, table};
 use crate::real::Failure;
 
 /// Resolves the definitions behind ours.
@@ -70,9 +70,7 @@ fn on_socket<T: Failure>(
     native: impl FnOnce() -> T,
 ) -> T {
     match lookup(fd) {
-        Some(file) if matches!(file.kind(), Kind::Kcm | Kind::Tcp | Kind::Stack) => {
-            conclude(ours(file), native)
-        }
+        Some(file) if file.is_socket() => conclude(ours(file), native),
         _ => native(),
     }
 }

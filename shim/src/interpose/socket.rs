@@ -89,6 +89,7 @@ hooks! {
         let native = || unsafe { next::bind(fd, addr, len) };
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::bind(f, at(addr), len),
+            Kind::Inherited => Err(Errno::EINVAL.into()),
             _ => refuse("bind", f, || check_address(at(addr), len)),
         }, || routed(|| net::bind(fd, at(addr), len, native), native))
     }
@@ -99,6 +100,7 @@ hooks! {
         let native = || unsafe { next::connect(fd, addr, len) };
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::connect(f, fd, at(addr), len),
+            Kind::Inherited => Err(Errno::EISCONN.into()),
             _ => refuse("connect", f, || check_address(at(addr), len)),
         }, || routed(|| net::connect(fd, at(addr), len), native))
     }
@@ -114,6 +116,7 @@ hooks! {
                 }
                 net::socket::listen(f, backlog)
             }
+            Kind::Inherited => net::inherited::listen(f),
             _ => refuse("listen", f, || Ok(())),
         }, || routed(|| net::listen(fd, backlog, native), native))
     }
@@ -214,7 +217,7 @@ hooks! {
                 Err(Exit::Native) => net::options::get(f, level, name, at(value), at(len)),
                 posted => posted,
             },
-            Kind::Inherited => net::inherited::get(f, level, name, at(value), at(len)),
+            Kind::Inherited => net::inherited::get(f, fd, level, name, at(value), at(len)),
             _ => Err(Exit::Native),
         }, native)
     }
@@ -236,7 +239,7 @@ hooks! {
                 tcp::option_set(f, level, name);
                 Ok(done)
             }
-            Kind::Inherited => net::inherited::set(f, level, name, at(value), len),
+            Kind::Inherited => net::inherited::set(f, fd, level, name, at(value), len),
             Kind::Tcp => {
                 let done = native();
                 if done == 0 {

@@ -16,6 +16,7 @@ use libc::{FILE, c_char, c_int, off_t, off64_t, size_t, ssize_t};
 use super::{fd, io};
 use crate::errno::Errno;
 use crate::fd::{File, Kind, lookup, table};
+use crate::net::inherited;
 use crate::real::hooks;
 use crate::sync::Mutex;
 use crate::tcp;
@@ -183,8 +184,11 @@ hooks! {
     fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE {
         match lookup(fd).map(File::kind) {
             Some(Kind::Kcm | Kind::Tcp | Kind::Stack) => open_stream(fd, mode),
-            // SAFETY: forwards the caller's own arguments.
-            _ => unsafe { next::fdopen(fd, mode) },
+            _ => {
+                inherited::hold_at(fd); // libc reads and writes it by itself
+                // SAFETY: forwards the caller's own arguments.
+                unsafe { next::fdopen(fd, mode) }
+            }
         }
     }
 

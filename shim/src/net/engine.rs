@@ -16,8 +16,8 @@ use super::lease::Leases;
 use super::ready::{self, Bits};
 use super::relay::Relay;
 use super::socket::{Socket, State};
-use crate::errno::{Errno, Outcome};
-use crate::fd::File;
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::{File, Kind};
 use crate::sync::{Guard, Mutex, Rank, RawMutex};
 use crate::wait::{self, BellId};
 use crate::{housekeeper, own, publish, sys};
@@ -174,8 +174,8 @@ impl EngineGuard {
             if self.due.is_empty() {
                 return;
             }
-            for index in core::mem::take(&mut self.due) {
-                self.move_relay(index);
+            for number in core::mem::take(&mut self.due) {
+                self.move_relay(number);
             }
         }
     }
@@ -206,8 +206,8 @@ pub(crate) struct Engine {
     by_conn: Vec<u32>,
     by_listener: BTreeMap<ListenerId, u32>,
     by_udp: BTreeMap<UdpId, u32>,
-    /// Connections that other processes have accepted.
-    pub(super) relays: Vec<Option<Relay>>,
+    /// Connections that other processes hold copies of.
+    pub(super) relays: BTreeMap<u32, Relay>,
     /// Those of them that have something to do.
     due: Vec<u32>,
     /// The sleeping thread that also watches the device.
@@ -222,8 +222,6 @@ pub(crate) struct Engine {
 
 /// In `by_conn`: no socket.
 const NOBODY: u32 = u32::MAX;
-/// In `by_conn`: the rest is the index of a relay.
-const RELAYED: u32 = 1 << 31;
 
 impl Engine {
     pub(super) fn new(
@@ -242,7 +240,7 @@ impl Engine {
             by_conn: Vec::new(),
             by_listener: BTreeMap::new(),
             by_udp: BTreeMap::new(),
-            relays: Vec::new(),
+            relays: BTreeMap::new(),
             due: Vec::new(),
             leader: None,
             followers: Vec::new(),
@@ -278,13 +276,14 @@ impl Engine {
     /// The socket behind `file`.
     ///
     /// # Errors
-    /// `EBADF` when it was closed meanwhile.
+    /// `EBADF` when it was closed meanwhile; native when it was shared with other processes meanwhile.
     #[inline]
     pub(crate) fn socket(&mut self, file: &File) -> Outcome<&mut Socket> {
         let socket = self.sockets.get_mut(file.net_index() as usize);
         let socket = socket.and_then(Option::as_mut);
         match socket.filter(|s| core::ptr::eq(s.file, file)) {
             Some(socket) => Ok(socket),
+            None if file.kind() == Kind::Inherited => Err(Exit::Native),
             None => Err(Errno::EBADF.into()),
         }
     }
@@ -382,35 +381,34 @@ impl Engine {
     }
 
     fn tell(&mut self, index: Option<u32>, bits: Bits) {
-        if let Some(index) = index.filter(|i| *i != NOBODY && i & RELAYED != 0) {
-            return self.relay_is_due(index & !RELAYED);
-        }
         let socket = index.and_then(|i| self.sockets.get(i as usize));
         if let Some(socket) = socket.and_then(Option::as_ref) {
             socket.file.watch.notify(bits);
             if let Some(bell) = &socket.psock {
                 bell.ring();
             }
-            if socket.shared.is_some() {
+            if socket.door.is_some() {
                 housekeeper::wake_by(sys::now());
+            }
+            if let Some(number) = socket.relay {
+                self.relay_is_due(number);
             }
         }
     }
 
-    /// A relayed connection has something to do.
-    pub(super) fn relay_is_due(&mut self, index: u32) {
-        if !self.due.contains(&index) {
-            self.due.push(index);
+    /// A shared connection has something to do.
+    pub(super) fn relay_is_due(&mut self, number: u32) {
+        let shared = self.relays.get(&number).is_some_and(|r| r.is_shared);
+        if shared && !self.due.contains(&number) {
+            self.due.push(number);
         }
     }
 
-    /// The connection belongs to a relay.
-    pub(super) fn note_relay(&mut self, conn: TcpId, index: u32) {
-        self.register(index | RELAYED, &State::Connected(conn));
-    }
-
-    pub(super) fn forget_relay(&mut self, conn: TcpId) {
-        self.unregister(&State::Connected(conn));
+    /// Copies of a connection may be with other processes.
+    pub(super) fn add_relay(&mut self, relay: Relay) {
+        let number = relay.name.number;
+        housekeeper::add_relay(number, &relay.fd);
+        self.relays.insert(number, relay);
     }
 
     /// When the engine or a device next has something to do although nothing arrives.

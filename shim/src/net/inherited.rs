@@ -1,55 +1,41 @@
-//! Stack sockets whose engine is in another process: a listener inherited over a fork, and the
-//! connections accepted on it. Bytes, readiness and ends are those of the AF_UNIX socket behind the
-//! number, by the real calls; names and options are answered here.
+//! Stack sockets whose bytes another process's engine moves, or this one's for others too
+//! ([`super::lend`]): inherited over a fork or exec, received in a message, or accepted on an inherited
+//! listener. Bytes, readiness and ends are those of the AF_UNIX socket behind the number, by the real
+//! calls; names are known, and options are asked of the owner.
 
-use core::net::SocketAddr;
+use rustix::fd::AsFd;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
 
-use rustix::net::{SocketAddrUnix, SocketFlags};
-
-use super::engine::CELL;
-use super::options::Settings;
-use super::socket::State;
-use super::{address, relay};
+use super::lend::Question;
+use super::name::Name;
+use super::options::{self, Settings};
+use super::{address, fixed};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
-use crate::kcm::options::put_int;
+use crate::interpose::message::native_recv;
+use crate::kcm::options::{put_bytes, put_int};
+use crate::kcm::recv::Received;
+use crate::share::stack::{ask, tell};
 use crate::sys;
-use crate::user_mem::{self, UserPtr};
+use crate::user_mem::{self, Iovecs, UserPtr};
 
 /// What is known of such a socket.
 #[derive(Clone)]
 pub(crate) struct Inherited {
-    v6: bool,
-    local: SocketAddr,
-    /// None for a listener.
-    peer: Option<SocketAddr>,
+    name: Name,
+    /// Options as far as this process knows them, should the owner not answer.
     settings: Settings,
+    /// The owner knows that others use it.
+    asked: bool,
 }
 
-/// In the child of a fork, while the parent's engine can still be read.
-pub(crate) fn note() {
-    if !CELL.is_open() {
-        return;
-    }
-    let Ok(mut engine) = CELL.lock() else { return };
-    for fd in table::ours_in(0, u32::MAX) {
-        let Some(file) = lookup(fd).filter(|f| f.kind() == Kind::Stack) else {
-            continue;
-        };
-        let Ok(socket) = engine.socket(file) else {
-            continue;
-        };
-        if let (State::Listening(_), Some(local), true) =
-            (socket.state, socket.bound, socket.shared.is_some())
-        {
-            let known = Inherited {
-                v6: socket.v6,
-                local,
-                peer: None,
-                settings: socket.settings.clone(),
-            };
-            file.become_inherited(known);
+impl Inherited {
+    pub(super) fn new(name: Name, settings: Settings, asked: bool) -> Self {
+        Self {
+            name,
+            settings,
+            asked,
         }
     }
 }
@@ -61,6 +47,88 @@ fn known(file: &File) -> Outcome<Inherited> {
     }
 }
 
+/// Puts a file behind a descriptor that this process got with its program or in a message, if it is one
+/// of these.
+pub(crate) fn adopt(fd: i32) -> bool {
+    let Some(name) = Name::of(sys::borrow(fd)).filter(|_| table::in_range(fd)) else {
+        return false;
+    };
+    let asked = name.peer.is_none();
+    let known = Inherited::new(name, Settings::default(), asked);
+    let ino = sys::inode(sys::borrow(fd));
+    let Ok(file) = File::new(Kind::Inherited, ino, Body::Inherited(known)) else {
+        return false;
+    };
+    table::install(fd, file);
+    true
+}
+
+/// Sees to it that bytes flow. Should the owner not answer, its end shows that it is gone.
+pub(crate) fn hold(file: &'static File, fd: i32) {
+    let owner = match file.body.lock().as_deref_mut() {
+        Ok(Body::Inherited(known)) if !known.asked => {
+            known.asked = true;
+            known.name.owner.clone()
+        }
+        _ => return,
+    };
+    let _ = ask(&owner, fd, Question::Share);
+}
+
+/// As [`hold`], for a number that may be any.
+pub(crate) fn hold_at(fd: i32) {
+    if let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Inherited) {
+        hold(file, fd);
+    }
+}
+
+/// Any receive: by the socket beneath.
+pub(crate) fn recv(file: &'static File, fd: i32) -> Outcome<Received> {
+    hold(file, fd);
+    Err(Exit::Native)
+}
+
+/// Any send: by the socket beneath, which has no urgent data, and would not tell of a reset.
+pub(crate) fn send(file: &'static File, fd: i32, flags: i32) -> Outcome<usize> {
+    if flags & libc::MSG_OOB != 0 {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
+    hold(file, fd);
+    let ended = i32::from(sys::poll_bits(fd, 0)) & i32::from(libc::POLLERR | libc::POLLHUP) != 0;
+    if ended
+        && let Some(error @ 1..) =
+            sys::option_int(sys::borrow(fd), libc::SOL_SOCKET, libc::SO_ERROR)
+    {
+        return Err(Errno(error).into());
+    }
+    Err(Exit::Native)
+}
+
+/// A receive that asks for the sender's address, of which a connection has none to tell.
+pub(crate) fn recv_unnamed(
+    file: &'static File,
+    fd: i32,
+    dst: Iovecs<'_>,
+    flags: i32,
+) -> Outcome<Received> {
+    /// What one call moves at most.
+    const BYTES_MAX: usize = 64 << 10;
+    hold(file, fd);
+    let mut bytes = Vec::with_capacity(dst.total().min(BYTES_MAX));
+    let got = native_recv(fd, &mut bytes, flags)?;
+    dst.scatter([&*bytes], bytes.len())?;
+    let bytes = got.length.min(bytes.len());
+    Ok(Received { bytes, flags: 0 })
+}
+
+/// listen(2): a listener's backlog is the owner's to change.
+pub(crate) fn listen(file: &File) -> Outcome<i32> {
+    match known(file)?.name.peer {
+        Some(_) => Err(Errno::EINVAL.into()),
+        None => Ok(0),
+    }
+}
+
 /// accept4(2) on an inherited listener.
 pub(crate) fn accept(
     file: &'static File,
@@ -69,30 +137,16 @@ pub(crate) fn accept(
     length: UserPtr,
     flags: i32,
 ) -> Outcome<i32> {
-    let listener = known(file)?;
-    accept_as(&listener, fd, addr, length, flags)
+    let Inherited { name, settings, .. } = known(file)?;
+    if name.peer.is_some() {
+        return Err(Errno::EINVAL.into());
+    }
+    accept_beneath((&name, settings), fd, addr, length, flags)
 }
 
 /// accept4(2) on the socket beneath a listener.
 pub(super) fn accept_beneath(
-    listener: (bool, SocketAddr, Settings),
-    fd: i32,
-    addr: UserPtr,
-    length: UserPtr,
-    flags: i32,
-) -> Outcome<i32> {
-    let (v6, local, settings) = listener;
-    let listener = Inherited {
-        v6,
-        local,
-        peer: None,
-        settings,
-    };
-    accept_as(&listener, fd, addr, length, flags)
-}
-
-fn accept_as(
-    listener: &Inherited,
+    listener: (&Name, Settings),
     fd: i32,
     addr: UserPtr,
     length: UserPtr,
@@ -101,27 +155,24 @@ fn accept_as(
     if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
         return Err(Errno::EINVAL.into());
     }
+    let (door, settings) = listener;
     let flags = SocketFlags::from_bits_truncate(flags as u32);
-    let (accepted, name) = rustix::net::acceptfrom_with(sys::borrow(fd), flags)?;
-    let name = name.and_then(|name| SocketAddrUnix::try_from(name).ok());
-    let (peer, local) = name
-        .as_ref()
-        .and_then(relay::addresses)
-        .unwrap_or((address::any(listener.v6, 0), listener.local));
+    let accepted = rustix::net::accept_with(sys::borrow(fd), flags)?;
+    let name = Name::of(accepted.as_fd()).filter(|name| name.peer.is_some());
+    let name = name.ok_or(Errno::ECONNABORTED)?; // a stranger, or the owner is gone
+    let peer = name.peer.unwrap_or(door.local);
     if !table::in_range(sys::number(&accepted)) {
         return Err(Errno::EMFILE.into());
     }
-    let ino = sys::inode(sys::borrow(sys::number(&accepted)));
-    let known = Inherited {
-        local,
-        peer: Some(peer),
-        ..listener.clone()
-    };
+    mark(&accepted, fd);
+    let v6 = name.v6;
+    let ino = sys::inode(accepted.as_fd());
+    let known = Inherited::new(name, settings, true);
     let file = File::new(Kind::Inherited, ino, Body::Inherited(known))?;
     let number = sys::hand_out(accepted);
     table::install(number, file);
     if !addr.is_null() {
-        let written = address::write(address::in_family(peer, listener.v6), addr, length);
+        let written = address::write(address::in_family(peer, v6), addr, length);
         if let Err(why) = written {
             if let Some(file) = table::remove(number) {
                 let _ = sys::close(number);
@@ -133,52 +184,128 @@ fn accept_as(
     Ok(number)
 }
 
+/// Leaves the byte at the owner's end that means nothing, which is known by the descriptor with it (see
+/// [`super::relay`]).
+fn mark(accepted: impl AsFd, listener: i32) {
+    let mut space = [core::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [sys::borrow(listener)];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let byte = [rustix::io::IoSlice::new(&[0])];
+    let _ = rustix::net::sendmsg(accepted, &byte, &mut control, flags);
+}
+
 /// getsockname(2).
 pub(crate) fn local_name(file: &File, addr: UserPtr, length: UserPtr) -> Outcome<i32> {
-    let known = known(file)?;
-    address::write(address::in_family(known.local, known.v6), addr, length)?;
+    let Name { local, v6, .. } = known(file)?.name;
+    address::write(address::in_family(local, v6), addr, length)?;
     Ok(0)
 }
 
 /// getpeername(2).
 pub(crate) fn peer_name(file: &File, addr: UserPtr, length: UserPtr) -> Outcome<i32> {
-    let known = known(file)?;
-    let peer = known.peer.ok_or(Errno::ENOTCONN)?;
-    address::write(address::in_family(peer, known.v6), addr, length)?;
+    let Name { peer, v6, .. } = known(file)?.name;
+    let peer = peer.ok_or(Errno::ENOTCONN)?;
+    address::write(address::in_family(peer, v6), addr, length)?;
     Ok(0)
+}
+
+/// ioctl(2): what is about the network, the owner knows.
+pub(crate) fn ioctl(file: &'static File, fd: i32, request: u32, arg: UserPtr) -> Outcome<i32> {
+    const SIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
+    const SIOCOUTQNSD: u32 = 0x894b;
+    const SIOCATMARK: u32 = 0x8905;
+    hold(file, fd);
+    if !matches!(request, SIOCOUTQ | SIOCOUTQNSD | SIOCATMARK) {
+        return Err(Exit::Native);
+    }
+    let answer = ask(&known(file)?.name.owner, fd, Question::Ioctl(request))?;
+    user_mem::write_bytes(arg, &answer)?;
+    Ok(0)
+}
+
+/// What an option of no level of ours, or of the socket beneath alone, answers.
+fn refuse(level: i32, name: i32, v6: bool) -> Option<Errno> {
+    let beneath = fixed::is_beneath_only(level, name).then_some(Errno::EOPNOTSUPP);
+    fixed::foreign_level(level, false, v6).or(beneath)
 }
 
 /// getsockopt(2).
 pub(crate) fn get(
     file: &File,
+    fd: i32,
     level: i32,
     name: i32,
     value: UserPtr,
     length: UserPtr,
 ) -> Outcome<i32> {
     let known = known(file)?;
-    let answer = match (level, name) {
-        (libc::SOL_SOCKET, libc::SO_DOMAIN) if known.v6 => libc::AF_INET6,
-        (libc::SOL_SOCKET, libc::SO_DOMAIN) => libc::AF_INET,
-        (libc::SOL_SOCKET, libc::SO_PROTOCOL) => libc::IPPROTO_TCP,
-        (libc::SOL_SOCKET, _) => return Err(Exit::Native),
-        _ => known.settings.int(level, name).ok_or(Errno::ENOPROTOOPT)?,
-    };
-    put_int(answer, value, length)
+    if let Some(errno) = refuse(level, name, known.name.v6) {
+        return Err(errno.into());
+    }
+    match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_DOMAIN) if known.name.v6 => {
+            return put_int(libc::AF_INET6, value, length);
+        }
+        (libc::SOL_SOCKET, libc::SO_DOMAIN) => return put_int(libc::AF_INET, value, length),
+        (libc::SOL_SOCKET, libc::SO_PROTOCOL) => return put_int(libc::IPPROTO_TCP, value, length),
+        (libc::SOL_SOCKET, libc::SO_TYPE | libc::SO_ERROR | libc::SO_ACCEPTCONN) => {
+            return Err(Exit::Native);
+        }
+        _ => {}
+    }
+    match ask(&known.name.owner, fd, Question::Get(level, name)) {
+        Ok(answer) => put_bytes(&answer, value, length),
+        Err(Exit::Failed(Errno::EPIPE)) => match known.settings.int(level, name) {
+            Some(answer) => put_int(answer, value, length),
+            None if level == libc::SOL_SOCKET => Err(Exit::Native),
+            None => Err(Errno::ENOPROTOOPT.into()),
+        },
+        Err(why) => Err(why),
+    }
 }
 
-/// setsockopt(2). What a connection of the owner's could do with an option it does by default: bytes
-/// leave at once.
-pub(crate) fn set(file: &File, level: i32, name: i32, value: UserPtr, length: u32) -> Outcome<i32> {
-    if level == libc::SOL_SOCKET {
+/// setsockopt(2).
+pub(crate) fn set(
+    file: &File,
+    fd: i32,
+    level: i32,
+    name: i32,
+    value: UserPtr,
+    length: u32,
+) -> Outcome<i32> {
+    let Inherited {
+        name: at, settings, ..
+    } = known(file)?;
+    match refuse(level, name, at.v6) {
+        Some(Errno::EOPNOTSUPP) if level == libc::SOL_SOCKET => {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
+        Some(_) => return Err(Errno::ENOPROTOOPT.into()),
+        None => {}
+    }
+    let is_known = settings.int(level, name).is_some();
+    let asks = options::is_composite(level, name);
+    if level == libc::SOL_SOCKET && !is_known && !asks {
         return Err(Exit::Native);
     }
-    if (length as i32) < size_of::<i32>() as i32 {
-        return Err(Errno::EINVAL.into());
+    /// Longer than any value.
+    const VALUE_MAX: u32 = 64;
+    let mut room = [0; VALUE_MAX as usize];
+    let bytes = room
+        .get_mut(..length.min(VALUE_MAX) as usize)
+        .unwrap_or_default();
+    user_mem::read_bytes(value, bytes)?;
+    if !is_known {
+        return ask(&at.owner, fd, Question::Set(level, name, bytes)).map(|_| 0);
     }
-    let value = user_mem::copy_in::<i32>(value)?;
-    match &mut *file.body.lock()? {
-        Body::Inherited(known) => Ok(known.settings.set_int(level, name, value).map(|()| 0)?),
-        _ => Err(Errno::EBADF.into()),
+    let (number, _) = bytes.split_first_chunk().ok_or(Errno::EINVAL)?;
+    if let Body::Inherited(known) = &mut *file.body.lock()? {
+        known
+            .settings
+            .set_int(level, name, i32::from_ne_bytes(*number))?;
     }
+    let _ = tell(&at.owner, fd, level, name, bytes); // an owner that is gone shows at the next read
+    Ok(0)
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use kcm_stack::{CongestionControl, SockFlag, SockOpts, State as TcpState};
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::net::sockopt;
 
 use super::engine::{CELL, EngineGuard};
@@ -128,12 +128,12 @@ impl Settings {
     }
 
     /// The socket beneath answers for the timeouts.
-    pub(crate) fn show_timeouts(&self, beneath: &OwnedFd) {
+    pub(crate) fn show_timeouts(&self, beneath: impl AsFd) {
         let both = [sockopt::Timeout::Recv, sockopt::Timeout::Send];
         for (which, length) in both.into_iter().zip(self.timeouts) {
             if length != 0 {
                 let length = Some(Duration::from_nanos(length));
-                let _ = sockopt::set_socket_timeout(beneath, which, length);
+                let _ = sockopt::set_socket_timeout(&beneath, which, length);
             }
         }
     }
@@ -510,6 +510,14 @@ pub(crate) fn set(
         }
     }
     Ok(0)
+}
+
+/// Whether the value of an option is no int, and not the socket's beneath either.
+pub(super) fn is_composite(level: i32, name: i32) -> bool {
+    matches!(
+        (level, name),
+        (libc::SOL_SOCKET, libc::SO_LINGER) | (libc::IPPROTO_TCP, libc::TCP_CONGESTION)
+    )
 }
 
 /// Changes the settings of a socket, and what the engine has of them.

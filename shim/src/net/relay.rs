@@ -1,47 +1,59 @@
-//! Listeners that children of a fork accept on. The engine stays with the process that opened it, the
-//! *owner*; the AF_UNIX socket beneath a listener, which every copy shares, listens too. A
-//! connection that no thread of the owner accepts is handed over there: the owner keeps the TCP
-//! connection and one end of an AF_UNIX one, and its housekeeper moves bytes between them. Whoever
-//! accepts reads and writes the kernel's socket; a child that is killed closes it, and harms nobody.
+//! Moving the bytes of a connection that other processes use. The engine stays with the process that
+//! opened it, the *owner*; what the others hold is an AF_UNIX socket, whose other end the owner has, and
+//! between that and the connection its housekeeper moves bytes. Whoever reads and writes does so with
+//! the kernel's socket; a process that is killed closes it, and harms nobody.
+//!
+//! An AF_UNIX socket shows ECONNRESET when the other end closes with something unread. So the last byte
+//! that came through is left in the queue after it has been passed on: when the peer resets the
+//! connection, or the owner is killed, the others see what they would see of TCP.
 
-use core::net::SocketAddr;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::mem::MaybeUninit;
 
-use kcm_stack::{RecvError, SendError, TcpId};
+use kcm_stack::{RecvError, SendError, State as TcpState, TcpId};
 use rustix::fd::OwnedFd;
-use rustix::io::Errno as Sys;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
-};
+use rustix::io::{Errno as Sys, IoSliceMut};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags, Shutdown, sockopt};
 
-use super::engine::{CELL, Engine, EngineGuard};
-use super::socket::State;
-use crate::errno::Outcome;
-use crate::fd::{Kind, lookup, table};
-use crate::{epoll, housekeeper, own, sys};
+use super::engine::{CELL, Engine, instant};
+use super::lend;
+use super::name::Name;
+use crate::fd::File;
+use crate::{own, sys};
 
 /// Bytes moved at a time towards the connection.
-const PIECE_BYTES: usize = 16 << 10;
+const PIECE_BYTES: usize = 32 << 10;
 /// Pieces moved for one connection before the others have their turn.
-const PIECES_MAX: usize = 64;
-/// What the names of our ends begin with.
-const PREFIX: &str = "kcmshim-conn/";
+const PIECES_MAX: usize = 32;
 
-/// Some connection has been handed over: from now on the housekeeper does not wait for the program.
-static SERVES_OTHERS: AtomicBool = AtomicBool::new(false);
-
-pub(crate) fn serves_others() -> bool {
-    SERVES_OTHERS.load(Ordering::Relaxed)
-}
-
-/// A connection that another process has accepted.
+/// A connection that other processes hold copies of.
 pub(crate) struct Relay {
-    conn: TcpId,
-    fd: OwnedFd,
+    pub(super) name: Name,
+    /// The owner's end.
+    pub(super) fd: OwnedFd,
+    /// The socket's file: the program's, until others use it.
+    pub(super) file: &'static File,
+    /// Others use it: bytes are moved.
+    pub(super) is_shared: bool,
+    front: Front,
     /// The peer's end of stream has been passed on.
     is_read: bool,
-    /// The other process's end of stream has been passed on.
-    is_written: bool,
+    /// The other processes' end of stream has been passed on.
+    pub(super) is_written: bool,
+    /// Nobody writes at the other end any more.
+    ended: bool,
+    /// Nobody holds the other end any more.
+    gone: bool,
+}
+
+/// What is at the front of our end's queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Front {
+    /// Not known: the first byte is one that means nothing if a descriptor comes along with it.
+    Unknown,
+    /// Bytes of the stream.
+    Fresh,
+    /// One byte that has been passed on.
+    Stale,
 }
 
 impl Drop for Relay {
@@ -56,174 +68,101 @@ enum Moved {
     Enough,
     /// More at once, after others.
     More,
-    /// Both ends are done, or the other process is gone.
+    /// All is done, or nobody is there any more.
     Over,
-    /// Bytes were lost: the peer must not take it for the end.
+    /// The peer has reset the connection, or bytes were lost: neither side may take it for the end.
     Broken,
 }
 
-/// Before a fork: the sockets beneath listeners listen, so that a child's accept finds them.
-pub(crate) fn prepare() {
-    if !CELL.is_open() {
+impl Relay {
+    /// `marked`: the byte that means nothing is in the queue already.
+    pub(super) fn new(name: Name, fd: OwnedFd, file: &'static File, marked: bool) -> Self {
+        Self {
+            name,
+            fd,
+            file,
+            is_shared: false,
+            front: if marked { Front::Stale } else { Front::Unknown },
+            is_read: false,
+            is_written: false,
+            ended: false,
+            gone: false,
+        }
+    }
+
+    /// Whether no copy of the other end is left anywhere.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone || sys::poll_bits(sys::number(&self.fd), 0) & libc::POLLHUP != 0
+    }
+}
+
+/// Something has happened at our end of a connection: others have written, closed for writing (`ended`),
+/// or closed (`gone`).
+pub(crate) fn on_event(number: u32, ended: bool, gone: bool) {
+    let Ok(mut engine) = CELL.lock() else { return };
+    let Some(relay) = engine.relays.get_mut(&number) else {
         return;
-    }
-    for fd in table::ours_in(0, u32::MAX) {
-        let Some(file) = lookup(fd).filter(|f| f.kind() == Kind::Stack && !f.speaks()) else {
-            continue;
-        };
-        let Ok(mut engine) = CELL.lock() else { return };
-        let listening = engine.socket(file);
-        let Some(socket) = listening
-            .ok()
-            .filter(|s| matches!(s.state, State::Listening(_)) && s.shared.is_none())
-        else {
-            continue;
-        };
-        let Ok(name) = listen_beneath(fd) else {
-            continue;
-        };
-        socket.shared = Some(name);
-        drop(engine);
-        file.set_speaks(true);
-        for set in file.watch.sets() {
-            epoll::watch_shared(set, file);
-        }
-    }
-}
-
-/// The socket behind `fd` listens under a name of its own, which it returns.
-fn listen_beneath(fd: i32) -> Outcome<Vec<u8>> {
-    let name = crate::share::name::fresh()?;
-    let beneath = sys::borrow(fd);
-    rustix::net::bind(beneath, &SocketAddrUnix::new_abstract_name(&name)?)?;
-    rustix::net::listen(beneath, kcm_stack::limits::BACKLOG_MAX as i32)?;
-    Ok(name)
-}
-
-/// The addresses that the name of an owner's end tells: the peer's, and ours.
-pub(super) fn addresses(name: &SocketAddrUnix) -> Option<(SocketAddr, SocketAddr)> {
-    let text = str::from_utf8(name.abstract_name()?).ok()?;
-    let mut words = text.strip_prefix(PREFIX)?.split('/').skip(1);
-    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
-}
-
-/// Hands over what waits on shared listeners.
-pub(crate) fn serve() {
-    let Ok(mut engine) = CELL.lock() else { return };
-    let listeners: Vec<_> = engine
-        .sockets()
-        .filter_map(|socket| match (&socket.shared, socket.state) {
-            (Some(name), State::Listening(id)) => Some((name.clone(), id)),
-            _ => None,
-        })
-        .collect();
-    for (name, id) in listeners {
-        while let Some(conn) = engine.stack.tcp_accept(id) {
-            if start(&mut engine, conn, &name).is_err() {
-                let now = engine.now();
-                engine.stack.tcp_abort(now, conn);
-            }
-        }
-    }
-}
-
-fn start(engine: &mut EngineGuard, conn: TcpId, listener: &[u8]) -> Outcome<()> {
-    let (local, peer) = engine
-        .stack
-        .tcp_addresses(conn)
-        .ok_or(crate::errno::Errno::EBADF)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let kind = SocketType::STREAM;
-    let fd = sys::raise(rustix::net::socket_with(
-        AddressFamily::UNIX,
-        kind,
-        flags,
-        None,
-    )?);
-    let nonce = sys::random().unwrap_or_else(sys::now);
-    let name = format!("{PREFIX}{nonce:016x}/{peer}/{local}");
-    rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
-    rustix::net::connect(&fd, &SocketAddrUnix::new_abstract_name(listener)?)?;
-    own::protect(sys::number(&fd));
-    SERVES_OTHERS.store(true, Ordering::Relaxed);
-    let relay = Relay {
-        conn,
-        fd,
-        is_read: false,
-        is_written: false,
     };
-    engine.add_relay(relay);
-    Ok(())
-}
-
-/// The other process has done something at its end; `gone` when it has closed it.
-pub(crate) fn on_event(index: u32, gone: bool) {
-    let Ok(mut engine) = CELL.lock() else { return };
-    if gone {
-        // What it had written is still ours to send.
-        engine.move_relay(index);
-        engine.end_relay(index, false);
-    } else {
-        engine.relay_is_due(index);
+    relay.ended |= ended || gone;
+    relay.gone |= gone;
+    if relay.is_shared {
+        return engine.relay_is_due(number);
+    }
+    let file = relay.file;
+    let used = ended || sys::unread_bytes(sys::borrow(sys::number(&relay.fd))) > 1;
+    if used {
+        lend::share(&mut engine, number);
+    } else if gone {
+        drop(engine);
+        lend::look_for_end(file);
     }
 }
 
 impl Engine {
-    fn add_relay(&mut self, relay: Relay) {
-        let index = match self.relays.iter().position(Option::is_none) {
-            Some(index) => index,
-            None => {
-                self.relays.push(None);
-                self.relays.len() - 1
-            }
-        } as u32;
-        self.note_relay(relay.conn, index);
-        housekeeper::add_relay(index, &relay.fd);
-        if let Some(slot) = self.relays.get_mut(index as usize) {
-            *slot = Some(relay);
-        }
-        self.relay_is_due(index);
-    }
-
     /// Moves bytes both ways.
-    pub(super) fn move_relay(&mut self, index: u32) {
-        let slot = self.relays.get_mut(index as usize);
-        let Some(mut relay) = slot.and_then(Option::take) else {
+    pub(super) fn move_relay(&mut self, number: u32) {
+        let Some(mut relay) = self.relays.remove(&number) else {
             return;
         };
-        let moved = relay.run(self);
-        if let Some(slot) = self.relays.get_mut(index as usize) {
-            *slot = Some(relay);
-        }
+        let conn = self.socket(relay.file).ok().and_then(|s| s.conn());
+        let moved = match conn {
+            Some(conn) => relay.run(self, conn),
+            None => Moved::Over,
+        };
         match moved {
-            Moved::Enough => {}
-            Moved::More => self.relay_is_due(index),
-            Moved::Over => self.end_relay(index, false),
-            Moved::Broken => self.end_relay(index, true),
+            Moved::Enough | Moved::More => {
+                self.relays.insert(number, relay);
+                if matches!(moved, Moved::More) {
+                    self.relay_is_due(number);
+                }
+            }
+            Moved::Over | Moved::Broken => self.end_relay(&relay, conn, moved),
         }
     }
 
-    fn end_relay(&mut self, index: u32, broken: bool) {
-        let slot = self.relays.get_mut(index as usize);
-        if let Some(relay) = slot.and_then(Option::take) {
-            self.forget_relay(relay.conn);
-            let now = super::engine::instant(sys::now());
-            match broken {
-                true => self.stack.tcp_abort(now, relay.conn),
-                false => self.stack.tcp_close(now, relay.conn),
-            }
+    fn end_relay(&mut self, relay: &Relay, conn: Option<TcpId>, moved: Moved) {
+        if let (Some(conn), Moved::Broken) = (conn, moved) {
+            self.stack.tcp_abort(instant(sys::now()), conn);
         }
+        if let Ok(socket) = self.socket(relay.file) {
+            socket.relay = None;
+            // The close that lingers would be the housekeeper's; a reset is one all the same.
+            socket.settings.linger = socket.settings.linger.filter(|seconds| *seconds == 0);
+        }
+        relay.file.release();
     }
 }
 
 impl Relay {
-    fn run(&mut self, engine: &mut Engine) -> Moved {
+    fn run(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
         for _ in 0..PIECES_MAX {
-            let (read, written) = (self.feed_process(engine), self.feed_peer(engine));
+            let (read, written) = (
+                self.feed_process(engine, conn),
+                self.feed_peer(engine, conn),
+            );
             match (read, written) {
-                (_, Moved::Broken) => return Moved::Broken,
+                (Moved::Broken, _) | (_, Moved::Broken) => return Moved::Broken,
                 (Moved::Over, _) | (_, Moved::Over) => return Moved::Over,
-                _ if self.is_read && self.is_written => return Moved::Over,
                 (Moved::Enough, Moved::Enough) => return Moved::Enough,
                 _ => {}
             }
@@ -231,63 +170,135 @@ impl Relay {
         Moved::More
     }
 
-    /// One piece from the connection to the other process.
-    fn feed_process(&mut self, engine: &mut Engine) -> Moved {
+    /// One piece from the connection to the other processes.
+    fn feed_process(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
         if self.is_read {
-            return Moved::Enough;
+            // A reset after the end of the stream.
+            let closed = matches!(engine.stack.tcp_state(conn), None | Some(TcpState::Closed));
+            return match closed && !self.is_written {
+                true => Moved::Broken,
+                false => Moved::Enough,
+            };
         }
-        let now = super::engine::instant(sys::now());
+        let now = instant(sys::now());
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let piece = engine.stack.tcp_peek_slices(self.conn).next();
-        let sent = piece.map(|piece| rustix::net::send(&self.fd, piece, flags));
-        match sent {
-            Some(Ok(count)) => {
-                engine.stack.tcp_consume(now, self.conn, count);
+        let piece = engine.stack.tcp_peek_slices(conn).next();
+        let piece = piece.map(|piece| (piece.len(), rustix::net::send(&self.fd, piece, flags)));
+        match piece {
+            Some((_, Ok(count))) => {
+                engine.stack.tcp_consume(now, conn, count);
                 Moved::More
             }
-            Some(Err(Sys::AGAIN | Sys::INTR)) => Moved::Enough,
-            Some(Err(_)) => Moved::Over,
-            None => match engine.stack.tcp_recv(now, self.conn, &mut [0]) {
+            Some((_, Err(Sys::AGAIN | Sys::INTR))) => Moved::Enough,
+            // They have shut it down for reading: what arrives is nobody's.
+            Some((length, Err(Sys::PIPE))) if !self.gone => {
+                engine.stack.tcp_consume(now, conn, length);
+                Moved::More
+            }
+            // The close finds it unread.
+            Some((_, Err(_))) => Moved::Enough,
+            None => match engine.stack.tcp_recv(now, conn, &mut [0]) {
                 Err(RecvError::WouldBlock) => Moved::Enough,
                 Ok(0) => {
                     self.is_read = true;
                     let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
                     Moved::Enough
                 }
-                _ => Moved::Over,
+                _ => Moved::Broken,
             },
         }
     }
 
-    /// One piece from the other process to the connection.
-    fn feed_peer(&mut self, engine: &mut Engine) -> Moved {
-        if self.is_written {
-            return Moved::Enough;
-        }
-        let now = super::engine::instant(sys::now());
-        let room = engine.stack.tcp_send_room(self.conn).min(PIECE_BYTES);
-        if room == 0 {
-            let _ = engine.conn_bits(self.conn); // asks for the event
-            return Moved::Enough;
-        }
-        let mut bytes = [0; PIECE_BYTES];
-        let part = bytes.get_mut(..room).unwrap_or_default();
-        match rustix::net::recv(&self.fd, &mut *part, RecvFlags::DONTWAIT) {
-            Ok((_, 0)) => {
-                self.is_written = true;
-                let _ = engine.stack.tcp_shutdown(now, self.conn, false, true);
+    /// One piece from the other processes to the connection.
+    fn feed_peer(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
+        let now = instant(sys::now());
+        if self.front == Front::Unknown && !self.look_at_front() {
+            return if self.gone {
+                Moved::Over
+            } else {
                 Moved::Enough
-            }
-            Ok((_, count)) => {
-                let part = bytes.get(..count).unwrap_or_default();
-                match engine.stack.tcp_send(now, self.conn, &[part], false) {
-                    Ok(sent) if sent == count => Moved::More,
-                    Ok(_) | Err(SendError::WouldBlock) => Moved::Broken, // memory is short
-                    Err(_) => Moved::Over,
-                }
-            }
-            Err(Sys::AGAIN | Sys::INTR) => Moved::Enough,
-            Err(_) => Moved::Over,
+            };
         }
+        let kept = usize::from(self.front == Front::Stale);
+        let queued = sys::unread_bytes(sys::borrow(sys::number(&self.fd))) as usize;
+        if queued <= kept {
+            if self.gone {
+                // Closed with bytes unread, as TCP sees it.
+                return match sockopt::socket_error(&self.fd) {
+                    Ok(Err(Sys::CONNRESET)) => Moved::Broken,
+                    _ => self.finish(),
+                };
+            }
+            if self.ended && !self.is_written {
+                self.is_written = true;
+                let _ = engine.stack.tcp_shutdown(now, conn, false, true);
+            }
+            return Moved::Enough;
+        }
+        let room = engine.stack.tcp_send_room(conn).min(PIECE_BYTES);
+        if room == 0 {
+            let _ = engine.conn_bits(conn); // asks for the event
+            return match engine.stack.tcp_may_send(conn) {
+                true => Moved::Enough,
+                false => Moved::Broken,
+            };
+        }
+        let mut bytes = [0; PIECE_BYTES + 1];
+        let wanted = kept + (queued - kept).min(room);
+        let Some(count) = self.take(bytes.get_mut(..wanted).unwrap_or_default()) else {
+            return Moved::Broken;
+        };
+        let piece = bytes.get(kept..count).unwrap_or_default();
+        self.front = Front::Stale;
+        match engine.stack.tcp_send(now, conn, &[piece], false) {
+            Ok(sent) if sent == piece.len() => Moved::More,
+            Ok(_) | Err(SendError::WouldBlock) => Moved::Broken, // memory is short
+            Err(_) => Moved::Broken,
+        }
+    }
+
+    /// Nothing will come any more. Both ends may have been shut down while copies are open, which a poll
+    /// does not tell from their close: whoever has one shall not take ours for a reset.
+    fn finish(&self) -> Moved {
+        if self.is_read && self.is_written {
+            let _ = rustix::net::recv(&self.fd, &mut [0], RecvFlags::DONTWAIT);
+        }
+        Moved::Over
+    }
+
+    /// Finds out what the first byte is, if there is one.
+    fn look_at_front(&mut self) -> bool {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let mut parts = [IoSliceMut::new(&mut byte)];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+        match rustix::net::recvmsg(&self.fd, &mut parts, &mut control, flags) {
+            Ok(got) if got.bytes > 0 => {
+                let marked = control.drain().next().is_some();
+                self.front = if marked { Front::Stale } else { Front::Fresh };
+                true
+            }
+            _ => {
+                if self.ended {
+                    self.front = Front::Fresh; // there will be none
+                }
+                self.ended
+            }
+        }
+    }
+
+    /// Fills `bytes` from the queue, and leaves the last of them there; how many. `None` when there is
+    /// nothing, which the caller had seen.
+    fn take(&self, bytes: &mut [u8]) -> Option<usize> {
+        let mut count = 0;
+        if let Some((_, most)) = bytes.split_last_mut().filter(|(_, most)| !most.is_empty()) {
+            let (_, got) = rustix::net::recv(&self.fd, most, RecvFlags::DONTWAIT).ok()?;
+            count = got;
+        }
+        let last = bytes.get_mut(count..count + 1)?;
+        let peek = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        let (_, got) = rustix::net::recv(&self.fd, last, peek).ok()?;
+        Some(count + got)
     }
 }

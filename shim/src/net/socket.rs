@@ -4,11 +4,13 @@ use core::net::SocketAddr;
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use kcm_mux::Nanos;
 use kcm_stack::{ListenOptions, ListenerId, State as TcpState, TcpId, UdpId};
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
 use super::address::{self, Address};
 use super::engine::{CELL, Engine, EngineGuard};
+use super::name::Name;
 use super::options::Settings;
 use super::psock::Bell;
 use super::{errors, inherited, pristine, sleep};
@@ -42,8 +44,14 @@ pub(crate) struct Socket {
     pub(crate) settings: Settings,
     /// Has no connection, and was shut down, or lost the one it had: reads find the end.
     pub(crate) ended: bool,
-    /// Children of a fork may accept too: the name under which the socket beneath listens.
-    pub(crate) shared: Option<Vec<u8>>,
+    /// Other processes may accept too: the name under which the socket beneath listens.
+    pub(crate) door: Option<Name>,
+    /// Threads of this process have accepted since then.
+    pub(crate) accepts: bool,
+    /// Since when a connection waits that nobody accepts, 0 for none.
+    pub(crate) waits_since: Nanos,
+    /// Copies of the connection may be with other processes: number of the relay.
+    pub(crate) relay: Option<u32>,
     /// Attached to a mux: how its psock hears of the connection.
     pub(crate) psock: Option<Arc<Bell>>,
     /// Without a connection: the pending error, 0 for none.
@@ -53,6 +61,23 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
+    pub(crate) fn new(file: &'static File, state: State, v6: bool, settings: Settings) -> Self {
+        Self {
+            file,
+            state,
+            v6,
+            settings,
+            ended: false,
+            door: None,
+            accepts: false,
+            waits_since: 0,
+            relay: None,
+            psock: None,
+            error: 0,
+            bound: None,
+        }
+    }
+
     /// The connection, if it is one that bytes may flow on.
     pub(crate) fn conn(&self) -> Option<TcpId> {
         match self.state {
@@ -105,15 +130,8 @@ fn enrol(fd: i32, file: &'static File, v6: bool, udp: bool, state: State) -> Out
     settings.keep_timeouts(file);
     let mut engine = CELL.lock()?;
     let index = engine.add(Socket {
-        file,
-        state,
-        v6,
-        settings: settings.clone(),
         ended,
-        error: 0,
-        shared: None,
-        psock: None,
-        bound: None,
+        ..Socket::new(file, state, v6, settings.clone())
     });
     file.set_net_index(index);
     drop(engine);
@@ -262,10 +280,10 @@ pub(crate) fn accept(
         }
         drop(engine);
         if file.speaks() {
-            if let Some(listener) = shared(file)? {
+            if let Some((name, settings)) = shared(file)? {
                 let _accepting = ACCEPTING.lock()?;
                 if sys::poll_one(fd, libc::POLLIN) {
-                    return inherited::accept_beneath(listener, fd, addr, length, flags);
+                    return inherited::accept_beneath((&name, settings), fd, addr, length, flags);
                 }
             } else if let Some(number) = accept_beneath(fd, &native) {
                 return Ok(number);
@@ -285,13 +303,13 @@ pub(crate) fn accept(
     }
 }
 
-/// What is known of a listener that children of a fork accept on too.
-fn shared(file: &File) -> Outcome<Option<(bool, SocketAddr, Settings)>> {
+/// What is known of a listener on which other processes may accept too.
+fn shared(file: &File) -> Outcome<Option<(Name, Settings)>> {
     let mut engine = CELL.lock()?;
     let socket = engine.socket(file)?;
-    let local = socket.bound.unwrap_or(address::any(socket.v6, 0));
-    let known = (socket.v6, local, socket.settings.clone());
-    Ok(socket.shared.is_some().then_some(known))
+    socket.accepts |= socket.door.is_some();
+    let name = socket.door.clone();
+    Ok(name.map(|name| (name, socket.settings.clone())))
 }
 
 /// One thread at a time asks the kernel's listener, which must not block it.
@@ -362,17 +380,7 @@ fn adopt_connection(
     };
     settings.keep_timeouts(file);
     let peer = engine.stack.tcp_addresses(conn).map(|(_, peer)| peer);
-    let index = engine.add(Socket {
-        file,
-        state: State::Connected(conn),
-        v6,
-        settings,
-        ended: false,
-        error: 0,
-        shared: None,
-        psock: None,
-        bound: None,
-    });
+    let index = engine.add(Socket::new(file, State::Connected(conn), v6, settings));
     file.set_net_index(index);
     let peer = peer.unwrap_or(address::any(v6, 0));
     Ok(Some(address::in_family(peer, v6)))

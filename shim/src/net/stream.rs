@@ -44,8 +44,12 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
     let mut until = None;
     let mut slept = false;
     loop {
-        let Some(id) = source(&mut engine, file)? else {
-            return receiving.finish();
+        let id = match source(&mut engine, file) {
+            Ok(Some(id)) => id,
+            Ok(None) => return receiving.finish(),
+            // Shared with another process meanwhile.
+            Err(Exit::Native) if receiving.moved > 0 => return receiving.finish(),
+            Err(why) => return Err(why),
         };
         let target = receiving.target(&engine, id);
         match receiving.take(&mut engine, id)? {
@@ -259,7 +263,11 @@ fn rest(
         }
         let mut engine = CELL.lock()?;
         let left = after(parts, sent);
-        match some(&mut engine, file, &left, total - sent, flags)? {
+        let taken = match some(&mut engine, file, &left, total - sent, flags) {
+            Err(why) => return partial(sent, why),
+            Ok(taken) => taken,
+        };
+        match taken {
             Sent::All => return Ok(total),
             Sent::Part(count) => sent += count,
             Sent::Failed(_) if sent > 0 => return Ok(sent),

@@ -4,6 +4,7 @@
 use rustix::fd::BorrowedFd;
 use rustix::fs::FileType;
 use rustix::io::{self, ReadWriteFlags};
+use rustix::net::RecvFlags;
 
 use super::engine::CELL;
 use super::socket::waits;
@@ -136,6 +137,8 @@ pub(crate) fn from_pipe(
         match stream::send(file, fd, own(rest), more) {
             Ok(taken) => sent += taken,
             Err(Exit::Failed(Errno::EAGAIN)) => drop(await_room(file, true)?),
+            // Shared with another process meanwhile.
+            Err(Exit::Native) => sent += io::write(sys::borrow(fd), rest)?,
             Err(why) => return Err(why),
         }
     }
@@ -188,8 +191,16 @@ pub(crate) fn to_pipe(
     let got = stream::recv(file, fd, own(&bytes), libc::MSG_PEEK)?;
     let peeked = bytes.get_mut(..got.bytes).unwrap_or_default();
     let written = write_to_pipe(sys::borrow(pipe), peeked, nonblocking)?;
-    let taken = stream::recv(file, fd, own(peeked.get(..written).unwrap_or_default()), 0)?;
-    Ok(taken.bytes as isize)
+    let peeked = peeked.get_mut(..written).unwrap_or_default();
+    match stream::recv(file, fd, own(peeked), 0) {
+        Ok(taken) => Ok(taken.bytes as isize),
+        // Shared with another process meanwhile.
+        Err(Exit::Native) => {
+            let (_, taken) = rustix::net::recv(sys::borrow(fd), peeked, RecvFlags::WAITALL)?;
+            Ok(taken as isize)
+        }
+        Err(why) => Err(why),
+    }
 }
 
 /// Writes as much as fits; waits for the first byte's room unless told not to.

@@ -38,7 +38,7 @@ pub(crate) fn at_exit() {
 /// The process is about to become another program: its sockets with FD_CLOEXEC close, as they will,
 /// and whoever holds the others needs an owner.
 pub(crate) fn at_exec() {
-    if owner::has_lines() && owner::is_needed() {
+    if owner::has_lines() && owner::is_needed() || net::ending::has_sockets() {
         hand_over();
     }
 }
@@ -54,7 +54,6 @@ pub(crate) fn hand_over() {
 fn leave_program() {
     IS_BROKER.store(true, Ordering::Relaxed);
     MuxCell::keep_connections();
-    net::ending::give_up_addresses();
     for fd in table::ours_in(0, u32::MAX) {
         if lookup(fd).is_some_and(|file| file.kind() != Kind::Own)
             && let Some(file) = table::remove(fd)
@@ -62,6 +61,9 @@ fn leave_program() {
             let _ = sys::close(fd);
             file.release();
         }
+    }
+    if !net::lend::is_needed() {
+        net::ending::give_up_addresses();
     }
     let own = |fd: &i32| lookup(*fd).is_some_and(|file| file.kind() == Kind::Own);
     sys::close_all_but(table::ours_in(0, u32::MAX).filter(own));
@@ -81,7 +83,8 @@ fn run() {
 
 /// A broker whose last socket was closed has nothing left to do.
 pub(crate) fn end_if_idle() {
-    if IS_BROKER.load(Ordering::Relaxed) && !MuxCell::any() && !net::ending::is_unfinished() {
+    let is_idle = || !MuxCell::any() && !net::ending::is_unfinished() && !net::lend::is_needed();
+    if IS_BROKER.load(Ordering::Relaxed) && is_idle() {
         end();
     }
 }

@@ -58,7 +58,7 @@ pub(crate) fn inherit() {
 
 /// Goes on with the muxes of the parent, which ends.
 pub(crate) fn take_over() {
-    if !MuxCell::any() {
+    if !MuxCell::any() && !owner::has_lines() {
         return;
     }
     if housekeeper::start().is_err() {

@@ -1,4 +1,4 @@
-//! A new program, in this process or in a child: it inherits KCM sockets, and none of our memory. A
+//! A new program, in this process or in a child: it inherits sockets, and none of our memory. A
 //! program that loads this library finds them by itself ([`super::inherit`]); any other reads and writes
 //! them as the sockets they are, which have to be shared beforehand.
 
@@ -6,9 +6,11 @@ use core::ffi::c_void;
 
 use rustix::fs::Access;
 
-use super::{broker, inherit, name, owner, program, remote, rights};
+use super::{broker, inherit, name, owner, program, remote, rights, stack};
 use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
+use crate::net::name::Name;
+use crate::net::{CELL, lend};
 use crate::sync::Mutex;
 use crate::user_mem::UserPtr;
 use crate::{process, sys};
@@ -36,12 +38,14 @@ pub(crate) fn before(next: Next<impl FnOnce() -> Option<Vec<u8>>>) {
     if process::is_foreign() {
         return before_in_borrowed_memory(next);
     }
-    let inherited = inherited();
-    if inherited.is_empty() && !owner::has_lines() {
+    let (inherited, of_stack) = (inherited(kcm_at), inherited(lend::lendable));
+    let none = inherited.is_empty() && of_stack.is_empty();
+    if none && !owner::has_lines() && !CELL.is_open() {
         return;
     }
     if let Some(knows) = next.loads_us() {
         make_ready(&inherited, knows);
+        lend::before_program(&of_stack, knows);
         broker::at_exec();
     }
 }
@@ -51,20 +55,25 @@ pub(crate) fn before_child(next: Next<impl FnOnce() -> Option<Vec<u8>>>, actions
     if !table::is_used() || process::is_foreign() {
         return;
     }
-    let mut inherited = inherited();
-    inherited.extend(named_by(actions));
-    if inherited.is_empty() {
+    let (mut kcm, mut of_stack) = (inherited(kcm_at), inherited(lend::lendable));
+    kcm.extend(named_by(actions, kcm_at));
+    of_stack.extend(named_by(actions, lend::lendable));
+    if kcm.is_empty() && of_stack.is_empty() {
         return;
     }
     if let Some(knows) = next.loads_us() {
-        make_ready(&inherited, knows);
+        make_ready(&kcm, knows);
+        lend::before_program(&of_stack, knows);
     }
 }
 
-/// KCM sockets without FD_CLOEXEC.
-fn inherited() -> Vec<(i32, &'static File)> {
+/// A number and its file, if that is of a certain kind.
+type Pick = fn(i32) -> Option<(i32, &'static File)>;
+
+/// Sockets without FD_CLOEXEC.
+fn inherited(pick: Pick) -> Vec<(i32, &'static File)> {
     let stays = |fd: &i32| !is_cloexec(*fd);
-    let sockets = table::ours_in(0, u32::MAX).filter_map(kcm_at);
+    let sockets = table::ours_in(0, u32::MAX).filter_map(pick);
     sockets.filter(|(fd, _)| stays(fd)).collect()
 }
 
@@ -96,14 +105,22 @@ fn make_ready(sockets: &[(i32, &'static File)], knows_us: bool) {
 /// As [`before`] in a process that runs in the memory of another, which may have moved and closed
 /// descriptors: what it has is asked of the kernel.
 fn before_in_borrowed_memory(next: Next<impl FnOnce() -> Option<Vec<u8>>>) {
-    let mut tied = Vec::new();
+    let (mut tied, mut lent) = (Vec::new(), Vec::new());
     inherit::for_each_open(|fd| {
-        if let Some(owner) = name::owner_of(sys::borrow(fd)).filter(|_| !is_cloexec(fd)) {
+        if is_cloexec(fd) {
+            return;
+        }
+        if let Some(owner) = name::owner_of(sys::borrow(fd)) {
             tied.push((fd, owner));
+        } else if let Some(name) = Name::of(sys::borrow(fd)) {
+            lent.push((fd, name.owner));
         }
     });
-    if tied.is_empty() || next.loads_us() != Some(false) {
+    if tied.is_empty() && lent.is_empty() || next.loads_us() != Some(false) {
         return;
+    }
+    for (fd, owner) in lent {
+        let _ = stack::share_apart(&owner, sys::borrow(fd));
     }
     for (fd, owner) in tied {
         let _ = remote::publish_apart(&owner, sys::borrow(fd));
@@ -115,13 +132,13 @@ pub(crate) fn is_there(path: &[u8]) -> bool {
     rustix::fs::access(path, Access::EXEC_OK).is_ok()
 }
 
-/// KCM sockets that file actions of posix_spawn(3) put at another number: FD_CLOEXEC does not end them.
+/// Sockets that file actions of posix_spawn(3) put at another number: FD_CLOEXEC does not end them.
 /// The actions are named by their address.
 static SOURCES: Mutex<Vec<(usize, i32)>> = Mutex::new(Vec::new());
 
 /// An action that duplicates `fd`.
 pub(crate) fn note_source(actions: *const c_void, fd: i32) {
-    if kcm_at(fd).is_some()
+    if (kcm_at(fd).is_some() || lend::lendable(fd).is_some())
         && let Ok(mut sources) = SOURCES.lock()
     {
         sources.push((actions.addr(), fd));
@@ -137,10 +154,10 @@ pub(crate) fn forget_sources(actions: *const c_void) {
     }
 }
 
-fn named_by(actions: *const c_void) -> Vec<(i32, &'static File)> {
+fn named_by(actions: *const c_void, pick: Pick) -> Vec<(i32, &'static File)> {
     let Ok(sources) = SOURCES.lock() else {
         return Vec::new();
     };
     let of_these = sources.iter().filter(|(of, _)| *of == actions.addr());
-    of_these.filter_map(|(_, fd)| kcm_at(*fd)).collect()
+    of_these.filter_map(|(_, fd)| pick(*fd)).collect()
 }

@@ -1,4 +1,4 @@
-//! The start of a program that inherits KCM sockets: each becomes a file again, by the address that it
+//! The start of a program that inherits KCM or stack sockets: each becomes a file again, by the address that it
 //! is connected to. Its owner is asked when it is first used.
 
 use core::mem::MaybeUninit;
@@ -8,17 +8,19 @@ use rustix::fs::{Mode, OFlags, RawDir};
 
 use super::{name, remote, remote::Remote};
 use crate::fd::{File, lookup, table};
+use crate::net::inherited;
 use crate::{kcm, sys};
 
 /// Adopts what was inherited.
 pub(crate) fn adopt_all() {
     let mut made: Vec<&'static File> = Vec::new();
     for_each_open(|fd| {
-        if lookup(fd).is_none()
-            && table::in_range(fd)
-            && let Some(owner) = name::owner_of(sys::borrow(fd))
-        {
-            adopt(fd, owner, &mut made);
+        if lookup(fd).is_some() || !table::in_range(fd) {
+            return;
+        }
+        match name::owner_of(sys::borrow(fd)) {
+            Some(owner) => adopt(fd, owner, &mut made),
+            None => drop(inherited::adopt(fd)),
         }
     });
 }

@@ -16,7 +16,8 @@
 //! taken from it, `name` makes and recognises addresses. `child` is what a fork means,
 //! `broker` what the end of an owner means, `exec` what a new program means, of which `program` tells
 //! whether it will load this library, and `inherit` what it finds when it does. `rights` looks after
-//! sockets passed by SCM_RIGHTS.
+//! sockets passed by SCM_RIGHTS. `stack` carries what is asked about stack sockets, whose sharing is
+//! `net::lend`'s.
 
 pub(crate) mod broker;
 pub(crate) mod child;
@@ -31,4 +32,5 @@ mod parcel;
 pub(crate) mod program;
 pub(crate) mod remote;
 pub(crate) mod rights;
+pub(crate) mod stack;
 mod wire;

@@ -6,7 +6,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use super::line::Line;
 use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
-use super::{broker, ledger, name, parcel};
+use super::{broker, ledger, name, parcel, stack};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
@@ -23,7 +23,7 @@ const CLIENTS_MAX: usize = 4096;
 struct Control {
     name: Vec<u8>,
     listener: OwnedFd,
-    /// Lines made.
+    /// Lines made, and other things with a number of their own.
     lines: u32,
     clients: Vec<Client>,
 }
@@ -99,8 +99,14 @@ pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
     Ok(())
 }
 
-/// The name of the next line; makes the control socket if this is the first.
+/// The name of the next line.
 fn next_name() -> Outcome<Vec<u8>> {
+    let (owner, number) = next()?;
+    Ok(name::of_line(&owner, number))
+}
+
+/// The name of the control socket, which is made if there is none, and a number that nothing shared has.
+pub(crate) fn next() -> Outcome<(Vec<u8>, u32)> {
     let mut control = CONTROL.lock()?;
     if control.is_none() {
         /// Processes that may stand at the door at a time.
@@ -118,7 +124,13 @@ fn next_name() -> Outcome<Vec<u8>> {
     }
     let control = control.as_mut().ok_or(Errno::EIO)?;
     control.lines += 1;
-    Ok(name::of_line(&control.name, control.lines))
+    Ok((control.name.clone(), control.lines))
+}
+
+/// Whether an owner of this name is this process.
+pub(crate) fn is_ours(owner: &[u8]) -> bool {
+    let control = CONTROL.lock();
+    control.is_ok_and(|control| control.as_ref().is_some_and(|c| c.name == owner))
 }
 
 /// The kernel's queue of the socket becomes its receive queue.
@@ -265,7 +277,7 @@ fn take_client(fd: i32) -> Option<Client> {
 }
 
 /// An answer: two words and perhaps descriptors.
-type Reply = (u64, u64, Vec<OwnedFd>);
+pub(super) type Reply = (u64, u64, Vec<OwnedFd>);
 
 impl Client {
     /// One request. An error ends the connection.
@@ -283,6 +295,9 @@ impl Client {
             Ok(reply) => (answer.value, answer.more, passed) = reply,
             Err(Exit::Failed(err)) => answer.errno = err.0,
             Err(Exit::Native) => answer.errno = libc::EIO,
+        }
+        if stack::is_told(&request) {
+            return Ok(());
         }
         let passed: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
         let flags = SendFlags::DONTWAIT; // who does not read its answers is let go
@@ -305,6 +320,7 @@ impl Client {
                 };
                 return Ok((0, 0, vec![proc_net::snapshot(page)?]));
             }
+            Op::Stack => return stack::answer(request, data, fds.next()),
             _ if !self.held.contains(&request.handle) => return Err(Errno::EPERM.into()),
             _ => {}
         }
@@ -359,7 +375,7 @@ impl Client {
                 set_option(engine, id, request.a as i32, request.b as u32, copy);
                 Ok((0, 0, Vec::new()))
             }
-            Op::Hold | Op::Page => Err(Errno::EINVAL.into()),
+            Op::Hold | Op::Page | Op::Stack => Err(Errno::EINVAL.into()),
         }
     }
 }
@@ -408,12 +424,7 @@ fn find(copy: impl AsFd) -> Outcome<&'static File> {
 
 /// A descriptor came back to us: the file of the socket, if we are its `owner`.
 pub(crate) fn own_socket(fd: impl AsFd, owner: &[u8]) -> Option<&'static File> {
-    let ours = CONTROL.lock().ok()?.as_ref().map(|c| c.name == owner);
-    if ours == Some(true) {
-        find(fd).ok()
-    } else {
-        None
-    }
+    is_ours(owner).then(|| find(fd).ok()).flatten()
 }
 
 /// The socket of which `copy` came along, from now on shared. `strangers` more, or less, of its
@@ -510,7 +521,7 @@ pub(crate) fn freeze() -> impl Sized {
 }
 
 /// No fork comes in between while this is held. A thread may hold it already.
-pub(super) fn in_flight() -> impl Sized {
+pub(crate) fn in_flight() -> impl Sized {
     IN_FLIGHT.lock().ok()
 }
 

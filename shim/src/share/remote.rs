@@ -110,11 +110,15 @@ pub(crate) fn publish(file: &'static File, fd: i32) -> Outcome<()> {
 /// As [`publish`], in a process that runs in the memory of another: over a connection of its own, and
 /// without a lock. The owner may be what waits for us, and is given up after a while.
 pub(super) fn publish_apart(owner: &[u8], fd: BorrowedFd<'_>) -> Outcome<()> {
+    ask_apart(owner, hold_request(1), fd)
+}
+
+/// A request about the socket `fd`, as [`publish_apart`] makes it.
+pub(super) fn ask_apart(owner: &[u8], request: Request, fd: BorrowedFd<'_>) -> Outcome<()> {
     const PATIENCE_NS: u64 = 1_000_000_000;
     let line = name::socket()?;
     name::connect(&line, owner)?;
-    let request = hold_request(1).to_bytes();
-    wire::send(&line, &request, &[], &[fd], SendFlags::empty())?;
+    wire::send(&line, &request.to_bytes(), &[], &[fd], SendFlags::empty())?;
     let mut answer = [rustix::event::PollFd::new(
         &line,
         rustix::event::PollFlags::IN,
@@ -131,24 +135,14 @@ fn owner_of(file: &File) -> Option<Vec<u8>> {
 }
 
 /// One request to an owner, and its answer.
-fn call(
+pub(super) fn call(
     owner: &[u8],
     request: Request,
     data: &[u8],
     fds: &[BorrowedFd<'_>],
 ) -> Outcome<(Answer, Vec<OwnedFd>)> {
     let mut owners = OWNERS.lock()?;
-    let at = match owners.iter().position(|(name, _)| name == owner) {
-        Some(at) => at,
-        None => {
-            let _in_flight = owner::in_flight();
-            let fd = sys::raise(name::socket()?);
-            name::connect(&fd, owner).map_err(|_| Errno::EPIPE)?;
-            own::protect(sys::number(&fd));
-            owners.push((owner.to_vec(), fd));
-            owners.len() - 1
-        }
-    };
+    let at = connection(&mut owners, owner)?;
     let (_, fd) = owners.get(at).ok_or(Errno::EIO)?;
     let mut bytes = [0; HEAD_BYTES];
     let sent = wire::send(fd, &request.to_bytes(), data, fds, SendFlags::empty());
@@ -163,6 +157,37 @@ fn call(
         0 => Ok((answer, passed)),
         errno => Err(Errno(errno).into()),
     }
+}
+
+/// One request to an owner that is not answered.
+pub(super) fn tell(
+    owner: &[u8],
+    request: Request,
+    data: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Outcome<()> {
+    let mut owners = OWNERS.lock()?;
+    let at = connection(&mut owners, owner)?;
+    let (_, fd) = owners.get(at).ok_or(Errno::EIO)?;
+    let sent = wire::send(fd, &request.to_bytes(), data, fds, SendFlags::empty());
+    if sent.is_err() {
+        let (_, fd) = owners.swap_remove(at);
+        own::unprotect(sys::number(&fd));
+    }
+    sent
+}
+
+/// Where the connection to an owner is among all.
+fn connection(owners: &mut Vec<(Vec<u8>, OwnedFd)>, owner: &[u8]) -> Outcome<usize> {
+    if let Some(at) = owners.iter().position(|(name, _)| name == owner) {
+        return Ok(at);
+    }
+    let _in_flight = owner::in_flight();
+    let fd = sys::raise(name::socket()?);
+    name::connect(&fd, owner).map_err(|_| Errno::EPIPE)?;
+    own::protect(sys::number(&fd));
+    owners.push((owner.to_vec(), fd));
+    Ok(owners.len() - 1)
 }
 
 /// A request about the socket `fd`.

@@ -1,4 +1,4 @@
-//! KCM sockets that travel as SCM_RIGHTS control data over other sockets.
+//! KCM and stack sockets that travel as SCM_RIGHTS control data over other sockets.
 
 use libc::{cmsghdr, mmsghdr, msghdr};
 
@@ -7,6 +7,7 @@ use super::{name, owner};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
+use crate::net::{inherited, lend};
 use crate::sys;
 use crate::user_mem::{self, UserPtr};
 
@@ -17,6 +18,9 @@ const CONTROL_MAX: usize = 64 << 10;
 /// since whoever gets them may know nothing of us.
 pub(crate) fn sending(msg: UserPtr) {
     for fd in carried(msg).unwrap_or_default() {
+        if let Some(socket) = lend::lendable(fd) {
+            lend::before_program(&[socket], false);
+        }
         if let Some(file) = lookup(fd).filter(|f| f.kind() == Kind::Kcm)
             && publish(file, fd).is_err()
         {
@@ -42,6 +46,8 @@ pub(crate) fn received(msg: UserPtr) {
         table::fresh(fd);
         if let Some(name) = name::owner_of(sys::borrow(fd)) {
             let _ = adopt(fd, name);
+        } else {
+            inherited::adopt(fd);
         }
     }
 }

@@ -44,11 +44,13 @@ pub(super) enum Op {
     Option,
     /// A page of /proc/net, which comes with the answer: `a` is 0 for kcm, 1 for kcm_stats.
     Page,
+    /// A question about the stack socket whose copy comes along (`super::stack`).
+    Stack,
 }
 
 impl Op {
     fn parse(code: u64) -> Option<Self> {
-        const ALL: [Op; 9] = [
+        const ALL: [Op; 10] = [
             Op::Hold,
             Op::Send,
             Op::Abort,
@@ -58,6 +60,7 @@ impl Op {
             Op::Disabled,
             Op::Option,
             Op::Page,
+            Op::Stack,
         ];
         ALL.into_iter().find(|op| *op as u64 == code)
     }

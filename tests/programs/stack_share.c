@@ -1,0 +1,666 @@
+/* Connections that several processes hold.
+ *
+ *   stack_share peer ADDRESS     serves the guest, says "listening", ends when its standard input does
+ *   stack_share guest ADDRESS    prints what each call returned
+ *   stack_share daemon ADDRESS   listens, leaves the work to a child and ends; the child echoes
+ *   stack_share client ADDRESS   talks to that child */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PORT = 7200, BULK = 600000 };
+
+static void die(const char *what)
+{
+	fprintf(stderr, "stack_share: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static void check(int good, const char *what)
+{
+	if (!good)
+		die(what);
+}
+
+static struct sockaddr_in at(const char *ip)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(PORT) };
+	check(inet_pton(AF_INET, ip, &a.sin_addr) == 1, "address");
+	return a;
+}
+
+static const char *ip;
+
+static void write_all(int fd, const char *bytes, size_t n)
+{
+	for (ssize_t done; n > 0; bytes += done, n -= done)
+		check((done = send(fd, bytes, n, MSG_NOSIGNAL)) > 0, "send");
+}
+
+static void read_all(int fd, char *bytes, size_t n)
+{
+	for (ssize_t done; n > 0; bytes += done, n -= done)
+		check((done = recv(fd, bytes, n, 0)) > 0, "recv");
+}
+
+static void fill(char *bytes, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		bytes[i] = i * 131 >> 5;
+}
+
+/* ---- the peer: the first byte of a connection says what it does */
+
+static char last; /* how the last connection ended: e for the end, r for a reset */
+
+static void *serve(void *arg)
+{
+	static _Thread_local char buf[1 << 16];
+	int fd = (int)(long)arg;
+	ssize_t n;
+	char what, end = 'e';
+	struct linger hard = { 1, 0 };
+	if (recv(fd, &what, 1, 0) != 1) {
+		close(fd);
+		return NULL;
+	}
+	switch (what) {
+	case 'E': /* echoes */
+		while ((n = recv(fd, buf, sizeof buf, 0)) > 0)
+			write_all(fd, buf, n);
+		break;
+	case 'R': /* sends, and resets when it is told to */
+		write_all(fd, "bye", 3);
+		n = recv(fd, buf, 1, 0);
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+		break;
+	case 'P': /* expects its own words back */
+		write_all(fd, "there and back\n", 15);
+		read_all(fd, buf, 15);
+		write_all(fd, memcmp(buf, "there and back\n", 15) ? "N" : "Y", 1);
+		shutdown(fd, SHUT_WR);
+		while ((n = recv(fd, buf, sizeof buf, 0)) > 0)
+			;
+		break;
+	case 'S': /* sends, and waits for the end */
+		write_all(fd, "unread", 6);
+		while ((n = recv(fd, buf, sizeof buf, 0)) > 0)
+			;
+		end = n == 0 ? 'e' : errno == ECONNRESET ? 'r' : '?';
+		break;
+	case 'C': /* says "end" at the end */
+		while ((n = recv(fd, buf, sizeof buf, 0)) > 0)
+			;
+		write_all(fd, "end", 3);
+		break;
+	case 'B': { /* many bytes */
+		char *bytes = malloc(BULK);
+		fill(bytes, BULK);
+		write_all(fd, bytes, BULK);
+		free(bytes);
+		break;
+	}
+	case 'L':
+		for (int i = 0; i < 100 && !last; i++)
+			usleep(10000);
+		write_all(fd, &last, 1);
+		last = 0;
+		close(fd);
+		return NULL;
+	}
+	if (what == 'S')
+		last = end;
+	close(fd);
+	return NULL;
+}
+
+static void peer(void)
+{
+	struct sockaddr_in a = at(ip);
+	int s = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	check(bind(s, (void *)&a, sizeof a) == 0 && listen(s, 64) == 0, "listen");
+	puts("listening");
+	fflush(stdout);
+	struct pollfd p[2] = { { s, POLLIN, 0 }, { 0, POLLIN, 0 } };
+	while (poll(p, 2, -1) > 0 && !p[1].revents) {
+		pthread_t t;
+		int fd = accept(s, NULL, NULL);
+		check(fd >= 0 && pthread_create(&t, NULL, serve, (void *)(long)fd) == 0, "accept");
+		pthread_detach(t);
+	}
+}
+
+/* ---- the guest */
+
+static int dial(char what)
+{
+	struct sockaddr_in a = at(ip);
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+	check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
+	check(send(fd, &what, 1, 0) == 1, "first byte");
+	return fd;
+}
+
+static const char *name(int err)
+{
+	return err ? strerrorname_np(err) : "-";
+}
+
+static void say(const char *what, long result)
+{
+	printf("%s: %ld %s\n", what, result, result < 0 ? name(errno) : "-");
+	fflush(stdout);
+}
+
+/* A child that runs `body`, and its exit status. */
+#define CHILD(...)                                                                 \
+	do {                                                                       \
+		pid_t child_ = fork();                                             \
+		check(child_ >= 0, "fork");                                        \
+		if (child_ == 0) {                                                 \
+			alarm(30);                                                 \
+			__VA_ARGS__;                                               \
+			fflush(stdout);                                            \
+			_exit(0);                                                  \
+		}                                                                  \
+		last_child = child_;                                               \
+	} while (0)
+
+static pid_t last_child;
+
+static void join(const char *what)
+{
+	int status;
+	check(waitpid(last_child, &status, 0) == last_child, "waitpid");
+	printf("%s: child ended with %x\n", what, status);
+	fflush(stdout);
+}
+
+static void text(const char *what, int fd, size_t most)
+{
+	char buf[100];
+	ssize_t n = recv(fd, buf, most, 0);
+	printf("%s: %zd %.*s %s\n", what, n, n > 0 ? (int)n : 0, buf, n < 0 ? name(errno) : "-");
+	fflush(stdout);
+}
+
+static void echoes(const char *what, int fd)
+{
+	write_all(fd, what, strlen(what));
+	char buf[100];
+	read_all(fd, buf, strlen(what));
+	printf("%.*s comes back\n", (int)strlen(what), buf);
+	fflush(stdout);
+}
+
+static void uses(void)
+{
+	int fd = dial('E');
+	echoes("the parent before", fd);
+	CHILD(echoes("the child", fd));
+	join("uses");
+	echoes("the parent after", fd);
+	CHILD(echoes("another child", fd));
+	join("uses");
+	say("close", close(fd));
+}
+
+static void serves(void)
+{
+	static char out[BULK], in[BULK];
+	int fd = dial('E');
+	fill(out, BULK);
+	CHILD({
+		size_t sent = 0, got = 0;
+		while (got < BULK) {
+			struct pollfd p = { fd, POLLIN | (sent < BULK ? POLLOUT : 0), 0 };
+			check(poll(&p, 1, 10000) == 1, "poll");
+			if (p.revents & POLLOUT) {
+				ssize_t n = send(fd, out + sent, BULK - sent, MSG_DONTWAIT);
+				check(n > 0 || errno == EAGAIN, "send");
+				sent += n > 0 ? n : 0;
+			}
+			if (p.revents & POLLIN) {
+				ssize_t n = recv(fd, in + got, BULK - got, MSG_DONTWAIT);
+				check(n > 0, "recv");
+				got += n;
+			}
+		}
+		check(!memcmp(in, out, BULK), "bytes");
+		say("shutdown", shutdown(fd, SHUT_WR));
+		text("end", fd, 10);
+		struct pollfd p = { fd, POLLIN | POLLOUT | POLLRDHUP, 0 };
+		poll(&p, 1, 0);
+		printf("at the end: %x\n", p.revents);
+		say("send", send(fd, "x", 1, MSG_NOSIGNAL));
+	});
+	close(fd);
+	join("serves");
+}
+
+static void takes_turns(void)
+{
+	int fd = dial('E'), go[2];
+	char c;
+	check(pipe(go) == 0, "pipe");
+	CHILD({
+		write_all(fd, "from the child", 14);
+		check(read(go[0], &c, 1) == 1, "go");
+		text("child", fd, 8);
+	});
+	text("parent", fd, 14);
+	write_all(fd, "from the parent", 15);
+	struct pollfd p = { fd, POLLIN, 0 };
+	while (poll(&p, 1, 10000) == 1 && recv(fd, (char[20]){ 0 }, 20, MSG_PEEK) < 15)
+		;
+	check(write(go[1], "g", 1) == 1, "go");
+	join("takes turns");
+	text("the rest", fd, 100);
+	close(fd);
+	close(go[0]);
+	close(go[1]);
+}
+
+static void *waits(void *arg)
+{
+	text("a thread that slept", (int)(long)arg, 100);
+	return NULL;
+}
+
+static void asleep(void)
+{
+	int fd = dial('E'), ep = epoll_create1(0);
+	pthread_t t;
+	struct epoll_event e = { .events = EPOLLIN, .data.u64 = 77 };
+	check(pthread_create(&t, NULL, waits, (void *)(long)fd) == 0, "thread");
+	usleep(50000);
+	CHILD(write_all(fd, "wake", 4));
+	pthread_join(t, NULL);
+	join("asleep");
+	close(fd);
+
+	fd = dial('E');
+	check(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) == 0, "epoll_ctl");
+	CHILD(write_all(fd, "event", 5));
+	int n = epoll_wait(ep, &e, 1, 10000);
+	printf("epoll: %d %x %d\n", n, e.events, (int)e.data.u64);
+	text("then", fd, 100);
+	e.events = EPOLLOUT;
+	say("mod", epoll_ctl(ep, EPOLL_CTL_MOD, fd, &e));
+	n = epoll_wait(ep, &e, 1, 10000);
+	printf("epoll: %d %x\n", n, e.events);
+	say("del", epoll_ctl(ep, EPOLL_CTL_DEL, fd, NULL));
+	join("epoll");
+	close(fd);
+	close(ep);
+}
+
+static void reset(int first)
+{
+	int fd = dial('R');
+	CHILD({
+		if (first)
+			text("before", fd, 3);
+		write_all(fd, "x", 1);
+		struct pollfd p = { fd, POLLRDHUP, 0 };
+		poll(&p, 1, 10000);
+		p.events = POLLIN | POLLOUT | POLLRDHUP;
+		poll(&p, 1, 0);
+		printf("reset shows: %x\n", p.revents);
+		if (!first)
+			text("still there", fd, 3);
+		text("then", fd, 10);
+		text("and then", fd, 10);
+		say("send", send(fd, "x", 1, MSG_NOSIGNAL));
+	});
+	close(fd);
+	join("reset");
+
+	fd = dial('R');
+	CHILD({
+		text("before", fd, 3);
+		write_all(fd, "x", 1);
+		struct pollfd p = { fd, POLLRDHUP, 0 };
+		poll(&p, 1, 10000);
+		say("first send", send(fd, "x", 1, MSG_NOSIGNAL));
+		say("second send", send(fd, "x", 1, MSG_NOSIGNAL));
+		text("receive", fd, 10);
+	});
+	close(fd);
+	join("reset");
+}
+
+static void knows(void)
+{
+	int fd = dial('E'), one = 1, got;
+	struct sockaddr_in here, there, a;
+	socklen_t n = sizeof here;
+	check(getsockname(fd, (void *)&here, &n) == 0, "getsockname");
+	n = sizeof there;
+	check(getpeername(fd, (void *)&there, &n) == 0, "getpeername");
+	CHILD({
+		n = sizeof a;
+		say("getsockname", getsockname(fd, (void *)&a, &n));
+		printf("same: %d\n", n == sizeof a && !memcmp(&a, &here, 8));
+		n = sizeof a;
+		say("getpeername", getpeername(fd, (void *)&a, &n));
+		printf("same: %d\n", n == sizeof a && !memcmp(&a, &there, 8));
+		say("set", setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one));
+		int want[][2] = { { IPPROTO_TCP, TCP_NODELAY }, { SOL_SOCKET, SO_KEEPALIVE },
+			{ SOL_SOCKET, SO_TYPE }, { SOL_SOCKET, SO_DOMAIN }, { SOL_SOCKET, SO_PROTOCOL },
+			{ SOL_SOCKET, SO_ERROR }, { SOL_SOCKET, SO_ACCEPTCONN }, { IPPROTO_TCP, TCP_KEEPIDLE } };
+		for (unsigned i = 0; i < sizeof want / sizeof *want; i++) {
+			n = sizeof got;
+			int r = getsockopt(fd, want[i][0], want[i][1], &got, &n);
+			printf("option %u: %d %d %u\n", i, r, got, n);
+		}
+		say("refused", setsockopt(fd, IPPROTO_TCP, 9999, &one, sizeof one));
+		say("refused", setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &(int){ 0 }, sizeof one));
+		struct tcp_info info;
+		n = sizeof info;
+		say("TCP_INFO", getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &n));
+		printf("state %d, mss %d\n", info.tcpi_state, info.tcpi_snd_mss > 500);
+		char ca[16] = "";
+		n = sizeof ca;
+		say("TCP_CONGESTION", getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, ca, &n));
+		struct linger l = { 1, 5 };
+		say("SO_LINGER", setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l));
+		memset(&l, 0, sizeof l);
+		n = sizeof l;
+		say("SO_LINGER", getsockopt(fd, SOL_SOCKET, SO_LINGER, &l, &n));
+		printf("linger %d %d\n", l.l_onoff, l.l_linger);
+		l.l_onoff = 0;
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);
+		write_all(fd, "12345", 5);
+		struct pollfd p = { fd, POLLIN, 0 };
+		do
+			check(poll(&p, 1, 10000) == 1 && ioctl(fd, FIONREAD, &got) == 0, "FIONREAD");
+		while (got < 5);
+		printf("FIONREAD %d\n", got);
+		say("SIOCOUTQ", ioctl(fd, TIOCOUTQ, &got));
+		printf("unacknowledged %d\n", got);
+		char buf[10];
+		n = sizeof a;
+		say("recvfrom", recvfrom(fd, buf, 3, 0, (void *)&a, &n));
+		printf("address %u\n", n);
+		struct iovec v = { buf, 10 };
+		struct msghdr m = { .msg_name = &a, .msg_namelen = sizeof a, .msg_iov = &v, .msg_iovlen = 1 };
+		say("recvmsg", recvmsg(fd, &m, 0));
+		printf("address %u, flags %x\n", m.msg_namelen, m.msg_flags);
+		say("no more", recv(fd, buf, 1, MSG_DONTWAIT));
+		say("connect", connect(fd, (void *)&there, sizeof there));
+		say("listen", listen(fd, 1));
+		say("accept", accept(fd, NULL, NULL));
+	});
+	join("knows");
+	n = sizeof got;
+	getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &got, &n);
+	printf("the parent sees %d\n", got);
+	close(fd);
+}
+
+static void half(void)
+{
+	int fd = dial('C');
+	CHILD({
+		write_all(fd, "words", 5);
+		check(shutdown(fd, SHUT_WR) == 0, "shutdown");
+	});
+	text("parent", fd, 3);
+	text("parent", fd, 3);
+	say("parent sends", send(fd, "x", 1, MSG_NOSIGNAL));
+	join("half");
+	close(fd);
+
+	fd = dial('C');
+	say("shutdown before the fork", shutdown(fd, SHUT_WR));
+	CHILD({
+		say("child sends", send(fd, "x", 1, MSG_NOSIGNAL));
+		text("child", fd, 3);
+	});
+	join("half");
+	close(fd);
+}
+
+static void leaves_unread(void)
+{
+	int fd = dial('S'), l;
+	CHILD({
+		struct pollfd p = { fd, POLLIN, 0 };
+		check(poll(&p, 1, 10000) == 1, "poll");
+		close(fd);
+	});
+	close(fd);
+	join("unread");
+	text("the peer saw", l = dial('L'), 1);
+	close(l);
+	fd = dial('S');
+	CHILD(text("read", fd, 6));
+	close(fd);
+	join("read");
+	text("the peer saw", l = dial('L'), 1);
+	close(l);
+}
+
+static void dies(void)
+{
+	int fd = dial('E');
+	CHILD({
+		echoes("a child that is killed", fd);
+		kill(getpid(), SIGKILL);
+	});
+	join("dies");
+	echoes("its parent", fd);
+	close(fd);
+}
+
+static void executes(int bare)
+{
+	char *none[] = { NULL };
+	extern char **environ;
+	int fd = dial('P');
+	CHILD({
+		dup2(fd, 0);
+		dup2(fd, 1);
+		close(fd);
+		execle("/bin/sh", "sh", "-c", "IFS= read -r line && echo \"$line\"", NULL, bare ? none : environ);
+		_exit(1);
+	});
+	/* What the shell wrote is the peer's to judge; its answer is for whoever reads. */
+	join("executes");
+	text("answer", fd, 1);
+	text("end", fd, 1);
+	close(fd);
+
+	char command[80];
+	fd = dial('P');
+	sprintf(command, "head -n 1 <&%d >&%d", fd, fd);
+	if (bare)
+		unsetenv("LD_PRELOAD");
+	say("system", system(command));
+	text("answer", fd, 1);
+	close(fd);
+}
+
+static void bulk(void)
+{
+	static char in[BULK], want[BULK];
+	int fd = dial('B');
+	size_t got = 0, before;
+	fill(want, BULK);
+	/* Some of it read before the fork, some by the child, the rest by the parent. */
+	for (ssize_t n; got < BULK / 10; got += n)
+		check((n = read(fd, in + got, BULK / 10 - got)) > 0, "read");
+	before = got;
+	int out[2];
+	check(pipe(out) == 0, "pipe");
+	CHILD({
+		for (ssize_t n; got < BULK / 2; got += n)
+			check((n = read(fd, in + got, BULK / 2 - got)) > 0, "read");
+		check(!memcmp(in + before, want + before, got - before), "the child's part");
+	});
+	join("bulk");
+	got = BULK / 2;
+	for (ssize_t n; got < BULK; got += n)
+		check((n = read(fd, in + got, BULK - got)) > 0, "read");
+	check(!memcmp(in, want, before) && !memcmp(in + BULK / 2, want + BULK / 2, BULK / 2), "the parent's parts");
+	text("end", fd, 1);
+	close(fd);
+}
+
+static void passes(void)
+{
+	int pair[2], fd;
+	char c = 'c';
+	union { char space[CMSG_SPACE(sizeof(int))]; struct cmsghdr head; } u = { 0 };
+	struct iovec v = { &c, 1 };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &u, .msg_controllen = sizeof u };
+	check(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0, "socketpair");
+	CHILD({
+		check(recvmsg(pair[1], &m, 0) == 1, "recvmsg");
+		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof fd);
+		struct sockaddr_in a;
+		socklen_t n = sizeof a;
+		say("getpeername", getpeername(fd, (void *)&a, &n));
+		printf("family %d, port %d\n", a.sin_family, ntohs(a.sin_port));
+		echoes("who was given it", fd);
+	});
+	fd = dial('E');
+	u.head = (struct cmsghdr){ CMSG_LEN(sizeof fd), SOL_SOCKET, SCM_RIGHTS };
+	memcpy(CMSG_DATA(&u.head), &fd, sizeof fd);
+	check(sendmsg(pair[0], &m, 0) == 1, "sendmsg");
+	close(fd);
+	join("passes");
+	close(pair[0]);
+	close(pair[1]);
+}
+
+static void harmless(void)
+{
+	int fd = dial('E');
+	CHILD(close(fd));
+	join("harmless");
+	say("system", system("exit 3"));
+	echoes("as ever", fd);
+	FILE *date = popen("echo a command", "r");
+	char line[40] = "";
+	check(date && fgets(line, sizeof line, date), "popen");
+	printf("%s", line);
+	pclose(date);
+	echoes("as before", fd);
+	int s = shutdown(fd, SHUT_RDWR);
+	say("shutdown", s);
+	text("end", fd, 1);
+	close(fd);
+}
+
+static void guest(void)
+{
+	alarm(120);
+	setlinebuf(stdout);
+	uses();
+	serves();
+	takes_turns();
+	asleep();
+	reset(1);
+	reset(0);
+	knows();
+	half();
+	leaves_unread();
+	dies();
+	bulk();
+	passes();
+	harmless();
+	executes(0);
+	executes(1);
+	puts("done");
+}
+
+/* ---- a daemon, and its client */
+
+static void daemonise(void)
+{
+	struct sockaddr_in a = at(ip);
+	int s = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	check(bind(s, (void *)&a, sizeof a) == 0 && listen(s, 64) == 0, "listen");
+	pid_t child = fork();
+	check(child >= 0, "fork");
+	if (child > 0) {
+		printf("%d\n", child);
+		exit(0);
+	}
+	setsid();
+	alarm(60);
+	int null = open("/dev/null", O_RDWR);
+	for (int i = 0; i < 3; i++)
+		dup2(null, i);
+	for (;;) {
+		char buf[4096];
+		int fd = accept(s, NULL, NULL);
+		check(fd >= 0, "accept");
+		for (ssize_t n; (n = read(fd, buf, sizeof buf)) > 0;) {
+			if (buf[0] == 'q')
+				exit(0);
+			write_all(fd, buf, n);
+		}
+		close(fd);
+	}
+}
+
+static void client(void)
+{
+	struct sockaddr_in a = at(ip);
+	for (int i = 0; i < 3; i++) {
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+		check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
+		echoes("hello", fd);
+		if (i == 2) {
+			write_all(fd, "q", 1);
+			text("it quits", fd, 1);
+		}
+		close(fd);
+	}
+	/* The last who held the listener is gone. */
+	for (int i = 0; i < 100; i++) {
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+		if (connect(fd, (void *)&a, sizeof a) < 0)
+			return;
+		close(fd);
+		usleep(100000);
+	}
+	die("somebody still listens");
+}
+
+int main(int argc, char **argv)
+{
+	check(argc == 3, "usage: stack_share peer|guest|daemon|client ADDRESS");
+	ip = argv[2];
+	signal(SIGPIPE, SIG_IGN);
+	if (!strcmp(argv[1], "peer"))
+		peer();
+	else if (!strcmp(argv[1], "guest"))
+		guest();
+	else if (!strcmp(argv[1], "daemon"))
+		daemonise();
+	else
+		client();
+	return 0;
+}

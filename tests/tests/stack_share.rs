@@ -1,0 +1,80 @@
+//! Stack sockets that several processes hold: over fork, exec and SCM_RIGHTS, and when the process that
+//! opened them ends.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use kcm_tests::netlab::{self, GUEST, Lab, PEER};
+use kcm_tests::program;
+
+/// A program that serves until this is dropped.
+struct Server(Child);
+
+impl Server {
+    fn start(mut command: Command) -> Self {
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn().expect("the server starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line);
+        assert!(read.is_ok_and(|n| n > 0), "the server listens");
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+fn is_runnable() -> bool {
+    let why = netlab::missing();
+    if let Some(why) = why {
+        let _ = writeln!(io::stderr(), "not run: {why}");
+    }
+    why.is_none()
+}
+
+fn on(lab: &Lab, stack: bool, program: &Path) -> Command {
+    match stack {
+        true => lab.on_stack(program),
+        false => lab.on_guest(program),
+    }
+}
+
+#[test]
+fn several_processes_use_one_connection_as_on_the_kernel() {
+    if !is_runnable() {
+        return;
+    }
+    let program = program::build("stack_share", &[]);
+    let trace = |on_stack: bool| {
+        let lab = Lab::new(!on_stack);
+        let mut peer = lab.on_peer(&program);
+        peer.args(["peer", PEER]);
+        let _peer = Server::start(peer);
+        let output = program::run(on(&lab, on_stack, &program).args(["guest", PEER]));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (kernel, ours) = (trace(false), trace(true));
+    assert!(kernel.ends_with("done\n"), "{kernel}");
+    assert_eq!(kernel, ours);
+}
+
+/// The process that opened the listener ends at once, and a child serves. When that ends too, nobody
+/// listens any more.
+#[test]
+fn a_daemon_serves_after_its_parent_has_ended() {
+    if !is_runnable() {
+        return;
+    }
+    let program = program::build("stack_share", &[]);
+    for on_stack in [false, true] {
+        let lab = Lab::new(!on_stack);
+        program::run(on(&lab, on_stack, &program).args(["daemon", GUEST]));
+        program::run(lab.on_peer(&program).args(["client", GUEST]));
+    }
+}
