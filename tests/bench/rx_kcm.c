@@ -20,10 +20,11 @@
 #define MESSAGES_PER_CALL 64u
 #define KCMS_MAX 16
 #define THREADS_MAX 8
+#define LINE_BYTES 128 /* what two threads write to lies this far apart: lines are fetched in pairs */
 #define DONE_LOOK_MS 20 /* how often an idle thread looks whether the others have finished */
 
 struct receiver {
-	pthread_t thread;
+	_Alignas(LINE_BYTES) pthread_t thread;
 	int epfd;
 	unsigned batch; /* messages a recvmmsg may return; 1 means recvmsg */
 	struct mmsghdr headers[MESSAGES_PER_CALL];
@@ -39,15 +40,17 @@ static _Atomic double start, finish;
 
 static void receiver_init(struct receiver *receiver, const char *mode, size_t message_bytes)
 {
+	size_t apart = (message_bytes + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
+
 	memset(receiver, 0, sizeof *receiver);
 	receiver->batch = !strcmp(mode, "recvmmsg") ? MESSAGES_PER_CALL : 1;
 	for (unsigned i = 0; i < receiver->batch; i++) {
-		receiver->iovecs[i].iov_base = malloc(message_bytes);
+		receiver->iovecs[i].iov_base = aligned_alloc(LINE_BYTES, apart);
 		receiver->iovecs[i].iov_len = message_bytes;
 		receiver->headers[i].msg_hdr.msg_iov = &receiver->iovecs[i];
 		receiver->headers[i].msg_hdr.msg_iovlen = 1;
 		if (!receiver->iovecs[i].iov_base)
-			die("malloc");
+			die("aligned_alloc");
 	}
 }
 
