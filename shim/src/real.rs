@@ -25,13 +25,13 @@ impl Next {
         }
     }
 
-    /// Address of the next definition; null when no other library defines the symbol.
+    /// Address of the next definition; null before it is resolved.
     #[inline(always)]
-    pub(crate) fn addr(&self) -> *mut c_void {
-        let addr = self.addr.load(Ordering::Relaxed);
-        if addr.is_null() { self.resolve() } else { addr }
+    pub(crate) fn known(&self) -> *mut c_void {
+        self.addr.load(Ordering::Relaxed)
     }
 
+    /// Finds the address; null when no other library defines the symbol.
     #[cold]
     pub(crate) fn resolve(&self) -> *mut c_void {
         // SAFETY: the name is NUL-terminated; RTLD_NEXT searches the libraries behind ours.
@@ -39,6 +39,24 @@ impl Next {
         self.addr.store(addr, Ordering::Relaxed);
         addr
     }
+}
+
+/// glibc's `__libc_single_threaded`; null where it has none (before 2.32).
+static SINGLE_THREADED: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+
+/// Finds the variables of glibc that are looked at.
+pub(crate) fn resolve_variables() {
+    // SAFETY: the name is NUL-terminated; RTLD_DEFAULT finds the copy that glibc itself writes to.
+    let at = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
+    SINGLE_THREADED.store(at.cast(), Ordering::Relaxed);
+}
+
+/// Whether the process surely has one thread only (`<sys/single_threaded.h>`).
+#[inline(always)]
+pub(crate) fn has_one_thread() -> bool {
+    let at = SINGLE_THREADED.load(Ordering::Relaxed);
+    // SAFETY: a char of glibc's, never unmapped; other threads may write to it, but then it is 0.
+    !at.is_null() && unsafe { at.read_volatile() } != 0
 }
 
 /// Defines interposed functions, and beside each, in module `next`, the definition it stands
@@ -50,11 +68,12 @@ macro_rules! hooks {
             #[allow(unused_imports)]
             use super::*;
             $(
+                #[inline(always)]
                 pub(crate) unsafe fn $name($($arg: $ty),*) -> $ret {
-                    let addr = slots::$name.addr();
+                    let addr = slots::$name.known();
                     if addr.is_null() {
-                        $crate::errno::Errno::ENOSYS.set();
-                        return <$ret as $crate::real::Failure>::FAILURE;
+                        // SAFETY: as for this function.
+                        return unsafe { late::$name($($arg),*) };
                     }
                     // SAFETY: the symbol has this signature in glibc (checked against its headers);
                     // the caller vouches for the arguments.
@@ -64,6 +83,24 @@ macro_rules! hooks {
                     }
                 }
             )*
+            /// Calls that come before their symbol is resolved. Apart, and left by a jump, so that the
+            /// hooks need no frame for them.
+            mod late {
+                #[allow(unused_imports)]
+                use super::super::*;
+                $(
+                    #[cold]
+                    #[inline(never)]
+                    pub(super) unsafe fn $name($($arg: $ty),*) -> $ret {
+                        if super::slots::$name.resolve().is_null() {
+                            $crate::errno::Errno::ENOSYS.set();
+                            return <$ret as $crate::real::Failure>::FAILURE;
+                        }
+                        // SAFETY: as for this function.
+                        unsafe { super::$name($($arg),*) }
+                    }
+                )*
+            }
             mod slots {
                 $(
                     #[allow(non_upper_case_globals)]

@@ -8,7 +8,7 @@ use crate::epoll;
 use crate::errno::{Errno, Outcome};
 use crate::fd::{File, Kind, lookup};
 use crate::poll;
-use crate::real::hooks;
+use crate::real::{has_one_thread, hooks};
 use crate::user_mem::{self, UserPtr};
 
 /// The set behind `epfd`, if it holds files of ours.
@@ -42,6 +42,37 @@ fn wait(
 fn created(epfd: c_int) -> c_int {
     epoll::kernel_set::created(epfd);
     fresh(epfd)
+}
+
+/// The life of one wait. While the process has one thread, nobody can make the set ours during a wait
+/// in the kernel: the hook leaves by a jump, for the reason given at
+/// [`asks_no_control`](super::message).
+#[inline(always)]
+fn on_set(
+    epfd: c_int,
+    events: *mut epoll_event,
+    native: impl FnOnce() -> c_int,
+    ours: impl FnOnce(&'static File) -> Outcome<c_int>,
+) -> c_int {
+    if set(epfd).is_none() && has_one_thread() {
+        native()
+    } else {
+        among_threads(epfd, events, native, ours)
+    }
+}
+
+/// Not in line, so that its frame costs others nothing.
+#[inline(never)]
+fn among_threads(
+    epfd: c_int,
+    events: *mut epoll_event,
+    native: impl FnOnce() -> c_int,
+    ours: impl FnOnce(&'static File) -> Outcome<c_int>,
+) -> c_int {
+    match set(epfd) {
+        Some(set) => conclude(ours(set), native),
+        None => waited(epfd, events, native(), ours),
+    }
 }
 
 /// The kernel has waited on its set `epfd` and stored `count` events. If the set has become ours
@@ -81,7 +112,7 @@ hooks! {
     /// epoll_ctl(2).
     fn epoll_ctl(epfd: c_int, op: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::epoll_ctl(epfd, op, fd, event) };
+        let native = move || unsafe { next::epoll_ctl(epfd, op, fd, event) };
         if poll::ours(fd).is_none() {
             return native();
         }
@@ -95,12 +126,8 @@ hooks! {
     /// epoll_wait(2).
     fn epoll_wait(epfd: c_int, events: *mut epoll_event, room: c_int, timeout: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::epoll_wait(epfd, events, room, timeout) };
-        let ours = |set| wait(set, events, room, Ok(until_ms(timeout)), core::ptr::null());
-        match set(epfd) {
-            None => waited(epfd, events, native(), ours),
-            Some(set) => conclude(ours(set), native),
-        }
+        let native = move || unsafe { next::epoll_wait(epfd, events, room, timeout) };
+        on_set(epfd, events, native, move |set| wait(set, events, room, Ok(until_ms(timeout)), core::ptr::null()))
     }
 
     /// epoll_pwait(2).
@@ -108,12 +135,8 @@ hooks! {
         epfd: c_int, events: *mut epoll_event, room: c_int, timeout: c_int, mask: *const sigset_t,
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::epoll_pwait(epfd, events, room, timeout, mask) };
-        let ours = |set| wait(set, events, room, Ok(until_ms(timeout)), mask);
-        match set(epfd) {
-            None => waited(epfd, events, native(), ours),
-            Some(set) => conclude(ours(set), native),
-        }
+        let native = move || unsafe { next::epoll_pwait(epfd, events, room, timeout, mask) };
+        on_set(epfd, events, native, move |set| wait(set, events, room, Ok(until_ms(timeout)), mask))
     }
 
     /// epoll_pwait2(2).
@@ -121,11 +144,7 @@ hooks! {
         epfd: c_int, events: *mut epoll_event, room: c_int, timeout: *const timespec, mask: *const sigset_t,
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::epoll_pwait2(epfd, events, room, timeout, mask) };
-        let ours = |set| wait(set, events, room, timespec_at(timeout), mask);
-        match set(epfd) {
-            None => waited(epfd, events, native(), ours),
-            Some(set) => conclude(ours(set), native),
-        }
+        let native = move || unsafe { next::epoll_pwait2(epfd, events, room, timeout, mask) };
+        on_set(epfd, events, native, move |set| wait(set, events, room, timespec_at(timeout), mask))
     }
 }

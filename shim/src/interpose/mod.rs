@@ -30,6 +30,7 @@ use crate::real::Failure;
 
 /// Resolves the definitions behind ours.
 pub(crate) fn resolve() {
+    crate::real::resolve_variables();
     epoll::next::resolve();
     exec::next::resolve();
     fd::next::resolve();

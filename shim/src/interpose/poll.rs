@@ -5,7 +5,7 @@ use core::ptr;
 use libc::{c_int, c_long, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
 
 use super::conclude;
-use crate::errno::{Errno, Outcome};
+use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::table;
 use crate::poll;
 use crate::real::hooks;
@@ -77,33 +77,59 @@ pub(super) fn until_timespec(t: timespec) -> Outcome<u64> {
     })
 }
 
-/// The program's pollfd array, if an entry of it is ours.
-fn ours(fds: *mut pollfd, count: nfds_t) -> Option<Vec<pollfd>> {
-    let count = usize::try_from(count).ok()?;
-    let bytes = count.checked_mul(size_of::<pollfd>())?;
-    if count == 0
-        || table::is_unused()
-        || user_mem::check_write(UserPtr::new(fds.cast()), bytes).is_err()
-    {
-        return None;
+/// The program's pollfd array, if an entry of it is ours; ENOMEM if there is no room for a copy.
+fn ours(fds: *mut pollfd, count: nfds_t) -> Outcome<Option<Vec<pollfd>>> {
+    let Some(count) = usize::try_from(count).ok().filter(|count| *count != 0) else {
+        return Ok(None);
+    };
+    let Some(bytes) = count.checked_mul(size_of::<pollfd>()) else {
+        return Ok(None);
+    };
+    if user_mem::check_write(UserPtr::new(fds.cast()), bytes).is_err() {
+        return Ok(None);
     }
     // SAFETY: the range was just checked to be accessible, and poll(2) lends it to us.
     let entries = unsafe { core::slice::from_raw_parts(fds, count) };
-    poll::any_ours(entries).then(|| entries.to_vec())
+    if !poll::any_ours(entries) {
+        return Ok(None);
+    }
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
+    copy.extend_from_slice(entries);
+    Ok(Some(copy))
+}
+
+/// Whether `count` entries are within the `size` bytes that the compiler saw.
+fn has_room(count: nfds_t, size: usize) -> bool {
+    size / size_of::<pollfd>() >= count as usize
 }
 
 /// Whether an entry of the program's array is ours.
 pub(super) fn names_ours(fds: *mut pollfd, count: nfds_t) -> bool {
-    ours(fds, count).is_some()
+    table::is_used() && !matches!(ours(fds, count), Ok(None))
+}
+
+/// The life of one poll in a process that has files of ours: `native` unless an entry of the array is
+/// one. Not in line, so that its frame costs other processes nothing.
+#[inline(never)]
+fn among(
+    fds: *mut pollfd,
+    count: nfds_t,
+    until: impl FnOnce() -> Outcome<Option<u64>>,
+    mask: SigMask,
+    native: impl FnOnce() -> c_int,
+) -> c_int {
+    let found = ours(fds, count).and_then(|found| found.ok_or(Exit::Native));
+    conclude(found.and_then(|e| run(fds, e, until()?, mask)), native)
 }
 
 fn run(
     fds: *mut pollfd,
     mut entries: Vec<pollfd>,
-    until: Outcome<Option<u64>>,
+    until: Option<u64>,
     mask: SigMask,
 ) -> Outcome<c_int> {
-    let ready = poll::poll(&mut entries, until?, mask)?;
+    let ready = poll::poll(&mut entries, until, mask)?;
     for (at, entry) in entries.iter().enumerate() {
         // SAFETY: `ours` checked `entries.len()` elements at `fds`.
         unsafe { (*fds.add(at)).revents = entry.revents };
@@ -115,31 +141,25 @@ hooks! {
     /// poll(2).
     fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::poll(fds, count, timeout) };
-        match ours(fds, count) {
-            None => native(),
-            Some(e) => conclude(run(fds, e, Ok(until_ms(timeout)), SigMask::NONE), native),
-        }
+        let native = move || unsafe { next::poll(fds, count, timeout) };
+        if table::is_unused() { return native() }
+        among(fds, count, move || Ok(until_ms(timeout)), SigMask::NONE, native)
     }
 
     /// ppoll(2).
     fn ppoll(fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::ppoll(fds, count, timeout, mask) };
-        match ours(fds, count) {
-            None => native(),
-            Some(e) => conclude(run(fds, e, timespec_at(timeout), SigMask(mask)), native),
-        }
+        let native = move || unsafe { next::ppoll(fds, count, timeout, mask) };
+        if table::is_unused() { return native() }
+        among(fds, count, move || timespec_at(timeout), SigMask(mask), native)
     }
 
     /// poll(2) as compiled with _FORTIFY_SOURCE.
     fn __poll_chk(fds: *mut pollfd, count: nfds_t, timeout: c_int, size: usize) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::__poll_chk(fds, count, timeout, size) };
-        match ours(fds, count).filter(|e| size_of_val(e.as_slice()) <= size) {
-            None => native(),
-            Some(e) => conclude(run(fds, e, Ok(until_ms(timeout)), SigMask::NONE), native),
-        }
+        let native = move || unsafe { next::__poll_chk(fds, count, timeout, size) };
+        if table::is_unused() || !has_room(count, size) { return native() }
+        among(fds, count, move || Ok(until_ms(timeout)), SigMask::NONE, native)
     }
 
     /// ppoll(2) as compiled with _FORTIFY_SOURCE.
@@ -147,11 +167,9 @@ hooks! {
         fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t, size: usize,
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::__ppoll_chk(fds, count, timeout, mask, size) };
-        match ours(fds, count).filter(|e| size_of_val(e.as_slice()) <= size) {
-            None => native(),
-            Some(e) => conclude(run(fds, e, timespec_at(timeout), SigMask(mask)), native),
-        }
+        let native = move || unsafe { next::__ppoll_chk(fds, count, timeout, mask, size) };
+        if table::is_unused() || !has_room(count, size) { return native() }
+        among(fds, count, move || timespec_at(timeout), SigMask(mask), native)
     }
 
     /// select(2). Updates the timeout to what is left, as Linux does.
@@ -159,7 +177,7 @@ hooks! {
         count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval,
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::select(count, read, write, except, timeout) };
+        let native = move || unsafe { next::select(count, read, write, except, timeout) };
         let sets = [read, write, except].map(|set| UserPtr::new(set.cast()));
         let Some(sets) = select::Sets::read(count, sets) else { return native() };
         conclude(select::select(sets, UserPtr::new(timeout.cast())), native)
@@ -171,7 +189,7 @@ hooks! {
         timeout: *const timespec, mask: *const sigset_t,
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::pselect(count, read, write, except, timeout, mask) };
+        let native = move || unsafe { next::pselect(count, read, write, except, timeout, mask) };
         let sets = [read, write, except].map(|set| UserPtr::new(set.cast()));
         let Some(sets) = select::Sets::read(count, sets) else { return native() };
         let until = timespec_at(timeout);

@@ -115,7 +115,10 @@ pub(super) fn resolve() {
 /// Before vfork(2), which is at the address returned.
 extern "C" fn before_vfork() -> *mut c_void {
     process::before_borrowed();
-    VFORK.addr()
+    match VFORK.known() {
+        next if next.is_null() => VFORK.resolve(),
+        next => next,
+    }
 }
 
 forwarded! {

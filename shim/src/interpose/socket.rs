@@ -5,12 +5,13 @@ use libc::{c_int, c_void, sockaddr, socklen_t};
 use super::numbers::fresh_pair;
 use super::{conclude, fresh, on};
 use crate::errno::{Errno, Exit, Outcome};
-use crate::fd::{File, Kind};
+use crate::fd::{File, Kind, lookup};
 use crate::kcm::{self, AF_KCM};
 use crate::message::check_address;
 use crate::net;
 use crate::publish;
 use crate::real::hooks;
+use crate::route;
 use crate::tcp;
 use crate::user_mem::UserPtr;
 
@@ -42,7 +43,7 @@ fn refuse_with(call: &'static str, file: &'static File, err: Errno) -> Outcome<c
 /// A call on a number that is not ours, which may make it one of the stack's.
 #[inline]
 fn routed(stack: impl FnOnce() -> Outcome<c_int>, native: impl FnOnce() -> c_int) -> c_int {
-    if crate::route::is_set() {
+    if route::is_set() {
         conclude(stack(), native)
     } else {
         native()
@@ -54,6 +55,50 @@ fn known_accept_flags(flags: c_int) -> Outcome<()> {
         0 => Ok(()),
         _ => Err(Errno::EINVAL.into()),
     }
+}
+
+/// setsockopt(2) on a descriptor of ours. Not in line, so that its frame costs others nothing.
+#[inline(never)]
+fn set_option(
+    file: &'static File,
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    let native = || set_natively(fd, level, name, value, len);
+    let outcome = match file.kind() {
+        Kind::Kcm => {
+            let done = kcm::options::set(file, fd, level, name, at(value), len, native);
+            publish::option(done, ("setsockopt", fd), level, name)
+        }
+        Kind::Stack => net::options::set(file, fd, level, name, at(value), len, native)
+            .inspect(|_| tcp::option_set(file, level, name)),
+        Kind::Inherited => net::inherited::set(file, fd, level, name, at(value), len),
+        Kind::Tcp => {
+            let done = native();
+            if done == 0 {
+                tcp::option_set(file, level, name);
+            }
+            Ok(done)
+        }
+        _ => Err(Exit::Native),
+    };
+    conclude(outcome, native)
+}
+
+#[inline(never)]
+fn set_natively(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    net::pristine::changed(fd);
+    // SAFETY: the arguments are the program's own; the kernel checks them.
+    unsafe { next::setsockopt(fd, level, name, value, len) }
 }
 
 hooks! {
@@ -224,30 +269,11 @@ hooks! {
 
     /// setsockopt(2).
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
-        let native = || {
-            net::pristine::changed(fd);
+        match lookup(fd) {
             // SAFETY: forwards the caller's own arguments.
-            unsafe { next::setsockopt(fd, level, name, value, len) }
-        };
-        on(fd, |f| match f.kind() {
-            Kind::Kcm => {
-                let done = kcm::options::set(f, fd, level, name, at(value), len, native);
-                publish::option(done, ("setsockopt", fd), level, name)
-            }
-            Kind::Stack => {
-                let done = net::options::set(f, fd, level, name, at(value), len, native)?;
-                tcp::option_set(f, level, name);
-                Ok(done)
-            }
-            Kind::Inherited => net::inherited::set(f, fd, level, name, at(value), len),
-            Kind::Tcp => {
-                let done = native();
-                if done == 0 {
-                    tcp::option_set(f, level, name);
-                }
-                Ok(done)
-            }
-            _ => Err(Exit::Native),
-        }, native)
+            None if !route::is_set() => unsafe { next::setsockopt(fd, level, name, value, len) },
+            None => set_natively(fd, level, name, value, len),
+            Some(file) => set_option(file, fd, level, name, value, len),
+        }
     }
 }

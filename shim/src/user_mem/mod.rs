@@ -36,7 +36,7 @@ pub(crate) use in_place::{InPlace, Writable};
 pub(crate) use iovecs::Iovecs;
 pub(crate) use known::invalidate;
 
-use known::KNOWN;
+use known::{Generation, KNOWN};
 
 /// The program passed memory that it cannot use in this way itself: EFAULT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +141,31 @@ fn check(at: UserPtr, len: usize, access: Access) -> Result<(), Efault> {
         Ok(())
     } else {
         check_pages(at, len, access)
+    }
+}
+
+/// Whether `len` bytes at `at` lie in a page that is already known to be readable. Asks nobody.
+#[inline(always)]
+pub(crate) fn is_known(at: UserPtr, len: usize) -> bool {
+    KNOWN.covers(at.addr(), len, Access::Read)
+}
+
+/// A point in time, for [`was_read`].
+#[derive(Clone, Copy)]
+pub(crate) struct Moment(Generation);
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self(KNOWN.now())
+    }
+}
+
+/// The kernel has read `len` bytes at `at` for the program, in a call that began at `before`.
+pub(crate) fn was_read(at: UserPtr, len: usize, before: Moment) {
+    if let Ok(range) = Range::new(at, len) {
+        for page in range.pages() {
+            KNOWN.learn(page, Access::Read, before.0);
+        }
     }
 }
 
