@@ -37,9 +37,10 @@ impl Reassembly {
         if self.ranges.len() < OOO_RANGES_MAX {
             return true;
         }
+        let near = self.ranges.partition_point(|x| x.end.before(r.start));
         self.ranges
-            .iter()
-            .any(|x| r.start.at_or_before(x.end) && x.start.at_or_before(r.end))
+            .get(near)
+            .is_some_and(|x| x.start.at_or_before(r.end))
     }
 
     /// Records a range; true if part of it had been received before (a duplicate to report by
