@@ -178,6 +178,10 @@ pub(crate) struct Conn {
     pub(crate) rcv_wnd: u32,
     /// Receive buffer limit, grown by auto-tuning.
     pub(crate) rcvbuf: u32,
+    /// Bytes the application read since `copied_since`. Here and not with the buffers: a reader that
+    /// keeps up has none between two segments.
+    pub(crate) copied: u32,
+    pub(crate) copied_since: Stamp,
 
     pub(crate) ts_recent: u32,
     /// Second of the engine's clock at which TS.Recent was set.
@@ -257,10 +261,12 @@ impl Conn {
         self.opts.as_deref().unwrap_or(&SockOpts::DEFAULT)
     }
 
-    /// Send buffer in bytes: two windows, so that the ACK clock never starves.
+    /// Send buffer in bytes: two windows, so that the ACK clock never starves. Three where the window is
+    /// still full while a hole holds another back.
     pub(crate) fn sndbuf(&self) -> u32 {
         self.opts().sndbuf.unwrap_or_else(|| {
-            let windows = self.window.cwnd.saturating_mul(2);
+            let windows = 2 + u32::from(self.has_model());
+            let windows = self.window.cwnd.saturating_mul(windows);
             windows.clamp(limits::SNDBUF_BYTES, limits::SNDBUF_BYTES_MAX)
         })
     }
@@ -459,9 +465,6 @@ pub(crate) struct Urgent {
 /// Receive buffer auto-tuning (Linux's dynamic right-sizing).
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RcvTuning {
-    /// Bytes the application read since `since`.
-    pub(crate) copied: u32,
-    pub(crate) since: Option<Instant>,
     /// Receiver-side RTT: time for a window to arrive.
     pub(crate) rtt_us: u32,
     pub(crate) rtt_seq: Option<Seq>,

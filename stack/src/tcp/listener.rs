@@ -692,6 +692,8 @@ pub(crate) fn new_conn(t: &FourTuple, tag: u32, iss: Seq, opts: Option<Box<SockO
         rcv_wup: Seq(0),
         rcv_wnd: 0,
         rcvbuf: 0,
+        copied: 0,
+        copied_since: 0,
         ts_recent: 0,
         ts_recent_s: 0,
         ts_offset: 0,

@@ -1,7 +1,7 @@
 //! Seventh and eighth of SEGMENT ARRIVES: segment text and FIN; and when to acknowledge them.
 
 use super::Tcb;
-use super::conn::{Flags, Phase};
+use super::conn::{Flags, Phase, stamp};
 use super::input::Answer;
 use super::reassembly::Range;
 use super::segment::{Control, Segment};
@@ -326,20 +326,20 @@ impl Tcb<'_> {
             return;
         }
         let t = &mut self.b.tuning;
-        t.copied = t.copied.saturating_add(copied);
-        let since = *t.since.get_or_insert(self.now);
+        self.c.copied = self.c.copied.saturating_add(copied);
         let rtt = if self.c.rtt.srtt_us > 0 && t.rtt_us > 0 {
             self.c.rtt.srtt_us.min(t.rtt_us)
         } else {
             self.c.rtt.srtt_us.max(t.rtt_us)
         };
-        if rtt == 0 || self.now.since(since).as_micros() < u128::from(rtt) {
+        let now = stamp(self.now);
+        if rtt == 0 || now.wrapping_sub(self.c.copied_since) < rtt {
             return;
         }
         // Twice what one round consumed lets the sender double again.
-        let want = t.copied.saturating_mul(4);
-        t.copied = 0;
-        t.since = Some(self.now);
+        let want = self.c.copied.saturating_mul(4);
+        self.c.copied = 0;
+        self.c.copied_since = now;
         let scale_max = u32::from(u16::MAX) << self.c.rcv_wscale;
         if want > self.c.rcvbuf && !self.env.pool.under_pressure() {
             self.c.rcvbuf = want.min(RCVBUF_BYTES_MAX).min(scale_max).max(self.c.rcvbuf);
