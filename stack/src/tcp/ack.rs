@@ -171,6 +171,9 @@ impl Tcb<'_> {
             none => none.insert(fresh()),
         };
         bbr.on_ack(w, &ack);
+        if bbr.is_probing_rtt() {
+            self.b.rate.starves(ack.pipe);
+        }
     }
 
     /// RFC 9293 §3.10.7.4, as Linux's tcp_may_update_window.
@@ -465,6 +468,9 @@ impl Tcb<'_> {
         self.c.window.ssthresh = prior.ssthresh;
         self.c.window.w_max = prior.w_max;
         self.b.board.forget_losses();
+        if let Some(bbr) = &mut self.b.cc.bbr {
+            bbr.on_undo();
+        }
         self.end_episode();
         true
     }

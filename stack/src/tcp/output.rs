@@ -119,6 +119,9 @@ impl Tcb<'_> {
         if pipe > 0 && pipe + range.end.since(range.start) > self.c.window.cwnd {
             return false;
         }
+        if self.is_paced_out() {
+            return false;
+        }
         self.retransmit(range, plan);
         true
     }
@@ -153,8 +156,7 @@ impl Tcb<'_> {
             }
             return false;
         }
-        if self.now < self.b.pace_at {
-            self.b.timers.pace = self.b.pace_at;
+        if self.is_paced_out() {
             return false;
         }
         if self.b.board.len() >= SENT_SEGMENTS_MAX {
@@ -178,7 +180,7 @@ impl Tcb<'_> {
         } else {
             mss
         };
-        let mut len = unsent.min(window).min(burst);
+        let mut len = unsent.min(window).min(self.quantum(burst));
         if len > mss {
             let cwnd_room = cwnd.saturating_sub(pipe).max(mss);
             len = len.min(cwnd_room);
@@ -268,6 +270,12 @@ impl Tcb<'_> {
         let end = start + len + u32::from(fin);
         let was_empty = self.b.board.is_empty();
         let now = stamp(self.now);
+        if was_empty
+            && self.b.rate.is_starved()
+            && let Some(bbr) = &mut self.b.cc.bbr
+        {
+            bbr.on_restart();
+        }
         let snapshot = self.b.rate.sent(now, was_empty);
         self.b.board.push(start, end, now, snapshot);
         self.c.snd_nxt = end;
@@ -293,6 +301,31 @@ impl Tcb<'_> {
         self.c.last_send_ms = self.now.as_millis() as u32;
         self.arm_rexmit(was_empty);
         self.text(Range { start, end }, plan);
+    }
+
+    /// Of `burst` bytes, those the model lets go at once.
+    fn quantum(&self, burst: u32) -> u32 {
+        let mss = u32::from(self.c.mss);
+        let model = self.b.cc.bbr.as_ref();
+        model.map_or(burst, |bbr| burst.min(bbr.send_quantum(mss)))
+    }
+
+    /// Whether data must wait for its time; then the timer is set for it. A model lets a burst go before
+    /// it, so that a thread wakes once for the burst and not for each segment.
+    fn is_paced_out(&mut self) -> bool {
+        if self.now >= self.b.pace_at {
+            return false;
+        }
+        let mss = u32::from(self.c.mss);
+        let model = self.b.cc.bbr.as_ref();
+        let early_us = model.map_or(0, |bbr| {
+            u64::from(bbr.send_quantum(mss)) * 1_000_000 / bbr.pacing_rate()
+        });
+        let is_early = self.now.plus_us(early_us) <= self.b.pace_at;
+        if is_early {
+            self.b.timers.pace = self.b.pace_at;
+        }
+        is_early
     }
 
     /// Puts the next segment off by the time `len` bytes take at the model's or the socket's rate.

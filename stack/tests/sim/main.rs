@@ -8,6 +8,7 @@ mod fragments;
 mod fuzz;
 mod goodput;
 mod groups;
+mod late;
 mod link;
 mod net;
 mod paths;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kcm_stack::{Config, Event, Instant, Key, Received, Stack};
 
-use crate::link::{Link, LinkConfig};
+use crate::link::{Link, LinkConfig, Rng};
 
 pub(crate) const MAC: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
@@ -37,6 +37,16 @@ pub(crate) struct Net {
     pub(crate) mangle: Option<Mangle>,
     /// Check invariants after every event.
     pub(crate) check: bool,
+    /// Side 0 runs in a thread of a busy machine.
+    late: Option<Late>,
+}
+
+/// A thread that the scheduler wakes up to so many microseconds after there is something to do.
+struct Late {
+    us: u64,
+    rng: Rng,
+    /// When it runs next, once there is.
+    wakes: Option<Instant>,
 }
 
 impl Net {
@@ -71,12 +81,59 @@ impl Net {
             tap: None,
             mangle: None,
             check: true,
+            late: None,
         }
+    }
+
+    /// From now on side 0 acts up to `us` microseconds late.
+    pub(crate) fn make_late(&mut self, us: u64, seed: u64) {
+        let rng = Rng(seed);
+        let wakes = None;
+        self.late = (us > 0).then_some(Late { us, rng, wakes });
+    }
+
+    fn is_asleep(&self, side: usize) -> bool {
+        let late = self.late.as_ref().filter(|_| side == 0);
+        late.is_some_and(|late| late.wakes.is_some_and(|at| at > self.now))
+    }
+
+    /// When `side` has something to do.
+    fn due(&self, side: usize) -> Option<Instant> {
+        let arrival = self.links[1 - side].next_arrival();
+        arrival
+            .into_iter()
+            .chain(self.stacks[side].next_deadline())
+            .min()
+    }
+
+    /// When `side` does something, or learns that there is something to do.
+    fn acts(&self, side: usize) -> Option<Instant> {
+        let late = self.late.as_ref().filter(|_| side == 0);
+        late.and_then(|late| late.wakes).or_else(|| self.due(side))
+    }
+
+    /// Sends a late side back to sleep when it has just heard the alarm.
+    fn oversleeps(&mut self, side: usize) -> bool {
+        let is_due = self.due(side).is_some_and(|at| at <= self.now);
+        let Some(late) = self.late.as_mut().filter(|_| side == 0) else {
+            return false;
+        };
+        match late.wakes {
+            None if is_due => {
+                late.wakes = Some(self.now + Duration::from_micros(late.rng.below(late.us)))
+            }
+            Some(at) if at <= self.now => late.wakes = None,
+            _ => {}
+        }
+        late.wakes.is_some()
     }
 
     /// Lets both stacks say all they have to say at this instant.
     pub(crate) fn flush(&mut self) {
         for i in 0..2 {
+            if self.is_asleep(i) {
+                continue;
+            }
             while let Some(t) = self.stacks[i].poll_transmit(self.now, &mut self.buf) {
                 if let Some(tap) = &mut self.tap {
                     tap.push((i, self.buf[..t.len].to_vec()));
@@ -116,26 +173,25 @@ impl Net {
     /// Advances to the next thing that happens; false if nothing will.
     pub(crate) fn step(&mut self, until: Instant) -> bool {
         self.flush();
-        let next = self
-            .links
-            .iter()
-            .filter_map(Link::next_arrival)
-            .chain(self.stacks.iter().filter_map(Stack::next_deadline))
-            .min();
+        let next = (0..2).filter_map(|side| self.acts(side)).min();
         let Some(next) = next.filter(|n| *n <= until) else {
             self.now = until;
             return false;
         };
         self.now = self.now.max(next);
+        let sleeps = [0, 1].map(|side| self.oversleeps(side));
         for i in 0..2 {
-            while let Some(frame) = self.links[i].arrive(self.now) {
-                let mut frame = frame;
+            while !sleeps[1 - i]
+                && let Some(mut frame) = self.links[i].arrive(self.now)
+            {
                 let received = Received {
                     checksum_ok: self.mangle.as_mut().is_some_and(|m| m(i, &mut frame)),
                 };
                 self.stacks[1 - i].handle_frame(self.now, &frame, received);
             }
-            self.stacks[i].handle_timeout(self.now);
+            if !sleeps[i] {
+                self.stacks[i].handle_timeout(self.now);
+            }
         }
         self.flush();
         true

@@ -57,6 +57,11 @@ impl Sampler {
         self.app_limited = Some(self.delivered.wrapping_add(pipe.max(1)));
     }
 
+    /// Whether what is under way was sent at the application's rate.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.app_limited.is_some()
+    }
+
     /// A range arrived.
     pub(crate) fn on_delivered(&mut self, s: &Sent, bytes: u32, now: Stamp) {
         self.delivered = self.delivered.wrapping_add(bytes);
