@@ -1,7 +1,7 @@
 /*
  * Every option of socket(7), tcp(7), ip(7), ipv6(7) and udp(7) on sockets bound to 10.9.0.2 or fd09::2:
  * a line each, with what getsockopt says of a fresh socket, what setsockopt says to that very value, and
- * what to 1.
+ * what to 1. With arguments, congestion controls of those names instead.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -83,8 +83,25 @@ static const char *outcome(int result)
 	return result == 0 ? "ok" : strerrorname_np(errno);
 }
 
-int main(void)
+/* Names of congestion controls, each set on a TCP socket and asked for; a line each. */
+static int congestion(char **names)
 {
+	for (; *names; names++) {
+		int fd = fresh(AF_INET, SOCK_STREAM);
+		char value[16] = "";
+		socklen_t length = sizeof value;
+		printf("%s set %s", *names, outcome(setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, *names, strlen(*names))));
+		getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, value, &length);
+		printf(" get %.16s %u\n", value, length);
+		close(fd);
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc > 1)
+		return congestion(argv + 1);
 	static const struct {
 		const char *text;
 		int family, type;

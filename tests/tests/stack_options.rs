@@ -83,3 +83,25 @@ fn every_option_answers_as_the_table_says() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn congestion_controls_go_by_their_names() {
+    let program = program::build("stack_options", &[]);
+    let said = |side, names: &[&str]| {
+        let output = program::run(lab::command(side, &program).args(names));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let stack = said(
+        Side::Stack,
+        &["reno", "cubic", "bbr", "vegas", "bb", "bbr2"],
+    );
+    let expected = "reno set ok get reno 16\n\
+                    cubic set ok get cubic 16\n\
+                    bbr set ok get bbr 16\n\
+                    vegas set ENOENT get cubic 16\n\
+                    bb set ENOENT get cubic 16\n\
+                    bbr2 set ENOENT get cubic 16\n";
+    assert_eq!(stack, expected);
+    // Every kernel has this one; the others are modules.
+    assert_eq!(said(Side::Kernel, &["reno"]), "reno set ok get reno 16\n");
+}

@@ -363,13 +363,13 @@ pub(crate) fn get(
             return put_bytes(&bytes, value, length);
         }
         (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => {
-            let name = match engine.socket(file)?.settings.tcp.congestion {
-                CongestionControl::Cubic => b"cubic\0\0\0\0\0\0\0\0\0\0\0",
-                CongestionControl::NewReno => b"reno\0\0\0\0\0\0\0\0\0\0\0\0",
-                CongestionControl::Bbr => b"bbr\0\0\0\0\0\0\0\0\0\0\0\0\0",
-            };
+            let name = engine.socket(file)?.settings.tcp.congestion.name();
             drop(engine);
-            return put_bytes(name, value, length);
+            let mut room = [0; CONGESTION_MAX];
+            for (to, from) in room.iter_mut().zip(name.bytes()) {
+                *to = from;
+            }
+            return put_bytes(&room, value, length);
         }
         (libc::IPPROTO_TCP, libc::TCP_MAXSEG) if conn_of(state).is_some() => {
             let now = engine.now();
@@ -564,11 +564,10 @@ fn set_congestion(file: &'static File, value: UserPtr, length: u32) -> Outcome<i
     let name = room.get_mut(..count).unwrap_or_default();
     user_mem::read_bytes(value, name)?;
     let name = name.split(|b| *b == 0).next().unwrap_or_default();
-    let congestion = match name {
-        b"cubic" => CongestionControl::Cubic,
-        b"reno" => CongestionControl::NewReno,
-        _ => return Err(Errno::ENOENT.into()),
-    };
+    let congestion = str::from_utf8(name)
+        .ok()
+        .and_then(CongestionControl::from_name)
+        .ok_or(Errno::ENOENT)?;
     change(file, |settings| {
         settings.tcp.congestion = congestion;
         Ok(())

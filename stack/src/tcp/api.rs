@@ -711,6 +711,9 @@ impl Engine {
         if max_seg_changed {
             mss::sync(c, mtu);
         }
+        if !c.has_model() && c.busy != NONE {
+            self.busy[c.busy].cc.bbr = None;
+        }
         self.settle(i, now);
         Ok(())
     }
