@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from lab import Failure
 from registry import app
 
-OURS, PEER = "10.9.0.2", "10.9.0.1"
+OURS, PEER, BESIDE = "10.9.0.2", "10.9.0.1", "10.9.0.3"
 _COUNT = itertools.count()
 
 
@@ -19,10 +19,29 @@ class Link:
     def __init__(self, lab, home, peer):
         self.lab, self.home, self.peer = lab, home, peer
 
-    def serve(self, name, argv):
-        """Starts a server on OURS: on the stack if the lab has the library."""
-        stack = {"KCMSHIM_STACK": f"packet:veth0 {OURS}/24 via {PEER}"} if self.lab.lib else {}
-        return self.lab.start(["ip", "netns", "exec", self.home, *argv], name, env=stack)
+    def stack(self):
+        """Environment of a program on OURS: on the stack if the lab has the library."""
+        return {"KCMSHIM_STACK": f"packet:veth0 {OURS}/24 via {PEER}"} if self.lab.lib else {}
+
+    def at_home(self, argv):
+        return ["ip", "netns", "exec", self.home, *argv]
+
+    def serve(self, name, argv, **more):
+        """Starts a server on OURS."""
+        return self.lab.start(self.at_home(argv), name, env=self.stack(), **more)
+
+    def run(self, argv):
+        """Runs a client on OURS."""
+        return self.lab.run(self.at_home(argv), env=self.stack())
+
+    def serve_at_peer(self, name, argv):
+        """Starts a server on PEER, on the kernel's stack."""
+        return self.lab.start(self.at_peer(argv), name, env={"LD_PRELOAD": ""})
+
+    def serve_beside(self, name, argv):
+        """Starts a server on BESIDE, at the peer's end of the link: on the stack as well."""
+        stack = {"KCMSHIM_STACK": f"packet:veth1 {BESIDE}/24"} if self.lab.lib else {}
+        return self.lab.start(self.at_peer(argv), name, env=stack)
 
     def at_peer(self, argv):
         """The same command in the peer's namespace."""
@@ -58,6 +77,7 @@ def link(lab):
         ip("-n", peer, "address", "add", f"{PEER}/24", "dev", "veth1")
         if not lab.lib:
             ip("-n", home, "address", "add", f"{OURS}/24", "dev", "veth0")
+            ip("-n", peer, "address", "add", f"{BESIDE}/24", "dev", "veth1")
         yield Link(lab, home, peer)
     finally:
         for name in (home, peer):
@@ -154,10 +174,7 @@ def haproxy(lab):
     """Between a client and a server of the peer's kernel: both its sides are the stack's."""
     body = lab.pattern_file("www/one.bin", 4_000_000)
     with link(lab) as net:
-        lab.start(
-            net.at_peer(["/usr/bin/python3", "-m", "http.server", "8081", "--bind", PEER, "-d", body.parent]),
-            "http", env={"LD_PRELOAD": ""},
-        )
+        net.serve_at_peer("http", ["/usr/bin/python3", "-m", "http.server", "8081", "--bind", PEER, "-d", body.parent])
         net.serve("haproxy", ["haproxy", "-db", "-f", lab.write("haproxy.cfg", HAPROXY)])
         page = f"http://{OURS}:8080/one.bin"
         net.await_answer(["curl", "-sf", "-o", "/dev/null", page])
