@@ -272,7 +272,7 @@ fn monitor_keeps_its_promise_under_the_shim() {
     );
 }
 
-/// `kcm.pc.in`, filled in as its first lines say, names the header's folder and nothing else.
+/// `kcm.pc.in`, filled in as its first lines say, names the folder of the headers and the library.
 #[test]
 fn pkg_config_template_fills_in() {
     let template = std::fs::read_to_string(root().join("c-header/kcm.pc.in")).expect("kcm.pc.in");
@@ -281,13 +281,17 @@ fn pkg_config_template_fills_in() {
         .filter(|line| !line.starts_with('#'))
         .map(|line| {
             line.replace("@PREFIX@", "/usr/local")
+                .replace("@LIBDIR@", "lib")
                 .replace("@VERSION@", "0.1.0")
                 + "\n"
         })
         .collect();
     assert!(!filled.contains('@'), "{filled}");
     assert!(
-        filled.starts_with("prefix=/usr/local\nincludedir=${prefix}/include\n"),
+        filled.starts_with(
+            "prefix=/usr/local\nincludedir=${prefix}/include\n\
+             preload=${prefix}/lib/libkcmshim.so\n"
+        ),
         "{filled}"
     );
     assert!(

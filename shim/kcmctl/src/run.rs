@@ -13,9 +13,14 @@ use crate::out::clean;
 use crate::settings::Sources;
 use crate::{Outcome, Problem, doctor, out};
 
-/// Name of the library's file, and where it lies seen from the directory of this program.
+/// Name of the library's file, and where it lies seen from the directory of this program: beside it, as
+/// cargo builds both, as `ci/install` has it, or as Debian does.
 const LIBRARY: &str = "libkcmshim.so";
-const DIRECTORIES: [&str; 2] = [".", "../lib"];
+const DIRECTORIES: [&str; 3] = [".", "../lib", DEBIAN];
+#[cfg(target_arch = "aarch64")]
+const DEBIAN: &str = "../lib/aarch64-linux-gnu";
+#[cfg(not(target_arch = "aarch64"))]
+const DEBIAN: &str = "../lib/x86_64-linux-gnu";
 
 /// The library that belongs to this program.
 pub(crate) fn library() -> Outcome<PathBuf> {
@@ -28,7 +33,7 @@ pub(crate) fn library() -> Outcome<PathBuf> {
     found.ok_or_else(|| {
         let here = clean(here.as_os_str().as_encoded_bytes());
         Problem(format!(
-            "{LIBRARY} lies neither in {here} nor in {here}/../lib"
+            "{LIBRARY} lies neither in {here} nor in {here}/../lib or {DEBIAN}"
         ))
     })
 }
