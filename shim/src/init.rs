@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::CStr;
+use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use libc::{c_char, c_int};
@@ -42,9 +43,11 @@ unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *mut *const 
     find_name();
     // SAFETY: an ordinary C function; there is room for the handlers of a few libraries.
     unsafe { at_quick_exit(finish) };
-    // 5. What the person who starts the program wants.
+    // 5. What the person who starts the program wants, unless it has rights which that person lacks:
+    // a set-user-ID program loads the library only where /etc/ld.so.preload names it.
+    let heard = if is_privileged() { null_mut() } else { envp };
     // SAFETY: the loader passes the environment, NULL-terminated, to constructors.
-    let environment = unsafe { Environment::new(envp) };
+    let environment = unsafe { Environment::new(heard) };
     let config = Config::read(environment.variables());
     config::apply(&config);
     for (name, value) in environment.variables() {
@@ -64,6 +67,12 @@ unsafe extern "C" fn start(_: c_int, _: *const *const c_char, envp: *mut *const 
     saved.set();
 }
 
+/// The program got rights from its file.
+fn is_privileged() -> bool {
+    // SAFETY: a call without preconditions.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 /// File name of this library, without its directory; `None` before it is known.
 pub(crate) fn library_name() -> Option<&'static [u8]> {
     let path = NAME.load(Ordering::Relaxed);
@@ -76,7 +85,7 @@ pub(crate) fn library_name() -> Option<&'static [u8]> {
 }
 
 /// The path by which the loader found this library.
-static NAME: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+static NAME: AtomicPtr<c_char> = AtomicPtr::new(null_mut());
 
 fn find_name() {
     // SAFETY: an all-zero Dl_info is a valid value.

@@ -208,3 +208,32 @@ fn preloaded_by_the_system() {
     assert!(String::from_utf8_lossy(&maps).contains("kcmshim"));
     fs::remove_dir_all(etc).unwrap();
 }
+
+/// Where the system preloads the library, it is in set-user-ID programs too: whoever starts one has no say
+/// there, be it to have it read a file or open a device.
+#[test]
+fn set_user_id_programs_hear_no_settings() {
+    if !is_root() {
+        return;
+    }
+    let etc = scratch("etc-set-id");
+    fs::copy("/etc/ld.so.cache", etc.join("ld.so.cache")).unwrap();
+    let library = guest::library().display();
+    fs::write(etc.join("ld.so.preload"), format!("{library}\n")).unwrap();
+    let cat = etc.join("cat");
+    fs::copy("/bin/cat", &cat).unwrap();
+    let said = |mode: u32| {
+        std::os::unix::fs::chown(&cat, Some(65534), None).unwrap();
+        fs::set_permissions(&cat, fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = Command::new("unshare");
+        let script = "mount --bind \"$1\" /etc && KCMSHIM_NOSUCH=x exec /etc/cat /proc/self/maps";
+        command.args(["--mount", "sh", "-ec", script, "sh"]);
+        command.arg(&etc).env_remove("LD_PRELOAD");
+        let output = program::run(&mut command);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("kcmshim"));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(said(0o755).contains("KCMSHIM_NOSUCH"));
+    assert_eq!(said(0o4755), "");
+    fs::remove_dir_all(etc).unwrap();
+}
