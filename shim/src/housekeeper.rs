@@ -328,6 +328,8 @@ struct Keeper {
     set: OwnedFd,
     bell: OwnedFd,
     fired: BTreeMap<u64, Fired>,
+    /// Rounds of the stack that the program had made when its timers were last looked at.
+    passes: u32,
 }
 
 impl Keeper {
@@ -336,6 +338,7 @@ impl Keeper {
             set,
             bell,
             fired: BTreeMap::new(),
+            passes: CELL.passes(),
         }
     }
 
@@ -473,7 +476,7 @@ impl Keeper {
     }
 
     /// Runs every timer that is due and finds the next one.
-    fn expire(&self, now: Nanos) {
+    fn expire(&mut self, now: Nanos) {
         WAKES_AT.store(u64::MAX, Ordering::Relaxed);
         MuxCell::for_each(|engine| {
             engine.expire(now);
@@ -481,9 +484,18 @@ impl Keeper {
                 WAKES_AT.fetch_min(at, Ordering::Relaxed);
             }
         });
-        if CELL.is_open()
-            && let Ok(mut engine) = CELL.lock()
+        if !CELL.is_open() {
+            return;
+        }
+        let passes = CELL.passes();
+        if core::mem::replace(&mut self.passes, passes) != passes
+            && !lend::has_door()
+            && !lend::serves_others()
         {
+            // The program runs its timers as it comes by; its lock is not to be had for nothing.
+            let at = CELL.due().max(now).saturating_add(GRACE);
+            WAKES_AT.fetch_min(at, Ordering::Relaxed);
+        } else if let Ok(mut engine) = CELL.lock() {
             engine.expire(now);
             drop(engine);
             lend::serve();

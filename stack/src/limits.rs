@@ -28,6 +28,10 @@ pub const ORPHAN_RETRIES: u8 = 8;
 
 /// Linux TCP_DELACK_MIN: the delayed ACK timer while the exchange is interactive.
 pub const DELAYED_ACK: Duration = Duration::from_millis(40);
+/// How long an acknowledgement is held for the answer that may carry it
+/// ([`TcpConfig::hold_acks`](crate::TcpConfig::hold_acks)), if nobody releases it: an eighth of the
+/// delayed ACK timer, and far above the time a program takes from one call to the next.
+pub const ACK_HOLD: Duration = Duration::from_millis(5);
 /// Segments acknowledged at once at the start of a connection (Linux TCP_MAX_QUICKACKS).
 pub const QUICKACKS: u8 = 16;
 /// RFC 6928: initial window in segments.

@@ -4,7 +4,6 @@
 use libc::{c_char, c_int, c_uint, mode_t, sigset_t};
 
 use super::fresh;
-use crate::fd::table;
 use crate::real::hooks;
 
 /// Two numbers that the kernel has just stored at `pair`.
@@ -12,7 +11,7 @@ pub(super) fn fresh_pair(done: c_int, pair: *const c_int) -> c_int {
     if done == 0 {
         // SAFETY: the call has succeeded, hence stored two numbers there.
         for number in unsafe { pair.cast::<[c_int; 2]>().read_unaligned() } {
-            table::fresh(number);
+            fresh(number);
         }
     }
     done
@@ -22,7 +21,7 @@ pub(super) fn fresh_pair(done: c_int, pair: *const c_int) -> c_int {
 pub(super) fn fresh_at(done: c_int, number: *const c_int) -> c_int {
     if done >= 0 {
         // SAFETY: the call has succeeded, hence stored a number there.
-        table::fresh(unsafe { number.read_unaligned() });
+        fresh(unsafe { number.read_unaligned() });
     }
     done
 }

@@ -108,7 +108,7 @@ hooks! {
         let native = || fresh(unsafe { next::socket(family, ty, protocol) });
         if family != AF_KCM {
             let made = native();
-            net::pristine::made(made);
+            net::pristine::made(made, family, ty, protocol);
             return made;
         }
         if !crate::init::serves_kcm() {

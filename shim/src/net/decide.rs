@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use super::address::{self, Address};
 use super::engine::CELL;
 use super::socket::{self, State};
-use super::{lease, open, udp};
+use super::{lease, open, pristine, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::route::{self, Decision, Plan, Role, Verdict};
@@ -21,10 +21,24 @@ use crate::{message, publish, sys};
 struct Inet {
     v6: bool,
     udp: bool,
+    /// Has just been made.
+    is_new: bool,
+}
+
+/// What `fd` is, where [`pristine::first_use`] has not told it.
+fn inet(fd: i32, new: Option<bool>) -> Outcome<Inet> {
+    match new {
+        Some(v6) => Ok(Inet {
+            v6,
+            udp: false,
+            is_new: true,
+        }),
+        None => asked(fd),
+    }
 }
 
 /// What the kernel says of `fd`; the real call answers for anything else.
-fn inet(fd: i32) -> Outcome<Inet> {
+fn asked(fd: i32) -> Outcome<Inet> {
     let at = sys::borrow(fd);
     let v6 = match sockopt::socket_domain(at) {
         Ok(AddressFamily::INET) => false,
@@ -36,7 +50,11 @@ fn inet(fd: i32) -> Outcome<Inet> {
         (Ok(SocketType::DGRAM), Ok(Some(p))) if p == ipproto::UDP => true,
         _ => return Err(Exit::Native),
     };
-    Ok(Inet { v6, udp })
+    Ok(Inet {
+        v6,
+        udp,
+        is_new: false,
+    })
 }
 
 /// The address that a program passed with a socket of the kernel's. What makes no sense is the
@@ -59,7 +77,7 @@ fn decide(
     if !lease::matters(plan, &decision, addr) {
         return Ok(decision);
     }
-    inet(fd)?; // else the address is that of a socket which is none of ours
+    asked(fd)?; // else the address is that of a socket which is none of ours
     lease::wait(plan, decision.on_failure)?;
     Ok(route::decide(plan, role, addr))
 }
@@ -76,8 +94,16 @@ fn verdict(plan: &'static Plan, role: Role, fd: i32, addr: SocketAddr) -> Outcom
     outcome.map(|()| decision.verdict)
 }
 
+/// What the socket is bound to before the call.
+fn bound(fd: i32, inet: Inet) -> SocketAddr {
+    match inet.is_new {
+        true => address::any(inet.v6, 0),
+        false => kernel_address(fd, inet.v6),
+    }
+}
+
 /// What the kernel has bound the socket to.
-fn bound(fd: i32, v6: bool) -> SocketAddr {
+fn kernel_address(fd: i32, v6: bool) -> SocketAddr {
     let name = rustix::net::getsockname(sys::borrow(fd));
     name.ok()
         .and_then(|name| SocketAddr::try_from(name).ok())
@@ -92,8 +118,9 @@ pub(crate) fn bind(
     native: impl FnOnce() -> i32,
 ) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
+    let new = pristine::first_use(fd);
     let local = named(addr, length, None)?;
-    let inet = inet(fd)?;
+    let inet = inet(fd, new)?;
     if local.is_ipv6() != inet.v6 {
         return Err(Exit::Native);
     }
@@ -105,7 +132,7 @@ pub(crate) fn bind(
     if local.ip().is_unspecified() && !inet.udp {
         return Err(Exit::Native); // listen or connect will tell
     }
-    if bound(fd, inet.v6).port() != 0 {
+    if bound(fd, inet).port() != 0 {
         return Err(Exit::Native);
     }
     if inet.udp
@@ -135,11 +162,12 @@ pub(crate) fn bind(
 /// listen(2).
 pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
-    let inet = inet(fd)?;
+    let new = pristine::first_use(fd);
+    let inet = inet(fd, new)?;
     if inet.udp {
         return Err(Exit::Native);
     }
-    let local = bound(fd, inet.v6);
+    let local = bound(fd, inet);
     if let Verdict::Both { .. } = verdict(plan, Role::Listen, fd, local)? {
         return listen_both(fd, inet.v6, backlog, native);
     }
@@ -158,7 +186,7 @@ fn listen_both(fd: i32, v6: bool, backlog: i32, native: impl FnOnce() -> i32) ->
     if done != 0 {
         return Ok(done);
     }
-    let local = address::canonical(bound(fd, v6));
+    let local = address::canonical(kernel_address(fd, v6));
     let file = socket::join(fd, v6, false, State::Unbound)?;
     let mut engine = CELL.lock()?;
     socket::bind_in(&mut engine, file, local)?;
@@ -169,12 +197,13 @@ fn listen_both(fd: i32, v6: bool, backlog: i32, native: impl FnOnce() -> i32) ->
 /// connect(2).
 pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
+    let new = pristine::first_use(fd);
     let remote = named(addr, length, None)?;
-    let inet = inet(fd)?;
+    let inet = inet(fd, new)?;
     if remote.is_ipv6() != inet.v6 {
         return Err(Exit::Native);
     }
-    let local = bound(fd, inet.v6);
+    let local = bound(fd, inet);
     if !local.ip().is_unspecified() {
         return Err(Exit::Native); // bound to an address of the kernel's, or connected
     }
@@ -203,12 +232,13 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
 /// stack's is both from then on, since it may hear from either.
 fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     let plan = route::plan().ok_or(Exit::Native)?;
+    let new = pristine::first_use(fd);
     let remote = named(addr, length, None)?;
     if decide(plan, Role::UdpSend, fd, remote)?.verdict == Verdict::Kernel {
         return Err(Exit::Native);
     }
-    let inet = inet(fd)?;
-    let local = bound(fd, inet.v6);
+    let inet = inet(fd, new)?;
+    let local = bound(fd, inet);
     if !inet.udp || !local.ip().is_unspecified() {
         return Err(Exit::Native);
     }
@@ -216,7 +246,7 @@ fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     if local.port() == 0 {
         rustix::net::bind(sys::borrow(fd), &address::any(inet.v6, 0))?;
     }
-    udp::join(fd, inet.v6, bound(fd, inet.v6).port())
+    udp::join(fd, inet.v6, kernel_address(fd, inet.v6).port())
 }
 
 /// As [`sending_to`], and sends.

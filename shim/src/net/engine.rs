@@ -2,7 +2,7 @@
 //! what the engine has to say is passed on when the lock is given back.
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::collections::BTreeMap;
 
 use kcm_mux::Nanos;
@@ -30,6 +30,8 @@ pub(crate) struct NetCell {
     /// Counts rounds made by the program's own threads: the housekeeper stays out of the way while
     /// it moves.
     passes: AtomicU32,
+    /// When the engine last said it has something to do by itself.
+    due: AtomicU64,
 }
 
 /// The one engine of this process.
@@ -37,6 +39,7 @@ pub(crate) static CELL: NetCell = NetCell {
     engine: Mutex::ranked(Rank::Net, None),
     open: AtomicBool::new(false),
     passes: AtomicU32::new(0),
+    due: AtomicU64::new(0),
 };
 
 impl NetCell {
@@ -85,6 +88,11 @@ impl NetCell {
 
     pub(crate) fn passes(&self) -> u32 {
         self.passes.load(Ordering::Relaxed)
+    }
+
+    /// When the engine has something to do by itself, as of the last round.
+    pub(crate) fn due(&self) -> Nanos {
+        self.due.load(Ordering::Relaxed)
     }
 
     /// In a forked child: the engine stays with the parent.
@@ -153,14 +161,25 @@ impl EngineGuard {
     /// Moves frames both ways, on behalf of a thread of the program.
     pub(crate) fn pump(&mut self) {
         self.cell.passes.fetch_add(1, Ordering::Relaxed);
-        self.serve();
+        self.look();
     }
 
-    /// Moves frames both ways.
+    /// Moves frames both ways, on behalf of nobody who would answer them.
     pub(crate) fn serve(&mut self) {
+        self.look();
+        self.release_acks();
+    }
+
+    fn look(&mut self) {
         self.now.set(sys::now());
         let now = self.now.get();
         self.exchange(now);
+    }
+
+    /// The program has nothing to say for now that acknowledgements could go with.
+    fn release_acks(&mut self) {
+        let now = self.now();
+        self.stack.tcp_release_acks(now);
     }
 
     /// Sends what is to be sent, and passes on what the engine has to say.
@@ -343,6 +362,7 @@ impl Engine {
 
     /// One round of the devices: what has arrived, what is due, what is to be sent.
     fn exchange(&mut self, now: Nanos) {
+        self.stack.tcp_release_acks(instant(now));
         self.has_worked |= self.devices.pump(&mut self.stack, now);
         self.leases.follow(&self.stack);
     }
@@ -376,6 +396,7 @@ impl Engine {
         if core::mem::take(&mut self.has_worked)
             && let Some(at) = self.next_deadline()
         {
+            CELL.due.store(at, Ordering::Relaxed);
             housekeeper::wake_by(at);
         }
     }
@@ -519,6 +540,7 @@ impl NetCell {
         let leads = engine.leader == Some(bell);
         let turn = Turn { cell: self, bell };
         // What is sent when the lock is given back is part of the answer.
+        engine.release_acks();
         engine.settle();
         Duty {
             turn,

@@ -31,6 +31,13 @@ use crate::{epoll, housekeeper, own, sys};
 /// Something is shared: from now on the housekeeper does not wait for the program.
 static SERVES_OTHERS: AtomicBool = AtomicBool::new(false);
 
+/// A listener is lent: what waits on it may be for others to accept.
+static HAS_DOOR: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn has_door() -> bool {
+    HAS_DOOR.load(Ordering::Relaxed)
+}
+
 pub(crate) fn serves_others() -> bool {
     SERVES_OTHERS.load(Ordering::Relaxed)
 }
@@ -107,6 +114,7 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
         return Err(Errno::EBADF.into());
     }
     engine.socket(file)?.door = Some(name);
+    HAS_DOOR.store(true, Ordering::Relaxed);
     file.set_link(Link::Tied);
     drop(engine);
     file.set_speaks(true);

@@ -54,6 +54,7 @@ fn make(plan: &'static Plan) -> Result<Engine, String> {
             None => {
                 let mut config = Config::new([0; 6], key());
                 capabilities.configure(&mut config);
+                config.tcp.hold_acks = true;
                 (stack.insert(Stack::new(&config, now)), IfaceId::FIRST)
             }
             Some(stack) => {

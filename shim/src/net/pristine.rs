@@ -1,27 +1,40 @@
-//! Which kernel sockets are as socket(2) made them: one that becomes a stack socket need not be asked
-//! for its options, which is some twenty system calls.
+//! What is known of kernel sockets since socket(2) made them: one that becomes a stack socket need not be
+//! asked for its options, which is some twenty system calls, nor for its kind and its address.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::fd::table::FDS_MAX;
 use crate::route;
 
-const BITS: usize = u64::BITS as usize;
+/// No option has been set, and nothing else changed that options show.
+const UNTOUCHED: u8 = 1;
+/// Neither bind, listen nor connect has been called.
+const UNUSED: u8 = 2;
+/// TCP over IPv4, or with [`V6`] over IPv6.
+const TCP: u8 = 4;
+const V6: u8 = 8;
 
-/// A bit a number, set from socket(2) to the first call that changes the socket.
-static NUMBERS: [AtomicU64; FDS_MAX / BITS] = [const { AtomicU64::new(0) }; FDS_MAX / BITS];
+/// By number, from socket(2) to the call that changes it.
+static NUMBERS: [AtomicU8; FDS_MAX] = [const { AtomicU8::new(0) }; FDS_MAX];
 
-fn place(fd: i32) -> Option<(&'static AtomicU64, u64)> {
-    let fd = usize::try_from(fd).ok()?;
-    Some((NUMBERS.get(fd / BITS)?, 1 << (fd % BITS)))
+fn place(fd: i32) -> Option<&'static AtomicU8> {
+    NUMBERS.get(usize::try_from(fd).ok()?)
 }
 
 /// socket(2) has made `fd`.
-pub(crate) fn made(fd: i32) {
-    if route::is_set()
-        && let Some((word, bit)) = place(fd)
-    {
-        word.fetch_or(bit, Ordering::Relaxed);
+pub(crate) fn made(fd: i32, family: i32, kind: i32, protocol: i32) {
+    if !route::is_set() {
+        return;
+    }
+    let kind = kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+    let is_tcp = kind == libc::SOCK_STREAM && matches!(protocol, 0 | libc::IPPROTO_TCP);
+    let known = match family {
+        libc::AF_INET if is_tcp => UNUSED | TCP,
+        libc::AF_INET6 if is_tcp => UNUSED | TCP | V6,
+        _ => 0,
+    };
+    if let Some(place) = place(fd) {
+        place.store(UNTOUCHED | known, Ordering::Relaxed);
     }
 }
 
@@ -29,14 +42,26 @@ pub(crate) fn made(fd: i32) {
 #[inline]
 pub(crate) fn changed(fd: i32) {
     if route::is_set()
-        && let Some((word, bit)) = place(fd)
-        && word.load(Ordering::Relaxed) & bit != 0
+        && let Some(place) = place(fd)
+        && place.load(Ordering::Relaxed) != 0
     {
-        word.fetch_and(!bit, Ordering::Relaxed);
+        place.store(0, Ordering::Relaxed);
     }
 }
 
-/// Whether the socket is as it was made.
+/// Whether the socket's options are as it was made.
 pub(crate) fn is_pristine(fd: i32) -> bool {
-    place(fd).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    place(fd).is_some_and(|place| place.load(Ordering::Relaxed) & UNTOUCHED != 0)
+}
+
+/// Of a TCP socket that is as it was made, and on which the first bind, listen, connect or send with an
+/// address is being called: whether it is one of IPv6. The kernel has to be asked about any other.
+pub(crate) fn first_use(fd: i32) -> Option<bool> {
+    let place = place(fd)?;
+    let known = place.load(Ordering::Relaxed);
+    if known & UNUSED == 0 {
+        return None;
+    }
+    place.store(known & !(UNUSED | TCP | V6), Ordering::Relaxed);
+    (known & TCP != 0).then_some(known & V6 != 0)
 }

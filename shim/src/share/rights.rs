@@ -43,6 +43,7 @@ pub(crate) fn publish(file: &'static File, fd: i32) -> Outcome<()> {
 /// A message has come by a socket that is not ours, with control data.
 pub(crate) fn received(msg: UserPtr) {
     for fd in carried(msg).unwrap_or_default() {
+        crate::net::pristine::changed(fd);
         table::fresh(fd);
         if let Some(name) = name::owner_of(sys::borrow(fd)) {
             let _ = adopt(fd, name);

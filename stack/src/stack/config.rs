@@ -46,6 +46,11 @@ pub struct TcpConfig {
     pub stream_bytes_max: usize,
     /// Connections the demultiplexing table is sized for at start; it grows beyond.
     pub expected_connections: usize,
+    /// Holds the acknowledgements Linux sends at once although nothing depends on them (of a
+    /// handshake, of the first small segments, of a FIN) until the program's next call, whose data,
+    /// FIN or RST may carry them: who sets this calls
+    /// [`tcp_release_acks`](crate::Stack::tcp_release_acks) before it next receives or sleeps.
+    pub hold_acks: bool,
 }
 
 impl Default for TcpConfig {
@@ -60,6 +65,7 @@ impl Default for TcpConfig {
             rcvbuf: limits::RCVBUF_BYTES,
             stream_bytes_max: limits::STREAM_BYTES_MAX,
             expected_connections: 0,
+            hold_acks: false,
         }
     }
 }

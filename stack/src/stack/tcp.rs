@@ -36,6 +36,12 @@ impl Stack {
         self.tcp.listen(&self.ip, local.into(), options)
     }
 
+    /// Sends the acknowledgements that wait for something to carry them
+    /// ([`TcpConfig::hold_acks`](crate::TcpConfig::hold_acks)).
+    pub fn tcp_release_acks(&mut self, now: Instant) {
+        self.tcp.release_acks(now);
+    }
+
     /// Takes the oldest established connection of a listener.
     pub fn tcp_accept(&mut self, id: ListenerId) -> Option<TcpId> {
         self.tcp.accept(id)

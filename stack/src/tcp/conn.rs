@@ -371,6 +371,10 @@ pub(crate) struct Busy {
     pub(crate) dup_acks_owed: u8,
     /// The cork timer ran out: one partial segment may go.
     pub(crate) uncork_once: bool,
+    /// An ACK waits for something to carry it.
+    pub(crate) holds_ack: bool,
+    /// The engine's list of those names it.
+    pub(crate) is_held: bool,
     /// SND.NXT when the current round trip began.
     pub(crate) round_end: Option<Seq>,
     /// End of the last small segment sent (Minshall's variant of Nagle).

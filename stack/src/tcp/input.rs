@@ -74,7 +74,7 @@ impl Tcb<'_> {
                 self.c.flags.has(Flags::ECN) && seg.has(Control::ECE) && !seg.has(Control::CWR),
             );
             self.establish();
-            self.c.flags.set(Flags::ACK_NOW);
+            self.prompt_ack();
             if !seg.payload.is_empty() || seg.has(Control::FIN) {
                 let rest = Segment {
                     seq: seg.seq + 1,

@@ -128,6 +128,8 @@ pub(crate) struct Engine {
     egress: Vec<Egress>,
     /// Connections with uncollected readiness.
     events: VecDeque<u32>,
+    /// Connections that may hold an ACK, since the last release.
+    held: Vec<u32>,
     listeners: Listeners,
     embryos: Slab<Embryo>,
     embryo_wheel: TimerWheel,
@@ -154,6 +156,7 @@ impl Engine {
             wheel: TimerWheel::new(now),
             egress: Vec::new(),
             events: VecDeque::new(),
+            held: Vec::new(),
             listeners: Listeners::default(),
             embryos: Slab::new(),
             embryo_wheel: TimerWheel::new(now),
@@ -444,7 +447,11 @@ impl Engine {
                 let wants_output = t.wants_output();
                 let deadline = t.b.timers.earliest().min(t.keepalive_at());
                 let idle = t.b.is_idle();
+                let is_new = t.b.holds_ack && !core::mem::replace(&mut t.b.is_held, true);
                 self.wheel.set(i, deadline);
+                if is_new {
+                    self.held.push(i);
+                }
                 if wants_output {
                     self.mark_dirty(i);
                 } else if idle {
@@ -455,6 +462,23 @@ impl Engine {
             }
         }
         self.bury(i);
+    }
+
+    /// The ACKs held so far go out.
+    pub(crate) fn release_acks(&mut self, now: Instant) {
+        for i in core::mem::take(&mut self.held) {
+            // The connection may have ended, and another have its place.
+            let c = &mut self.conns[i];
+            if c.busy == NONE {
+                continue;
+            }
+            let b = &mut self.busy[c.busy];
+            b.is_held = false;
+            if core::mem::take(&mut b.holds_ack) && c.state != State::Closed {
+                c.flags.set(Flags::ACK_NOW);
+                self.settle(i, now);
+            }
+        }
     }
 
     fn mark_dirty(&mut self, i: u32) {

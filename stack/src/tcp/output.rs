@@ -490,6 +490,7 @@ impl Tcb<'_> {
         self.c.rcv_wnd = window;
         self.c.flags.clear(Flags::ACK_NOW);
         self.b.timers.delayed_ack = Instant::FAR_FUTURE;
+        self.b.holds_ack = false;
         self.c.segs_out = self.c.segs_out.wrapping_add(1);
         plan.seq = seq;
         plan.ack = self.c.rcv_nxt;

@@ -8,7 +8,7 @@ use super::segment::{Control, Segment};
 use super::seq::Seq;
 use super::state::State;
 use crate::events::Ready;
-use crate::limits::{DELAYED_ACK, QUICKACKS, RCVBUF_BYTES_MAX};
+use crate::limits::{ACK_HOLD, DELAYED_ACK, INITIAL_WINDOW_SEGMENTS, QUICKACKS, RCVBUF_BYTES_MAX};
 use crate::time::Instant;
 
 impl Tcb<'_> {
@@ -185,11 +185,23 @@ impl Tcb<'_> {
         let unacked = self.c.rcv_nxt.since(self.c.rcv_wup);
         let quick = self.c.flags.has(Flags::QUICKACK)
             || self.c.quick_acks > 0 && !self.c.flags.has(Flags::PINGPONG);
-        if quick || unacked > u32::from(self.c.rcv_mss) || !self.b.reasm.is_empty() {
+        if unacked > u32::from(self.c.rcv_mss) || !self.b.reasm.is_empty() {
             self.c.flags.set(Flags::ACK_NOW);
+        } else if quick {
+            self.prompt_ack();
         } else if self.b.timers.delayed_ack == Instant::FAR_FUTURE {
             self.b.timers.delayed_ack = self.now + DELAYED_ACK;
         }
+    }
+
+    /// An ACK that is due at once, but no peer waits for while it may be on its way with an answer.
+    pub(crate) fn prompt_ack(&mut self) {
+        if !self.env.config.hold_acks || self.c.flags.has(Flags::QUICKACK) {
+            self.c.flags.set(Flags::ACK_NOW);
+            return;
+        }
+        self.b.holds_ack = true;
+        self.b.timers.delayed_ack = self.b.timers.delayed_ack.min(self.now + ACK_HOLD);
     }
 
     /// Eighth: the FIN bit.
@@ -197,9 +209,13 @@ impl Tcb<'_> {
         self.b.fin_at = None;
         self.b.reasm.clear();
         self.c.rcv_nxt += 1;
-        self.c.flags.set(Flags::FIN_RECEIVED | Flags::ACK_NOW);
+        self.c.flags.set(Flags::FIN_RECEIVED);
         self.c.flags.clear(Flags::PINGPONG);
         self.c.quick_acks = self.c.quick_acks.max(1);
+        match self.c.state {
+            State::Established => self.prompt_ack(),
+            _ => self.c.flags.set(Flags::ACK_NOW),
+        }
         self.c.state = match self.c.state {
             State::Established => State::CloseWait,
             State::FinWait1 => State::Closing,
@@ -301,7 +317,11 @@ impl Tcb<'_> {
         }
         let new = self.select_window();
         if new > current && new >= 2 * current.max(1) {
-            self.c.flags.set(Flags::ACK_NOW);
+            // While the old window still takes a peer's first flight, the news can wait for company.
+            match current / INITIAL_WINDOW_SEGMENTS >= u32::from(self.c.rcv_mss) {
+                true => self.prompt_ack(),
+                false => self.c.flags.set(Flags::ACK_NOW),
+            }
         }
     }
 

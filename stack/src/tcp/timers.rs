@@ -17,7 +17,9 @@ impl Tcb<'_> {
         }
         if self.b.timers.delayed_ack <= now {
             self.b.timers.delayed_ack = Instant::FAR_FUTURE;
-            if self.c.rcv_nxt != self.c.rcv_wup {
+            if self.b.holds_ack {
+                self.c.flags.set(Flags::ACK_NOW);
+            } else if self.c.rcv_nxt != self.c.rcv_wup {
                 self.env.stats.delayed_acks += 1;
                 self.c.flags.set(Flags::ACK_NOW);
                 // The guess that a reply would carry the ACK was wrong.

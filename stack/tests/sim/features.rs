@@ -496,3 +496,78 @@ fn simultaneous_open_across_the_network() {
     net.stacks[0].tcp_send(now, c, &[b"hi"], false).unwrap();
     net.run_until(SOON, "data", |n| n.stacks[1].tcp_can_recv(s));
 }
+
+/// How many segments side `side` has sent since the last look.
+fn sent(net: &mut Net, side: usize) -> usize {
+    let all = net.tap.replace(Vec::new()).unwrap_or_default();
+    let is_tcp = |frame: &[u8]| frame[12..14] == [8, 0] && frame[23] == 6;
+    let ours = all.iter().filter(|(from, f)| *from == side && is_tcp(f));
+    ours.count()
+}
+
+#[test]
+fn held_acknowledgements_go_with_what_the_program_says_next() {
+    let link = || LinkConfig {
+        delay: Duration::from_micros(100),
+        ..LinkConfig::default()
+    };
+    let mut net = Net::with([link(), link()], 7, |_, config| config.tcp.hold_acks = true);
+    let l = listen(&mut net, 80);
+    net.tap = Some(Vec::new());
+    let moment = Duration::from_millis(1);
+    let c = net.stacks[0].tcp_connect(net.now, at(1, 80), &ConnectOptions::default());
+    let c = c.unwrap();
+    net.run_for(moment);
+    assert_eq!(net.stacks[0].tcp_state(c), Some(State::Established));
+    assert_eq!(sent(&mut net, 0), 1, "the SYN alone");
+    net.stacks[0].tcp_send(net.now, c, &[b"q"], false).unwrap();
+    net.run_for(moment);
+    assert_eq!(sent(&mut net, 0), 1, "the question ends the handshake");
+
+    let s = net.stacks[1].tcp_accept(l).unwrap();
+    let mut byte = [0];
+    assert_eq!(net.stacks[1].tcp_recv(net.now, s, &mut byte), Ok(1));
+    net.stacks[1].tcp_send(net.now, s, &[b"a"], false).unwrap();
+    net.run_for(moment);
+    // Of side 1 only the SYN-ACK was counted away above.
+    assert_eq!(sent(&mut net, 1), 1, "the answer acknowledges");
+    assert_eq!(net.stacks[0].tcp_recv(net.now, c, &mut byte), Ok(1));
+
+    // Side 1 ends: side 0 has nothing to say yet, then ends too.
+    net.stacks[1].tcp_shutdown(net.now, s, false, true).unwrap();
+    net.run_for(moment);
+    assert_eq!(sent(&mut net, 0), 0);
+    net.stacks[0].tcp_close(net.now, c);
+    net.run_for(moment);
+    assert_eq!(sent(&mut net, 0), 1, "the FIN acknowledges that of side 1");
+}
+
+#[test]
+fn held_acknowledgements_are_released_by_call_and_by_time() {
+    let mut net = Net::with(Default::default(), 8, |_, config| {
+        config.tcp.hold_acks = true
+    });
+    listen(&mut net, 80);
+    let connect = |net: &mut Net| {
+        let c = net.stacks[0].tcp_connect(net.now, at(1, 80), &ConnectOptions::default());
+        let c = c.unwrap();
+        net.run_until(SOON, "the SYN-ACK", |n| {
+            n.stacks[0].tcp_state(c) == Some(State::Established)
+        });
+        net.tap = Some(Vec::new());
+    };
+    connect(&mut net);
+    let now = net.now;
+    net.stacks[0].tcp_release_acks(now);
+    net.flush();
+    assert_eq!(sent(&mut net, 0), 1);
+    net.stacks[0].tcp_release_acks(now);
+    net.flush();
+    assert_eq!(sent(&mut net, 0), 0, "once");
+
+    connect(&mut net);
+    net.flush();
+    assert_eq!(sent(&mut net, 0), 0);
+    net.run_for(kcm_stack::limits::ACK_HOLD * 2);
+    assert_eq!(sent(&mut net, 0), 1, "nobody came");
+}
