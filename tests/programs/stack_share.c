@@ -525,6 +525,29 @@ static void bulk(void)
 	close(fd);
 }
 
+/* A file goes out through a socket that does not block, as web servers do. */
+static void sends_file(void)
+{
+	int fd = dial('C'), file = open("/proc/self/exe", O_RDONLY);
+	off_t end = lseek(file, 0, SEEK_END);
+	CHILD({
+		check(fcntl(fd, F_SETFL, O_NONBLOCK) == 0, "F_SETFL");
+		for (int round = 0; round < 40; round++)
+			for (off_t at = 0; at < end;) {
+				struct pollfd p = { fd, POLLOUT, 0 };
+				check(poll(&p, 1, 10000) == 1, "room");
+				check(sendfile(fd, file, &at, end - at) > 0 || errno == EAGAIN, "sendfile");
+			}
+		check(shutdown(fd, SHUT_WR) == 0, "shutdown");
+	});
+	struct pollfd p = { fd, POLLIN, 0 };
+	check(poll(&p, 1, 30000) == 1, "answer");
+	text("all of it", fd, 3);
+	join("sends a file");
+	close(fd);
+	close(file);
+}
+
 static void passes(void)
 {
 	int pair[2], fd;
@@ -586,6 +609,7 @@ static void guest(void)
 	leaves_unread();
 	dies();
 	bulk();
+	sends_file();
 	passes();
 	harmless();
 	executes(0);

@@ -5,7 +5,8 @@
 //!
 //! An AF_UNIX socket shows ECONNRESET when the other end closes with something unread. So the last byte
 //! that came through is left in the queue after it has been passed on: when the peer resets the
-//! connection, or the owner is killed, the others see what they would see of TCP.
+//! connection, or the owner is killed, the others see what they would see of TCP. Not after many bytes at
+//! once, though: it would hold their buffer, and the others would never see room again.
 
 use core::mem::MaybeUninit;
 
@@ -24,6 +25,9 @@ use crate::{own, sys};
 const PIECE_BYTES: usize = 32 << 10;
 /// Pieces moved for one connection before the others have their turn.
 const PIECES_MAX: usize = 32;
+/// Bytes whose buffer may stay charged to those who wrote them: an AF_UNIX socket is writable while at
+/// most a quarter of its send buffer is in use, which is 208 KiB unless somebody has changed it.
+const KEPT_MAX: usize = 24 << 10;
 
 /// A connection that other processes hold copies of.
 pub(crate) struct Relay {
@@ -35,6 +39,8 @@ pub(crate) struct Relay {
     /// Others use it: bytes are moved.
     pub(super) is_shared: bool,
     front: Front,
+    /// Bytes passed on since the queue was last empty.
+    burst: usize,
     /// The peer's end of stream has been passed on.
     is_read: bool,
     /// The other processes' end of stream has been passed on.
@@ -83,6 +89,7 @@ impl Relay {
             file,
             is_shared: false,
             front: if marked { Front::Stale } else { Front::Unknown },
+            burst: 0,
             is_read: false,
             is_written: false,
             ended: false,
@@ -229,6 +236,9 @@ impl Relay {
                     _ => self.finish(),
                 };
             }
+            if core::mem::take(&mut self.burst) > KEPT_MAX && self.front == Front::Stale {
+                self.drop_stale();
+            }
             if self.ended && !self.is_written {
                 self.is_written = true;
                 let _ = engine.stack.tcp_shutdown(now, conn, false, true);
@@ -250,6 +260,7 @@ impl Relay {
         };
         let piece = bytes.get(kept..count).unwrap_or_default();
         self.front = Front::Stale;
+        self.burst += piece.len();
         match engine.stack.tcp_send(now, conn, &[piece], false) {
             Ok(sent) if sent == piece.len() => Moved::More,
             Ok(_) | Err(SendError::WouldBlock) => Moved::Broken, // memory is short
@@ -259,11 +270,16 @@ impl Relay {
 
     /// Nothing will come any more. Both ends may have been shut down while copies are open, which a poll
     /// does not tell from their close: whoever has one shall not take ours for a reset.
-    fn finish(&self) -> Moved {
-        if self.is_read && self.is_written {
-            let _ = rustix::net::recv(&self.fd, &mut [0], RecvFlags::DONTWAIT);
+    fn finish(&mut self) -> Moved {
+        if self.is_read && self.is_written && self.front == Front::Stale {
+            self.drop_stale();
         }
         Moved::Over
+    }
+
+    fn drop_stale(&mut self) {
+        let _ = rustix::net::recv(&self.fd, &mut [0], RecvFlags::DONTWAIT);
+        self.front = Front::Fresh;
     }
 
     /// Finds out what the first byte is, if there is one.
