@@ -197,6 +197,12 @@ impl File {
         self.link() == Link::Tied && self.refs.load(Ordering::Acquire) == 1
     }
 
+    /// In a process whose threads are gone, those that slept on the file among them: it has so many
+    /// references.
+    pub(crate) fn forget_pins(&self, refs: u32) {
+        self.refs.store(refs, Ordering::Release);
+    }
+
     /// The engine of this socket is another process's, or moves bytes for others too.
     pub(crate) fn become_inherited(&self, known: Inherited) {
         if let Ok(mut body) = self.body.lock() {

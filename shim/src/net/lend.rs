@@ -432,6 +432,14 @@ pub(super) fn watch_again(engine: &Engine) {
     for (number, relay) in &engine.relays {
         housekeeper::add_relay(*number, &relay.fd);
     }
+    for socket in engine.sockets() {
+        let file = socket.file;
+        if file.link() == Link::Tied {
+            let is_it = |fd: &i32| lookup(*fd).is_some_and(|at| core::ptr::eq(at, file));
+            file.forget_pins(1 + table::ours_in(0, u32::MAX).filter(is_it).count() as u32);
+        }
+    }
+    look_again();
 }
 
 /// The socket of which `copy` is a copy, from now on shared.
