@@ -77,14 +77,14 @@ impl Tcb<'_> {
             }
         }
         if let Some(rtt) = d.rtt_us {
-            self.c.rtt.sample(rtt);
+            self.c.sample_rtt(rtt, self.now);
         } else if d.cumulative > 0
             && let (Some(ts), true) = (o.timestamps, self.c.flags.has(Flags::TIMESTAMPS))
         {
             // Retransmitted data: only the echoed timestamp is unambiguous (RFC 7323 §4).
             let ms = self.c.ts_now(self.now).wrapping_sub(ts.ecr);
             if ts.ecr != 0 && ms < 1 << 20 {
-                self.c.rtt.sample(ms.max(1) * 1_000);
+                self.c.sample_rtt(ms.max(1) * 1_000, self.now);
             }
         }
         if d.cumulative > 0 {
@@ -123,7 +123,7 @@ impl Tcb<'_> {
         let round_start = self.round_starts(ack);
         let d = self.deliver(ack, &Options::default());
         if let Some(rtt) = d.rtt_us {
-            self.c.rtt.sample(rtt);
+            self.c.sample_rtt(rtt, self.now);
         }
         self.made_progress();
         self.tail_probe_answered(ack, false);

@@ -178,14 +178,13 @@ pub(crate) struct Conn {
     pub(crate) rcv_wnd: u32,
     /// Receive buffer limit, grown by auto-tuning.
     pub(crate) rcvbuf: u32,
-    /// Bytes the application read since `copied_since`. Here and not with the buffers: a reader that
-    /// keeps up has none between two segments.
-    pub(crate) copied: u32,
-    pub(crate) copied_since: Stamp,
 
     pub(crate) ts_recent: u32,
-    /// Second of the engine's clock at which TS.Recent was set.
-    pub(crate) ts_recent_s: u32,
+    /// When TS.Recent was set, on [`ts_recent_clock`].
+    pub(crate) ts_recent_at: u16,
+    /// [`COPIED_UNIT`]s the application read since `copied_since_ms`. Here and not with the buffers: a
+    /// reader that keeps up has none between two segments.
+    pub(crate) copied: u16,
     /// Added to the millisecond clock in timestamps we send.
     pub(crate) ts_offset: u32,
 
@@ -209,6 +208,8 @@ pub(crate) struct Conn {
     pub(crate) iface: IfaceId,
     /// The only interface it uses (SO_BINDTODEVICE).
     pub(crate) bound: Option<IfaceId>,
+    /// When the minimum of the round trip was last measured, on [`min_rtt_clock`].
+    pub(crate) min_rtt_at: u8,
     /// Index of the `Busy` state, or `NONE`.
     pub(crate) busy: u32,
     /// Estimate of the peer's segment size, which paces our ACKs.
@@ -219,6 +220,8 @@ pub(crate) struct Conn {
     pub(crate) error: Option<Cause>,
     /// Last ICMP error that did not end the connection.
     pub(crate) soft_error: Option<Cause>,
+    /// Millisecond clock; it wraps after a minute.
+    pub(crate) copied_since_ms: u16,
     /// Options that differ from the defaults.
     pub(crate) opts: Option<Box<SockOpts>>,
 }
@@ -269,6 +272,17 @@ impl Conn {
             let windows = self.window.cwnd.saturating_mul(windows);
             windows.clamp(limits::SNDBUF_BYTES, limits::SNDBUF_BYTES_MAX)
         })
+    }
+
+    /// One measurement of the round trip.
+    pub(crate) fn sample_rtt(&mut self, rtt_us: u32, now: Instant) {
+        let at = min_rtt_clock(now);
+        let is_old = at.wrapping_sub(self.min_rtt_at) >= MIN_RTT_AGE;
+        if is_old || rtt_us <= self.rtt.min_us {
+            self.rtt.min_us = u32::MAX;
+            self.min_rtt_at = at;
+        }
+        self.rtt.sample(rtt_us);
     }
 
     /// Whether the window follows BBR's model, which has its own answer to loss.
@@ -520,6 +534,26 @@ impl Busy {
     }
 }
 
+/// What [`Conn::copied`] counts: 65 535 of them are more than a receive buffer ever holds.
+pub(crate) const COPIED_UNIT: u32 = 256;
+
+/// Ticks of 128 s, which wrap after 97 days: longer than TS.Recent is believed by a factor of four.
+pub(crate) const fn ts_recent_clock(now: Instant) -> u16 {
+    (now.as_millis() / TS_RECENT_TICK_MS) as u16
+}
+
+/// A tick of [`ts_recent_clock`].
+pub(crate) const TS_RECENT_TICK_MS: u64 = 128_000;
+
+/// Ticks of 30 s.
+const fn min_rtt_clock(now: Instant) -> u8 {
+    (now.as_millis() / 30_000) as u8
+}
+
+/// Ticks of [`min_rtt_clock`] after which a minimum says nothing about the path of today (RFC 8985 §6.2
+/// step 1); Linux's tcp_min_rtt_wlen is 300 s, too.
+const MIN_RTT_AGE: u8 = 10;
+
 /// The low 32 bits of the microsecond clock, as the scoreboard keeps it.
 pub(crate) const fn stamp(now: Instant) -> Stamp {
     now.as_micros() as u32
@@ -539,5 +573,25 @@ mod tests {
         ];
         assert_eq!(record.map(|at| at / 64), [0, 1, 2]);
         assert_eq!(size_of::<Conn>(), 3 * 64);
+    }
+
+    #[test]
+    fn a_minimum_of_the_round_trip_is_believed_for_five_minutes() {
+        let end = Endpoint {
+            ip: core::net::IpAddr::from([10, 0, 0, 1]).into(),
+            port: 1,
+        };
+        let tuple = FourTuple {
+            local: end,
+            remote: end,
+        };
+        let mut c = crate::tcp::listener::new_conn(&tuple, 0, Seq(0), None);
+        c.sample_rtt(100, Instant::from_millis(1_000));
+        c.sample_rtt(900, Instant::from_millis(290_000));
+        assert_eq!(c.rtt.min_us, 100);
+        c.sample_rtt(700, Instant::from_millis(310_000));
+        assert_eq!(c.rtt.min_us, 700, "the path of today is longer");
+        c.sample_rtt(800, Instant::from_millis(320_000));
+        assert_eq!(c.rtt.min_us, 700);
     }
 }

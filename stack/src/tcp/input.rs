@@ -3,7 +3,7 @@
 //! Order as in the RFC: sequence number, RST, SYN, ACK, URG, text, FIN. The acceptance of ACKs and
 //! recovery are in `ack.rs`, of text in `receive.rs`.
 
-use super::conn::{Flags, Phase, stamp};
+use super::conn::{Flags, Phase, TS_RECENT_TICK_MS, stamp, ts_recent_clock};
 use super::options::{Options, Timestamps};
 use super::reassembly::Range;
 use super::segment::{Control, Segment};
@@ -13,8 +13,8 @@ use crate::error::Cause;
 use crate::events::Ready;
 use crate::limits;
 
-/// TS.Recent older than this is no evidence (RFC 7323 §5.5).
-const PAWS_IDLE_S: u32 = 24 * 24 * 3600;
+/// TS.Recent older than 24 days is no evidence (RFC 7323 §5.5).
+const PAWS_IDLE: u16 = (24 * 24 * 3_600_000 / TS_RECENT_TICK_MS) as u16;
 
 /// What the engine must answer beyond what the connection sends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,10 +140,9 @@ impl Tcb<'_> {
     /// Our SYN is acknowledged: takes it off the flight, with its RTT sample.
     fn accept_handshake_ack(&mut self, seg: &Segment<'_>) {
         let now = stamp(self.now);
-        let rtt = &mut self.c.rtt;
         self.b.board.ack(seg.ack, |s| {
             if !s.ever_retransmitted() {
-                rtt.sample(now.wrapping_sub(s.at));
+                self.c.sample_rtt(now.wrapping_sub(s.at), self.now);
             }
         });
         self.c.snd_una = seg.ack;
@@ -306,8 +305,7 @@ impl Tcb<'_> {
         if seg.has(Control::RST) || ts.val.wrapping_sub(self.c.ts_recent) as i32 >= 0 {
             return true;
         }
-        let now_s = (self.now.as_micros() / 1_000_000) as u32;
-        now_s.wrapping_sub(self.c.ts_recent_s) > PAWS_IDLE_S
+        ts_recent_clock(self.now).wrapping_sub(self.c.ts_recent_at) > PAWS_IDLE
     }
 
     /// §3.10.7.4 first: the segment overlaps the receive window. As in Linux the left edge is what
@@ -390,7 +388,7 @@ impl Tcb<'_> {
 
     pub(crate) fn store_ts_recent(&mut self, ts: Timestamps) {
         self.c.ts_recent = ts.val;
-        self.c.ts_recent_s = (self.now.as_micros() / 1_000_000) as u32;
+        self.c.ts_recent_at = ts_recent_clock(self.now);
         self.c.flags.set(Flags::TS_RECENT);
     }
 

@@ -594,7 +594,7 @@ impl Engine {
         conn.rcvbuf = conn.opts().rcvbuf.unwrap_or(self.env.config.rcvbuf);
         conn.rcv_wnd = conn.rcvbuf.min(u32::from(u16::MAX));
         conn.ts_recent = e.ts_recent;
-        conn.ts_recent_s = (now.as_micros() / 1_000_000) as u32;
+        conn.ts_recent_at = super::conn::ts_recent_clock(now);
         conn.ts_offset = e.ts_offset;
         conn.peer_mss = e.mss;
         conn.bound = e.bound;
@@ -681,6 +681,7 @@ pub(crate) fn new_conn(t: &FourTuple, tag: u32, iss: Seq, opts: Option<Box<SockO
         snd_wscale: 0,
         rcv_wscale: 0,
         probes: 0,
+        min_rtt_at: 0,
         mss: 0,
         peer_mss: 0,
         snd_una: iss,
@@ -692,10 +693,10 @@ pub(crate) fn new_conn(t: &FourTuple, tag: u32, iss: Seq, opts: Option<Box<SockO
         rcv_wup: Seq(0),
         rcv_wnd: 0,
         rcvbuf: 0,
-        copied: 0,
-        copied_since: 0,
         ts_recent: 0,
-        ts_recent_s: 0,
+        ts_recent_at: 0,
+        copied: 0,
+        copied_since_ms: 0,
         ts_offset: 0,
         window: cc::Window::initial(0),
         rtt: RttEstimate::new(),

@@ -1,7 +1,7 @@
 //! Seventh and eighth of SEGMENT ARRIVES: segment text and FIN; and when to acknowledge them.
 
 use super::Tcb;
-use super::conn::{Flags, Phase, stamp};
+use super::conn::{COPIED_UNIT, Flags, Phase};
 use super::input::Answer;
 use super::reassembly::Range;
 use super::segment::{Control, Segment};
@@ -346,20 +346,22 @@ impl Tcb<'_> {
             return;
         }
         let t = &mut self.b.tuning;
-        self.c.copied = self.c.copied.saturating_add(copied);
+        let units = u16::try_from(copied / COPIED_UNIT).unwrap_or(u16::MAX);
+        self.c.copied = self.c.copied.saturating_add(units);
         let rtt = if self.c.rtt.srtt_us > 0 && t.rtt_us > 0 {
             self.c.rtt.srtt_us.min(t.rtt_us)
         } else {
             self.c.rtt.srtt_us.max(t.rtt_us)
         };
-        let now = stamp(self.now);
-        if rtt == 0 || now.wrapping_sub(self.c.copied_since) < rtt {
+        let now_ms = self.now.as_millis() as u16;
+        let elapsed_ms = now_ms.wrapping_sub(self.c.copied_since_ms);
+        if rtt == 0 || u32::from(elapsed_ms) < rtt.div_ceil(1_000) {
             return;
         }
         // Twice what one round consumed lets the sender double again.
-        let want = self.c.copied.saturating_mul(4);
+        let want = u32::from(self.c.copied) * COPIED_UNIT * 4;
         self.c.copied = 0;
-        self.c.copied_since = now;
+        self.c.copied_since_ms = now_ms;
         let scale_max = u32::from(u16::MAX) << self.c.rcv_wscale;
         if want > self.c.rcvbuf && !self.env.pool.under_pressure() {
             self.c.rcvbuf = want.min(RCVBUF_BYTES_MAX).min(scale_max).max(self.c.rcvbuf);
