@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "harness.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <libgen.h>
 #include <limits.h>
@@ -81,28 +82,46 @@ struct options parse_options(int argc, char **argv, const char *default_mode)
 	return opt;
 }
 
-/* The environment without LD_PRELOAD: the peer stands for a machine that has never heard of the library. */
-static char **environment_without_preload(void)
+/*
+ * The environment without LD_PRELOAD: the peer stands for a machine that has never heard of the library. Or with it, and
+ * a stack of its own.
+ */
+static char **environment_of_peer(void)
 {
+	const char *stack = getenv("BENCH_PEER_STACK");
+	const char *without = stack ? "KCMSHIM_STACK=" : "LD_PRELOAD=";
 	size_t count = 0, kept = 0;
 	char **copy;
 
 	while (environ[count])
 		count++;
-	copy = calloc(count + 1, sizeof *copy);
+	copy = calloc(count + 2, sizeof *copy);
 	if (!copy)
 		die("calloc");
 	for (size_t i = 0; i < count; i++)
-		if (strncmp(environ[i], "LD_PRELOAD=", 11) != 0)
+		if (strncmp(environ[i], without, strlen(without)) != 0)
 			copy[kept++] = environ[i];
+	if (stack && asprintf(&copy[kept], "KCMSHIM_STACK=%s", stack) < 0)
+		die("asprintf");
 	return copy;
+}
+
+static struct sockaddr_in bench_address(uint16_t port)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(port),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	const char *given = getenv("BENCH_ADDRESS");
+
+	if (given && inet_pton(AF_INET, given, &at.sin_addr) != 1)
+		die(given);
+	return at;
 }
 
 struct peer start_peer(const char *argv0, const char *program, const char *role, const struct options *opt)
 {
 	char self[PATH_MAX], path[PATH_MAX + 64], numbers[6][ARG_BYTES_MAX];
 	posix_spawn_file_actions_t actions;
-	char **clean = environment_without_preload();
+	char **environment = environment_of_peer();
 	struct peer peer;
 	int report[2], error;
 
@@ -123,13 +142,13 @@ struct peer start_peer(const char *argv0, const char *program, const char *role,
 	posix_spawn_file_actions_adddup2(&actions, report[1], STDOUT_FILENO);
 	posix_spawn_file_actions_addclose(&actions, report[0]);
 	posix_spawn_file_actions_addclose(&actions, report[1]);
-	error = posix_spawn(&peer.pid, path, &actions, NULL, argv, clean);
+	error = posix_spawn(&peer.pid, path, &actions, NULL, argv, environment);
 	if (error) {
 		errno = error;
 		die(path);
 	}
 	posix_spawn_file_actions_destroy(&actions);
-	free(clean);
+	free(environment);
 	close(report[1]);
 	peer.report_fd = report[0];
 	return peer;
@@ -157,7 +176,7 @@ static void set_no_delay(int fd, const struct options *opt)
 
 struct peer connect_peer(const char *argv0, const char *program, const char *role, const struct options *opt, int *fds)
 {
-	struct sockaddr_in any_port = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_in any_port = bench_address(0);
 	socklen_t addr_len = sizeof any_port;
 	struct options with_port = *opt;
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -181,8 +200,7 @@ struct peer connect_peer(const char *argv0, const char *program, const char *rol
 
 void connect_all(const struct options *opt, int *fds)
 {
-	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(opt->port),
-				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_in to = bench_address(opt->port);
 
 	for (int i = 0; i < opt->conns; i++) {
 		fds[i] = socket(AF_INET, SOCK_STREAM, 0);

@@ -34,7 +34,12 @@ double now_seconds(void);
 /* RLIMIT_NOFILE up to the hard limit, and beyond it where the user may. Returns what holds now. */
 size_t raise_fd_limit(void);
 
-/* The other side of the connections: a process of its own, never under a preloaded library. */
+/*
+ * Where connections come in: the address BENCH_ADDRESS, or loopback. With BENCH_PEER_STACK the peer keeps the preloaded
+ * library and has this as its KCMSHIM_STACK.
+ */
+
+/* The other side of the connections: a process of its own, else never under a preloaded library. */
 struct peer {
 	pid_t pid;
 	int report_fd; /* what the peer writes to its standard output */
