@@ -235,7 +235,11 @@ fn recv_stack<T: Pod>(
     header: &msghdr,
     flags: i32,
 ) -> Outcome<usize> {
-    let from = net::message::recv(file, fd, destination(header)?, flags)?;
+    let room = match header.msg_control.is_null() {
+        true => 0,
+        false => header.msg_controllen,
+    };
+    let from = net::message::recv(file, fd, destination(header)?, flags, room)?;
     let mut length = 0;
     if let Some(sender) = from.sender.filter(|_| !header.msg_name.is_null()) {
         let (bytes, full) = net::address::encode(sender);

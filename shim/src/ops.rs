@@ -17,7 +17,7 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
             first => first.map(|bytes| Received { bytes, flags: 0 }),
         },
         Kind::Stack if file.is_stream() => net::stream::recv(file, fd, dst, flags),
-        Kind::Stack => net::message::recv(file, fd, dst, flags).map(|from| from.got),
+        Kind::Stack => net::message::recv(file, fd, dst, flags, 0).map(|from| from.got),
         Kind::Inherited => net::inherited::recv(file, fd),
         Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
     }

@@ -15,7 +15,7 @@ fn trace(side: Side, program: &std::path::Path) -> Vec<String> {
 
 #[track_caller]
 fn assert_same(name: &str) {
-    let program = program::build(name, &[]);
+    let program = program::build(name, &["-pthread"]);
     let kernel = trace(Side::Kernel, &program);
     let stack = trace(Side::Stack, &program);
     for (at, (kernel_line, line)) in kernel.iter().zip(&stack).enumerate() {
@@ -28,4 +28,9 @@ fn assert_same(name: &str) {
 #[test]
 fn udp_calls_return_what_the_kernels_return() {
     assert_same("stack_udp");
+}
+
+#[test]
+fn threads_that_wait_on_kernel_and_stack_miss_nothing() {
+    assert_same("stack_udp_threads");
 }

@@ -38,26 +38,9 @@ pub(crate) struct Natively {
 pub(crate) fn native_recv(fd: c_int, into: &mut Vec<u8>, flags: c_int) -> Result<Natively, Errno> {
     /// Words of one `struct cmsghdr` with an int behind it.
     const CONTROL_WORDS: usize = 3;
-    into.clear();
-    let mut part = libc::iovec {
-        iov_base: into.as_mut_ptr().cast(),
-        iov_len: into.capacity(),
-    };
     let mut control = [0u64; CONTROL_WORDS];
-    // SAFETY: an all-zero msghdr is a valid value.
-    let mut header: msghdr = unsafe { core::mem::zeroed() };
-    header.msg_iov = &mut part;
-    header.msg_iovlen = 1;
-    header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control);
-    let saved = Errno::current();
-    // SAFETY: the kernel stores at most the capacity, and as much control data as there is room for.
-    let got = unsafe { next::recvmsg(fd, &mut header, flags | libc::MSG_CMSG_CLOEXEC) };
-    let err = Errno::current();
-    saved.set();
-    let length = usize::try_from(got).map_err(|_| err)?;
-    // SAFETY: as much as the message has, at most the capacity, was stored.
-    unsafe { into.set_len(length.min(into.capacity())) };
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
+    let (length, header) = recv_into(fd, into, &mut [], &mut control, flags)?;
     let rights = (libc::SCM_RIGHTS as u64) << 32 | libc::SOL_SOCKET as u64;
     let passed = match control {
         [_, kind, number] if header.msg_controllen != 0 && kind == rights => {
@@ -69,6 +52,87 @@ pub(crate) fn native_recv(fd: c_int, into: &mut Vec<u8>, flags: c_int) -> Result
         length,
         passed,
         lost: header.msg_flags & libc::MSG_CTRUNC != 0,
+    })
+}
+
+/// The real recvmsg(2) into an empty buffer, up to its capacity, with room for the sender's address and
+/// for control data. Returns the length, and the header with what else there is to say. Leaves errno
+/// as it was.
+fn recv_into(
+    fd: c_int,
+    into: &mut Vec<u8>,
+    name: &mut [u8],
+    control: &mut [u64],
+    flags: c_int,
+) -> Result<(usize, msghdr), Errno> {
+    into.clear();
+    let mut part = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.capacity(),
+    };
+    // SAFETY: an all-zero msghdr is a valid value.
+    let mut header: msghdr = unsafe { core::mem::zeroed() };
+    header.msg_iov = &mut part;
+    header.msg_iovlen = 1;
+    if !name.is_empty() {
+        header.msg_name = name.as_mut_ptr().cast();
+        header.msg_namelen = name.len() as socklen_t;
+    }
+    if !control.is_empty() {
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(control);
+    }
+    let saved = Errno::current();
+    // SAFETY: the kernel stores at most the capacities that the header tells.
+    let got = unsafe { next::recvmsg(fd, &mut header, flags) };
+    let err = Errno::current();
+    saved.set();
+    let length = usize::try_from(got).map_err(|_| err)?;
+    // SAFETY: as much as the message has, at most the capacity, was stored.
+    unsafe { into.set_len(length.min(into.capacity())) };
+    Ok((length, header))
+}
+
+/// A datagram of a kernel socket.
+pub(crate) struct NativeDatagram {
+    pub(crate) data: Vec<u8>,
+    /// What the call returns.
+    pub(crate) length: usize,
+    pub(crate) flags: c_int,
+    /// As C has it.
+    pub(crate) from: Vec<u8>,
+    /// Control messages, as the kernel lays them out.
+    pub(crate) control: Vec<u8>,
+}
+
+/// The real recvmsg(2) of one datagram with `room` for data and for control messages. Never waits.
+///
+/// # Errors
+/// `EAGAIN` where there is none; the socket's error.
+pub(crate) fn native_datagram(
+    fd: c_int,
+    room: (usize, usize),
+    flags: c_int,
+) -> Result<NativeDatagram, Errno> {
+    /// Longest datagram.
+    const DATA_MAX: usize = 1 << 16;
+    /// Longest control data that the kernel makes of one, and more.
+    const CONTROL_MAX: usize = 4096;
+    /// sizeof(struct sockaddr_in6)
+    const NAME_MAX: usize = 28;
+    let mut data = Vec::with_capacity(room.0.min(DATA_MAX));
+    let mut control = vec![0u64; room.1.min(CONTROL_MAX) / size_of::<u64>()];
+    let mut from = vec![0; NAME_MAX];
+    let flags = flags | libc::MSG_DONTWAIT;
+    let (length, header) = recv_into(fd, &mut data, &mut from, &mut control, flags)?;
+    from.truncate(header.msg_namelen as usize);
+    let bytes = control.iter().flat_map(|word| word.to_ne_bytes());
+    Ok(NativeDatagram {
+        data,
+        length,
+        flags: header.msg_flags,
+        from,
+        control: bytes.take(header.msg_controllen).collect(),
     })
 }
 

@@ -35,9 +35,14 @@ pub(crate) fn read(at: UserPtr, length: u32) -> Outcome<Address> {
     let mut bytes = [0; V6_BYTES];
     let count = length.min(V6_BYTES);
     user_mem::read_bytes(at, bytes.get_mut(..count).unwrap_or_default())?;
+    Ok(decode(&bytes, length))
+}
+
+/// An address of which the first `length` bytes were given.
+fn decode(bytes: &[u8; V6_BYTES], length: usize) -> Address {
     let (family, rest) = (u16::from_ne_bytes([bytes[0], bytes[1]]), &bytes[2..]);
     let port = u16::from_be_bytes([rest[0], rest[1]]);
-    Ok(match i32::from(family) {
+    match i32::from(family) {
         libc::AF_UNSPEC if length >= 2 => Address::Unspecified,
         libc::AF_INET if length >= V4_BYTES => {
             let ip = Ipv4Addr::new(rest[2], rest[3], rest[4], rest[5]);
@@ -51,7 +56,17 @@ pub(crate) fn read(at: UserPtr, length: u32) -> Outcome<Address> {
             Address::Inet(SocketAddr::V6(ip))
         }
         _ => Address::Other,
-    })
+    }
+}
+
+/// An address that the kernel has told.
+pub(crate) fn of_kernel(told: &[u8]) -> Option<SocketAddr> {
+    let mut bytes = [0; V6_BYTES];
+    bytes.get_mut(..told.len())?.copy_from_slice(told);
+    match decode(&bytes, told.len()) {
+        Address::Inet(addr) => Some(addr),
+        _ => None,
+    }
 }
 
 /// The address without the IPv6 form of an IPv4 address.

@@ -96,8 +96,14 @@ pub(crate) fn sendmsg(
     send_with(file, fd, src, flags, (name, length), &options)
 }
 
-/// One receive, of a stream or a datagram.
-pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) -> Outcome<From> {
+/// One receive, of a stream or a datagram, with room for so many bytes of control messages.
+pub(crate) fn recv(
+    file: &'static File,
+    fd: i32,
+    dst: Iovecs<'_>,
+    flags: i32,
+    control: usize,
+) -> Outcome<From> {
     let (udp, v6) = is_udp(file)?;
     if !udp {
         let got = stream::recv(file, fd, dst, flags)?;
@@ -107,10 +113,10 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
             told: None,
         });
     }
-    let (got, sender, told) = udp::recv(file, fd, dst, flags)?;
+    let (got, sender, told) = udp::recv(file, fd, dst, flags, control)?;
     Ok(From {
         got,
-        sender: Some(address::in_family(sender, v6)),
+        sender: sender.map(|sender| address::in_family(sender, v6)),
         told: Some(told),
     })
 }
@@ -124,7 +130,7 @@ pub(crate) fn recvfrom(
     addr: UserPtr,
     length: UserPtr,
 ) -> Outcome<isize> {
-    let from = recv(file, fd, dst, flags)?;
+    let from = recv(file, fd, dst, flags, 0)?;
     if !addr.is_null() && !length.is_null() {
         match from.sender {
             Some(sender) => address::write(sender, addr, length)?,

@@ -22,6 +22,7 @@ use super::socket::{self, State, waits};
 use super::{errors, ready, sleep};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
+use crate::interpose::message::native_datagram;
 use crate::kcm::recv::{Received, deadline};
 use crate::route::{self, Role, Verdict};
 use crate::sys;
@@ -225,13 +226,14 @@ pub(crate) fn send(
     }
 }
 
-/// One datagram in, and what there is to tell of it.
+/// One datagram in, with its sender and what else there is to tell of it, for which there is so much room.
 pub(crate) fn recv(
     file: &'static File,
     fd: i32,
     dst: Iovecs<'_>,
     flags: i32,
-) -> Outcome<(Received, SocketAddr, Told)> {
+    control: usize,
+) -> Outcome<(Received, Option<SocketAddr>, Told)> {
     if flags & libc::MSG_ERRQUEUE != 0 {
         return Err(Errno::EAGAIN.into()); // IP_RECVERR is not to be had, so nothing is queued
     }
@@ -252,15 +254,17 @@ pub(crate) fn recv(
                 let wants = engine.socket(file)?.settings.wants;
                 drop(engine);
                 let told = Told::new(&datagram, wants);
-                return Ok((deliver(&datagram, dst, flags)?, datagram.from, told));
+                return Ok((deliver(&datagram, dst, flags)?, Some(datagram.from), told));
             }
             Err(RecvError::WouldBlock) => {}
             Err(why) => return Err(errors::recv(why)),
         }
         drop(engine);
         let beneath = file.speaks().then_some(fd);
-        if beneath.is_some_and(|fd| sys::poll_one(fd, libc::POLLIN)) {
-            return Err(Exit::Native);
+        if let Some(fd) = beneath.filter(|fd| sys::poll_one(*fd, libc::POLLIN))
+            && let Some(received) = recv_beneath(fd, dst, flags, control)?
+        {
+            return Ok(received);
         }
         if !slept {
             if !waits(file, fd, flags) {
@@ -276,6 +280,28 @@ pub(crate) fn recv(
             }
         })?;
     }
+}
+
+/// A datagram of the kernel's socket beneath, unless another thread was faster: none may wait there, for
+/// the next one may be the stack's.
+fn recv_beneath(
+    fd: i32,
+    dst: Iovecs<'_>,
+    flags: i32,
+    control: usize,
+) -> Outcome<Option<(Received, Option<SocketAddr>, Told)>> {
+    let datagram = match native_datagram(fd, (dst.total(), control), flags) {
+        Ok(datagram) => datagram,
+        Err(Errno::EAGAIN) => return Ok(None),
+        Err(why) => return Err(why.into()),
+    };
+    dst.scatter([&*datagram.data], datagram.data.len())?;
+    let got = Received {
+        bytes: datagram.length,
+        flags: datagram.flags & !libc::MSG_CMSG_CLOEXEC,
+    };
+    let told = Told::Kernel(datagram.control);
+    Ok(Some((got, address::of_kernel(&datagram.from), told)))
 }
 
 fn take(engine: &mut Engine, id: UdpId, flags: i32) -> Result<Datagram, RecvError> {

@@ -107,7 +107,15 @@ fn int(bytes: &[u8], at: usize) -> i32 {
 }
 
 /// What a receiver is told beside the bytes of a datagram.
-pub(crate) struct Told {
+pub(crate) enum Told {
+    /// Of one that the stack received.
+    Here(Facts),
+    /// Control messages of one that the kernel received, within the room that there is.
+    Kernel(Vec<u8>),
+}
+
+/// What is known of a datagram.
+pub(crate) struct Facts {
     wants: Wants,
     from: IpAddr,
     to: IpAddr,
@@ -118,19 +126,31 @@ pub(crate) struct Told {
 
 impl Told {
     pub(super) fn new(datagram: &Datagram, wants: Wants) -> Self {
-        Self {
+        Self::Here(Facts {
             wants,
             from: datagram.from.ip(),
             to: datagram.to.ip(),
             iface: datagram.iface,
             ttl: datagram.ttl,
             tos: datagram.tos,
-        }
+        })
     }
 
     /// Stores what the socket wants to know where the header has room for it. Returns how much was
     /// stored, and MSG_CTRUNC if it was not all.
     pub(crate) fn store(&self, header: &msghdr) -> Outcome<(usize, i32)> {
+        match self {
+            Self::Here(facts) => facts.store(header),
+            Self::Kernel(messages) => {
+                user_mem::write_bytes(UserPtr::new(header.msg_control), messages)?;
+                Ok((messages.len(), 0))
+            }
+        }
+    }
+}
+
+impl Facts {
+    fn store(&self, header: &msghdr) -> Outcome<(usize, i32)> {
         let mut to = Room {
             at: UserPtr::new(header.msg_control),
             left: match header.msg_control.is_null() {
