@@ -225,6 +225,13 @@ pub(crate) fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<i3
     option::<4>(fd, level, name).map(i32::from_ne_bytes)
 }
 
+/// The name that SO_BINDTODEVICE has given a socket; empty without.
+pub(crate) fn bound_device(fd: i32) -> Vec<u8> {
+    let name = option::<16>(borrow(fd), libc::SOL_SOCKET, libc::SO_BINDTODEVICE);
+    let name = name.iter().flatten().copied();
+    name.take_while(|byte| *byte != 0).collect()
+}
+
 /// State of a TCP connection: the first byte of `struct tcp_info`.
 pub(crate) fn tcp_state(fd: BorrowedFd<'_>) -> Option<u8> {
     option::<1>(fd, libc::IPPROTO_TCP, libc::TCP_INFO).map(|[state]| state)

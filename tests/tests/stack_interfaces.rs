@@ -14,11 +14,24 @@ ip address add 10.8.0.1/24 dev veth3
 /// What a program printed in the lab with the stack on `line`, after `setup`, and what the library said.
 /// Only the program has the library.
 fn run(line: &str, setup: &str, arguments: &[&str]) -> (String, String) {
+    run_with(line, None, setup, arguments)
+}
+
+/// As [`run`], with a file of rules.
+fn run_with(
+    line: &str,
+    rules: Option<&std::path::Path>,
+    setup: &str,
+    arguments: &[&str],
+) -> (String, String) {
     let script = format!(
         "preload=$LD_PRELOAD; unset LD_PRELOAD; set -e{setup}\nexec env LD_PRELOAD=$preload \"$@\""
     );
     let mut command = lab::command(Side::Stack, "sh");
     command.env("KCMSHIM_STACK", line);
+    if let Some(rules) = rules {
+        command.env("KCMSHIM_CONFIG", rules);
+    }
     command.args(["-c", &script, "sh"]).args(arguments);
     let output = program::run(&mut command);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -71,5 +84,40 @@ fn a_socket_hears_the_group_it_joined() {
     let (did, said) = run(lab::LINE, "", &[&program]);
     let wanted = "bind ok\njoin ok\nagain EADDRINUSE\nshort EINVAL\nsend ok\nhear ok\nleave ok\n\
                   again EADDRNOTAVAIL\n";
+    assert_eq!((&did[..], &said[..]), (wanted, ""));
+}
+
+/// By rule, by SO_BINDTODEVICE, by the numbers that options and addresses name interfaces with.
+#[test]
+fn sockets_keep_to_the_interface_they_are_given() {
+    let program = program("stack_steer");
+    let rules = std::path::Path::new(&program).with_extension("toml");
+    let text = "[[rule]]\naddress = \"10.7.0.1\"\nport = 7101\nrole = [\"connect\", \"udp\"]\n\
+                use = \"stack\"\ninterface = \"packet:veth2\"\n\
+                [[rule]]\naddress = \"10.7.0.1\"\nrole = \"connect\"\nuse = \"stack\"\n";
+    std::fs::write(&rules, text).expect("the target directory is writable");
+    let setup = format!(
+        "{SECOND}ip address add fd08::1/64 dev veth3 nodad\nip address add 10.7.0.1/32 dev lo"
+    );
+    let line = "packet:veth0 10.9.0.2/24 via 10.9.0.1; \
+                packet:veth2 10.8.0.2/24 fd08::2/64 via 10.8.0.1";
+    let (did, said) = run_with(line, Some(&rules), &setup, &[&program]);
+    let wanted = "\
+to 7100 by \"\" from 10.9.0.2
+to 7101 by \"veth2\" from 10.8.0.2
+to 7100 by \"veth2\" from 10.8.0.2
+to 7101 by \"veth0\" from 10.9.0.2
+to 7100 by \"lo\" from 10.7.0.1
+listener at 10.9.0.2: ECONNREFUSED
+listener at 10.8.0.2: accepts
+by rule: r from 10.8.0.2
+unbound: a from 10.9.0.1
+bound: b from 10.8.0.1
+IP_MULTICAST_IF 9999: EADDRNOTAVAIL
+the kernel's member: m from 10.9.0.2
+IP_ADD_MEMBERSHIP 9999: ENODEV
+our member: g by veth2
+IPv6: 6, IPV6_MULTICAST_IF kept
+";
     assert_eq!((&did[..], &said[..]), (wanted, ""));
 }

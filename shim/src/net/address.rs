@@ -2,6 +2,9 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use kcm_stack::IfaceId;
+
+use super::steer;
 use crate::errno::{Errno, Outcome};
 use crate::user_mem::{self, UserPtr};
 
@@ -69,19 +72,30 @@ pub(crate) fn of_kernel(told: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-/// The address without the IPv6 form of an IPv4 address.
+/// The address without the IPv6 form of an IPv4 address, its scope numbered as the engine does.
 pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+    let mut plain = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+    if let (SocketAddr::V6(from), SocketAddr::V6(to)) = (addr, &mut plain) {
+        to.set_scope_id(steer::numbered(from.scope_id()).map_or(0, IfaceId::scope_id));
+    }
+    plain
 }
 
-/// What a socket of the family says its address is.
+/// What a socket of the family says its address is, which the engine has told.
 pub(crate) fn in_family(addr: SocketAddr, v6: bool) -> SocketAddr {
     match (addr.ip(), v6) {
         (IpAddr::V4(ip), true) if ip.is_unspecified() => {
             SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), addr.port())
         }
         (IpAddr::V4(ip), true) => SocketAddr::new(ip.to_ipv6_mapped().into(), addr.port()),
-        _ => addr,
+        (IpAddr::V6(ip), _) => {
+            let scope = match addr {
+                SocketAddr::V6(v6) => IfaceId::from_scope(v6.scope_id()).map_or(0, steer::number),
+                SocketAddr::V4(_) => 0,
+            };
+            SocketAddr::V6(SocketAddrV6::new(ip, addr.port(), 0, scope))
+        }
+        (IpAddr::V4(_), false) => addr,
     }
 }
 

@@ -4,12 +4,13 @@
 
 use core::net::SocketAddr;
 
+use kcm_stack::IfaceId;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
 use super::address::{self, Address};
 use super::engine::CELL;
 use super::socket::{self, State};
-use super::{lease, open, pristine, udp};
+use super::{lease, open, pristine, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::route::{self, Decision, Plan, Role, Verdict};
@@ -82,16 +83,27 @@ fn decide(
     Ok(route::decide(plan, role, addr))
 }
 
-/// Opens the engine if the plan wants the socket on the stack; else the kernel's or nobody's.
-fn verdict(plan: &'static Plan, role: Role, fd: i32, addr: SocketAddr) -> Outcome<Verdict> {
+/// Opens the engine if the plan wants the socket on the stack, and tells the interface it is to keep to;
+/// else the kernel's or nobody's.
+fn verdict(
+    plan: &'static Plan,
+    role: Role,
+    fd: i32,
+    inet: Inet,
+    addr: SocketAddr,
+) -> Outcome<(Verdict, Option<IfaceId>)> {
     let decision = decide(plan, role, fd, addr)?;
+    let mut device = None;
     let outcome = match decision.verdict {
         Verdict::Kernel => Err(Exit::Native),
         Verdict::Refuse(errno) => Err(Errno(errno).into()),
-        _ => open::open(plan, decision.on_failure),
+        _ => steer::wanted(&decision, fd, inet.is_new).and_then(|wanted| {
+            device = wanted;
+            open::open(plan, decision.on_failure)
+        }),
     };
     publish::routed(plan, (role, fd, addr), &decision, &outcome);
-    outcome.map(|()| decision.verdict)
+    outcome.map(|()| (decision.verdict, device))
 }
 
 /// What the socket is bound to before the call.
@@ -141,7 +153,7 @@ pub(crate) fn bind(
     {
         return Err(Exit::Native); // a client: where it sends will tell
     }
-    let verdict = verdict(plan, role, fd, local)?;
+    let (verdict, device) = verdict(plan, role, fd, inet, local)?;
     let local = address::canonical(local);
     if inet.udp {
         if let Verdict::Both { .. } = verdict {
@@ -149,11 +161,11 @@ pub(crate) fn bind(
             if done != 0 {
                 return Ok(done);
             }
-            return udp::join(fd, inet.v6, local.port()).map(|_| 0);
+            return udp::join(fd, inet.v6, local.port(), device).map(|_| 0);
         }
-        return udp::bind(fd, inet.v6, local).map(|_| 0);
+        return udp::bind(fd, inet.v6, local, device).map(|_| 0);
     }
-    let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
+    let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
     let mut engine = CELL.lock()?;
     socket::bind_in(&mut engine, file, local)?;
     Ok(0)
@@ -168,10 +180,11 @@ pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Out
         return Err(Exit::Native);
     }
     let local = bound(fd, inet);
-    if let Verdict::Both { .. } = verdict(plan, Role::Listen, fd, local)? {
-        return listen_both(fd, inet.v6, backlog, native);
+    let (verdict, device) = verdict(plan, Role::Listen, fd, inet, local)?;
+    if let Verdict::Both { .. } = verdict {
+        return listen_both(fd, inet.v6, device, backlog, native);
     }
-    let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
+    let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
     if local.port() != 0 {
         let mut engine = CELL.lock()?;
         socket::bind_in(&mut engine, file, address::canonical(local))?;
@@ -181,13 +194,19 @@ pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Out
 
 /// listen(2) on the wildcard: the kernel's socket listens for the kernel's addresses, and one of the
 /// stack on the same port for the stack's.
-fn listen_both(fd: i32, v6: bool, backlog: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
+fn listen_both(
+    fd: i32,
+    v6: bool,
+    device: Option<IfaceId>,
+    backlog: i32,
+    native: impl FnOnce() -> i32,
+) -> Outcome<i32> {
     let done = native();
     if done != 0 {
         return Ok(done);
     }
     let local = address::canonical(kernel_address(fd, v6));
-    let file = socket::join(fd, v6, false, State::Unbound)?;
+    let file = socket::join(fd, v6, false, State::Unbound, device)?;
     let mut engine = CELL.lock()?;
     socket::bind_in(&mut engine, file, local)?;
     drop(engine);
@@ -212,12 +231,13 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     } else {
         Role::Connect
     };
-    verdict(plan, role, fd, remote)?;
+    let (_, device) = verdict(plan, role, fd, inet, remote)?;
     let remote = address::canonical(remote);
     let file = if inet.udp {
-        udp::bind(fd, inet.v6, address::any(remote.is_ipv6(), local.port()))?
+        let local = address::any(remote.is_ipv6(), local.port());
+        udp::bind(fd, inet.v6, local, device)?
     } else {
-        let file = socket::replace(fd, inet.v6, false, State::Unbound)?;
+        let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
         if local.port() != 0 {
             let mut engine = CELL.lock()?;
             let local = address::any(remote.is_ipv6(), local.port());
@@ -242,11 +262,13 @@ fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     if !inet.udp || !local.ip().is_unspecified() {
         return Err(Exit::Native);
     }
-    verdict(plan, Role::UdpSend, fd, remote)?;
+    verdict(plan, Role::UdpSend, fd, inet, remote)?;
     if local.port() == 0 {
         rustix::net::bind(sys::borrow(fd), &address::any(inet.v6, 0))?;
     }
-    udp::join(fd, inet.v6, kernel_address(fd, inet.v6).port())
+    // A rule is about this datagram's way; the next may go elsewhere.
+    let device = steer::named(&sys::bound_device(fd));
+    udp::join(fd, inet.v6, kernel_address(fd, inet.v6).port(), device)
 }
 
 /// As [`sending_to`], and sends.

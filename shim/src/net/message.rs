@@ -113,10 +113,10 @@ pub(crate) fn recv(
             told: None,
         });
     }
-    let (got, sender, told) = udp::recv(file, fd, dst, flags, control)?;
+    let (got, sender, told) = udp::recv(file, fd, dst, (flags, v6), control)?;
     Ok(From {
         got,
-        sender: sender.map(|sender| address::in_family(sender, v6)),
+        sender,
         told: Some(told),
     })
 }

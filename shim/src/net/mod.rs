@@ -8,6 +8,7 @@
 
 pub(crate) mod address;
 mod decide;
+mod device;
 mod devices;
 pub(crate) mod ending;
 pub(crate) mod engine;
@@ -29,6 +30,7 @@ pub(crate) mod relay;
 mod shown;
 pub(crate) mod sleep;
 pub(crate) mod socket;
+pub(crate) mod steer;
 pub(crate) mod stream;
 pub(crate) mod transfer;
 pub(crate) mod udp;

@@ -5,12 +5,13 @@ use std::fmt::Write;
 
 use kcm_stack::device::{self, Joined, NetDevice, OpenOptions};
 use kcm_stack::{Config, IfaceId, Key, Stack};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::devices::Devices;
 use super::engine::{CELL, Engine, instant};
 use super::lease::Leases;
+use super::steer;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::route::{Interface, OnFailure, Plan};
 use crate::{housekeeper, log, own, publish, sys};
@@ -70,6 +71,15 @@ fn make(plan: &'static Plan) -> Result<Engine, String> {
         devices.push((iface, device));
     }
     let stack = stack.ok_or("no interface is configured")?;
+    let fd = socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    if let Ok(fd) = fd {
+        steer::learn(plan, fd.as_fd());
+    }
     let devices = Devices::new(devices).map_err(|_| "the process has no descriptor left")?;
     Ok(Engine::new(stack, devices, leases, claims))
 }

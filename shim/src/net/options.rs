@@ -4,14 +4,14 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use kcm_stack::{CongestionControl, SockFlag, SockOpts, State as TcpState};
+use kcm_stack::{CongestionControl, IfaceId, SockFlag, SockOpts, State as TcpState};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::net::sockopt;
 
 use super::engine::{CELL, EngineGuard};
 use super::socket::State;
 use super::udp::options::Wants;
-use super::{errors, fixed, info, socket, udp};
+use super::{device, errors, fixed, info, socket, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::kcm::options::{put_bytes, put_int};
@@ -30,6 +30,10 @@ pub(crate) struct Settings {
     pub(crate) v6_only: bool,
     /// TCP_DEFER_ACCEPT in seconds, 0 for off.
     pub(crate) defer_accept: u32,
+    /// The interface the socket keeps to.
+    pub(crate) device: Option<IfaceId>,
+    /// The address by which IP_MULTICAST_IF named the interface.
+    pub(crate) multicast_address: [u8; 4],
     /// What a UDP socket tells beside its datagrams.
     pub(crate) wants: Wants,
     /// SO_LINGER in seconds; `None` for off.
@@ -307,6 +311,9 @@ pub(crate) fn get(
     if fixed::is_beneath_only(level, name) {
         return Err(Errno::EOPNOTSUPP.into());
     }
+    if let Some(done) = device::get(&mut engine, file, (level, name), value, length)? {
+        return Ok(done);
+    }
     if is_udp {
         if udp::options::is_beneath(level, name) {
             return Err(Exit::Native);
@@ -426,6 +433,9 @@ pub(crate) fn set(
     length: u32,
     native: impl Fn() -> i32,
 ) -> Outcome<i32> {
+    if device::names_stranger((level, name), value, length)? {
+        return Err(Errno::ENODEV.into());
+    }
     if file.speaks() {
         // The kernel's listener beneath has its own; ours decides about the answer.
         let saved = Errno::current();
@@ -446,6 +456,9 @@ pub(crate) fn set(
     if udp::options::is_beneath(level, name) && udp::is_udp(file)? {
         let done = native();
         udp::options::follow_rcvbuf(file, fd)?;
+        return Ok(done);
+    }
+    if let Some(done) = device::set(file, (level, name), value, length)? {
         return Ok(done);
     }
     if let Some(done) = udp::groups::set(file, level, name, value, length)? {

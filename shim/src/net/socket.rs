@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use kcm_mux::Nanos;
-use kcm_stack::{ListenOptions, ListenerId, State as TcpState, TcpId, UdpId};
+use kcm_stack::{IfaceId, ListenOptions, ListenerId, State as TcpState, TcpId, UdpId};
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
 use super::address::{self, Address};
@@ -94,39 +94,58 @@ pub(crate) fn waits(file: &File, fd: i32, flags: i32) -> bool {
 
 /// A stack socket takes the place of the kernel's socket behind `fd`: `state` is what it is from now
 /// on. Options set so far go with it.
-pub(crate) fn replace(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'static File> {
+pub(crate) fn replace(
+    fd: i32,
+    v6: bool,
+    udp: bool,
+    state: State,
+    device: Option<IfaceId>,
+) -> Outcome<&'static File> {
     let mut flags = SocketFlags::empty();
     flags.set(SocketFlags::NONBLOCK, sys::is_nonblocking(fd));
     let (beneath, file) = make(flags, udp)?;
-    enrol(fd, file, v6, udp, state)?.show_timeouts(&beneath);
+    enrol(fd, file, (v6, udp), state, device)?.show_timeouts(&beneath);
     let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
     sys::move_onto(beneath, fd, !stays_open)?;
     Ok(file)
 }
 
 /// A stack socket joins the kernel's socket behind `fd`, which goes on beneath it.
-pub(crate) fn join(fd: i32, v6: bool, udp: bool, state: State) -> Outcome<&'static File> {
+pub(crate) fn join(
+    fd: i32,
+    v6: bool,
+    udp: bool,
+    state: State,
+    device: Option<IfaceId>,
+) -> Outcome<&'static File> {
     let ino = sys::inode(sys::borrow(fd));
     let file = File::new(Kind::Stack, ino, Body::None)?;
     file.set_stream(!udp);
     file.set_speaks(true);
-    let _ = enrol(fd, file, v6, udp, state)?;
+    let _ = enrol(fd, file, (v6, udp), state, device)?;
     Ok(file)
 }
 
 /// Puts `file` behind `fd`, where a kernel socket stands, with that one's options, which it returns.
-fn enrol(fd: i32, file: &'static File, v6: bool, udp: bool, state: State) -> Outcome<Settings> {
+fn enrol(
+    fd: i32,
+    file: &'static File,
+    (v6, udp): (bool, bool),
+    state: State,
+    device: Option<IfaceId>,
+) -> Outcome<Settings> {
     if !table::in_range(fd) {
         file.release();
         return Err(Errno::EMFILE.into());
     }
-    let (settings, ended) = match pristine::is_pristine(fd) {
+    let (mut settings, ended) = match pristine::is_pristine(fd) {
         true => (Settings::default(), false),
         false => (
             Settings::of_kernel_socket(sys::borrow(fd), udp),
             sys::poll_bits(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0,
         ),
     };
+    settings.device = device;
     settings.keep_timeouts(file);
     let mut engine = CELL.lock()?;
     let index = engine.add(Socket {
@@ -192,8 +211,9 @@ pub(crate) fn bind_in(engine: &mut Engine, file: &File, local: SocketAddr) -> Ou
 /// Whether another socket has the address, and does not share it.
 fn is_taken(engine: &Engine, file: &File, local: SocketAddr) -> bool {
     let me = engine.sockets().find(|s| core::ptr::eq(s.file, file));
-    let (address, port) = me.map_or((false, false), |s| {
-        (s.settings.reuse_address, s.settings.reuse_port)
+    let (address, port, device) = me.map_or((false, false, None), |s| {
+        let settings = &s.settings;
+        (settings.reuse_address, settings.reuse_port, settings.device)
     });
     engine.sockets().any(|other| {
         let Some(at) = other.bound.filter(|_| !core::ptr::eq(other.file, file)) else {
@@ -202,10 +222,12 @@ fn is_taken(engine: &Engine, file: &File, local: SocketAddr) -> bool {
         let overlaps = at.ip() == local.ip()
             || at.ip().is_unspecified() && at.is_ipv4() == local.is_ipv4()
             || local.ip().is_unspecified() && at.is_ipv4() == local.is_ipv4();
+        let apart =
+            device.is_some() && other.settings.device.is_some() && device != other.settings.device;
         let listens = matches!(other.state, State::Listening(_));
         let shared = address && other.settings.reuse_address && !listens
             || port && other.settings.reuse_port;
-        at.port() == local.port() && overlaps && !shared
+        at.port() == local.port() && overlaps && !apart && !shared
     })
 }
 
@@ -238,7 +260,7 @@ pub(crate) fn listen(file: &'static File, backlog: i32) -> Outcome<i32> {
         defer_accept: settings.defer_accept != 0,
         opts: Some(settings.tcp.clone()),
         flags: settings.flags(),
-        ..ListenOptions::default()
+        iface: settings.device,
     };
     let id = engine
         .stack
@@ -443,7 +465,7 @@ fn start(engine: &mut EngineGuard, file: &'static File, remote: SocketAddr) -> O
         local: socket.bound,
         opts: Some(socket.settings.tcp.clone()),
         flags: socket.settings.flags(),
-        ..kcm_stack::ConnectOptions::default()
+        iface: socket.settings.device,
     };
     // Linux takes the wildcard for this host.
     let id = engine

@@ -8,7 +8,8 @@ use core::net::SocketAddr;
 use core::sync::atomic::Ordering;
 
 use kcm_stack::{
-    Cause, Datagram, RecvError, Reuse, SendError, UdpBindOptions, UdpId, UdpSendOptions,
+    Cause, Datagram, IfaceId, RecvError, Reuse, SendError, UdpBindOptions, UdpId, UdpOpts,
+    UdpSendOptions,
 };
 use rustix::fd::BorrowedFd;
 use rustix::net::sockopt;
@@ -19,7 +20,7 @@ use options::Wants;
 use super::address;
 use super::engine::{CELL, Engine, EngineGuard};
 use super::socket::{self, State, waits};
-use super::{errors, ready, sleep};
+use super::{errors, ready, sleep, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::interpose::message::native_datagram;
@@ -43,9 +44,14 @@ pub(crate) fn is_udp(file: &File) -> Outcome<bool> {
 
 /// A UDP socket of the stack takes the place of the kernel's behind `fd`, bound to `local`. What was
 /// set on the kernel's goes with it.
-pub(crate) fn bind(fd: i32, v6: bool, local: SocketAddr) -> Outcome<&'static File> {
+pub(crate) fn bind(
+    fd: i32,
+    v6: bool,
+    local: SocketAddr,
+    device: Option<IfaceId>,
+) -> Outcome<&'static File> {
     let old = sys::borrow(fd);
-    let bind = bind_options(old, v6);
+    let bind = bind_options(old, v6, device);
     let (opts, wants) = options::of_kernel_socket(old, v6);
     let sizes = [
         sockopt::socket_recv_buffer_size(old),
@@ -56,9 +62,13 @@ pub(crate) fn bind(fd: i32, v6: bool, local: SocketAddr) -> Outcome<&'static Fil
         .stack
         .udp_bind_with(local, &bind)
         .map_err(errors::socket)?;
-    let _ = engine.stack.udp_set_opts(id, opts);
+    set_options(&mut engine, id, opts);
     drop(engine);
-    let file = enrolled(id, wants, socket::replace(fd, v6, true, State::Udp(id)))?;
+    let file = enrolled(
+        id,
+        wants,
+        socket::replace(fd, v6, true, State::Udp(id), device),
+    )?;
     // The kernel doubles what it is told.
     let [receive, send] = sizes.map(|size| size.unwrap_or(0) / 2);
     let new = sys::borrow(fd);
@@ -73,7 +83,7 @@ pub(crate) fn bind(fd: i32, v6: bool, local: SocketAddr) -> Outcome<&'static Fil
 }
 
 /// What bind(2) takes from the options of the kernel's socket.
-fn bind_options(old: BorrowedFd<'_>, v6: bool) -> UdpBindOptions {
+fn bind_options(old: BorrowedFd<'_>, v6: bool, device: Option<IfaceId>) -> UdpBindOptions {
     let is_on = |level, name| sys::option_int(old, level, name).unwrap_or(0) != 0;
     UdpBindOptions {
         reuse: match is_on(libc::SOL_SOCKET, libc::SO_REUSEPORT) {
@@ -82,8 +92,14 @@ fn bind_options(old: BorrowedFd<'_>, v6: bool) -> UdpBindOptions {
             false => Reuse::No,
         },
         v6_only: v6 && is_on(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
-        iface: None,
+        iface: device,
     }
+}
+
+/// The interface stays that of the bind.
+fn set_options(engine: &mut Engine, id: UdpId, opts: UdpOpts) {
+    let iface = engine.stack.udp_opts(id).and_then(|bound| bound.iface);
+    let _ = engine.stack.udp_set_opts(id, UdpOpts { iface, ..opts });
 }
 
 /// The outcome of putting the socket `id` behind a number; it ends if that failed.
@@ -98,18 +114,27 @@ fn enrolled(id: UdpId, wants: Wants, file: Outcome<&'static File>) -> Outcome<&'
 
 /// A UDP socket of the stack on all its addresses joins the kernel's behind `fd`, which is bound to
 /// `port` on all of the kernel's.
-pub(crate) fn join(fd: i32, v6: bool, port: u16) -> Outcome<&'static File> {
+pub(crate) fn join(
+    fd: i32,
+    v6: bool,
+    port: u16,
+    device: Option<IfaceId>,
+) -> Outcome<&'static File> {
     let old = sys::borrow(fd);
-    let bind = bind_options(old, v6);
+    let bind = bind_options(old, v6, device);
     let (opts, wants) = options::of_kernel_socket(old, v6);
     let mut engine = CELL.lock()?;
     let id = engine
         .stack
         .udp_bind_with(address::any(v6, port), &bind)
         .map_err(errors::socket)?;
-    let _ = engine.stack.udp_set_opts(id, opts);
+    set_options(&mut engine, id, opts);
     drop(engine);
-    let file = enrolled(id, wants, socket::join(fd, v6, true, State::Udp(id)))?;
+    let file = enrolled(
+        id,
+        wants,
+        socket::join(fd, v6, true, State::Udp(id), device),
+    )?;
     options::follow_rcvbuf(file, fd)?;
     Ok(file)
 }
@@ -193,6 +218,11 @@ pub(crate) fn send(
         return Err(Errno::EINVAL.into());
     }
     let parts = src.gather()?;
+    let by_rule = to.and_then(steer::by_rule);
+    let options = UdpSendOptions {
+        iface: options.iface.or(by_rule),
+        ..*options
+    };
     let to = to.map(address::canonical);
     let mut until = None;
     let mut pin = None;
@@ -201,7 +231,7 @@ pub(crate) fn send(
         let mut engine = CELL.lock()?;
         let id = id_of(&mut engine, file)?;
         let now = engine.now();
-        match engine.stack.udp_send_with(now, id, to, options, &parts) {
+        match engine.stack.udp_send_with(now, id, to, &options, &parts) {
             Ok(count) => return Ok(count),
             Err(SendError::WouldBlock) => {}
             // A source of IP_PKTINFO has no route to go by (ip_route_output, ip6_datagram_send_ctl).
@@ -231,7 +261,7 @@ pub(crate) fn recv(
     file: &'static File,
     fd: i32,
     dst: Iovecs<'_>,
-    flags: i32,
+    (flags, v6): (i32, bool),
     control: usize,
 ) -> Outcome<(Received, Option<SocketAddr>, Told)> {
     if flags & libc::MSG_ERRQUEUE != 0 {
@@ -254,7 +284,8 @@ pub(crate) fn recv(
                 let wants = engine.socket(file)?.settings.wants;
                 drop(engine);
                 let told = Told::new(&datagram, wants);
-                return Ok((deliver(&datagram, dst, flags)?, Some(datagram.from), told));
+                let from = address::in_family(datagram.from, v6);
+                return Ok((deliver(&datagram, dst, flags)?, Some(from), told));
             }
             Err(RecvError::WouldBlock) => {}
             Err(why) => return Err(errors::recv(why)),

@@ -1,5 +1,5 @@
 //! Control messages of datagrams: IP_PKTINFO, IP_TTL, IP_TOS and their IPv6 kin, both ways (cmsg(3)).
-//! Interfaces are numbered as scope ids of the engine are, from 1.
+//! Interfaces have the kernel's numbers.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,6 +8,7 @@ use libc::msghdr;
 
 use super::options::Wants;
 use crate::errno::{Errno, Outcome};
+use crate::net::steer;
 use crate::user_mem::{self, UserPtr};
 
 /// sizeof(struct cmsghdr).
@@ -62,13 +63,13 @@ fn one(level: i32, kind: i32, data: &[u8], options: &mut UdpSendOptions) -> Outc
     };
     match (level, kind) {
         (libc::IPPROTO_IP, libc::IP_PKTINFO) if data.len() == PKTINFO => {
-            options.iface = interface(int(data, 0))?;
+            options.iface = steer::numbered_or_any(int(data, 0) as u32)?;
             let source = Ipv4Addr::from(part::<4>(data, 4));
             options.source = (!source.is_unspecified()).then_some(IpAddr::V4(source));
         }
         (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if data.len() == PKTINFO6 => {
             let source = Ipv6Addr::from(part::<16>(data, 0));
-            options.iface = interface(int(data, 16))?;
+            options.iface = steer::numbered_or_any(int(data, 16) as u32)?;
             options.source = (!source.is_unspecified()).then_some(source.to_canonical());
         }
         (libc::IPPROTO_IP, libc::IP_TTL) => options.ttl = Some(byte(1)?),
@@ -81,16 +82,6 @@ fn one(level: i32, kind: i32, data: &[u8], options: &mut UdpSendOptions) -> Outc
         _ => {}
     }
     Ok(())
-}
-
-fn interface(number: i32) -> Outcome<Option<IfaceId>> {
-    match number {
-        0 => Ok(None),
-        n => match IfaceId::from_scope(n as u32) {
-            Some(id) => Ok(Some(id)),
-            None => Err(Errno::ENODEV.into()),
-        },
-    }
 }
 
 /// `N` bytes at `at`; zeros beyond the end, which callers have excluded.
@@ -160,7 +151,7 @@ impl Facts {
             used: 0,
             flags: 0,
         };
-        let number = self.iface.scope_id();
+        let number = steer::number(self.iface);
         let v4 = self.from.is_ipv4();
         let ttl = i32::from(self.ttl).to_ne_bytes();
         if self.wants.has(Wants::PKTINFO)

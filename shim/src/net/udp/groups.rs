@@ -9,11 +9,12 @@ use crate::fd::File;
 use crate::net::engine::CELL;
 use crate::net::errors;
 use crate::net::socket::State;
+use crate::net::steer;
 use crate::route;
 use crate::user_mem::{self, UserPtr};
 
 /// setsockopt(2): `None` if the option is none of these, or the socket no UDP socket. An interface is
-/// named by an address of it; the kernel's numbers of interfaces mean nothing here and answer `ENODEV`.
+/// named by an address of it, or by its number (see [`steer`]).
 ///
 /// # Errors
 /// As ip(7) and ipv6(7) have them.
@@ -57,19 +58,21 @@ fn group_v4(value: UserPtr, length: u32) -> Outcome<(IpAddr, Option<IfaceId>)> {
         8.. => (user_mem::copy_in::<[[u8; 4]; 2]>(value)?, 0),
         _ => return Err(Errno::EINVAL.into()),
     };
-    if index != 0 {
-        return Err(Errno::ENODEV.into());
+    if let Some(iface) = steer::numbered_or_any(index as u32)? {
+        return Ok((IpAddr::V4(group.into()), Some(iface)));
     }
     let local = Ipv4Addr::from(local);
     let iface = match local.is_unspecified() {
         true => None,
-        false => {
-            let plan = route::plan().ok_or(Errno::ENODEV)?;
-            let at = route::owner(plan, local.into()).ok_or(Errno::ENODEV)?;
-            Some(IfaceId::from_index(at).ok_or(Errno::ENODEV)?)
-        }
+        false => Some(owner(local).ok_or(Errno::ENODEV)?),
     };
     Ok((IpAddr::V4(group.into()), iface))
+}
+
+/// The interface that has the address.
+pub(in crate::net) fn owner(address: Ipv4Addr) -> Option<IfaceId> {
+    let at = route::owner(route::plan()?, address.into())?;
+    IfaceId::from_index(at)
 }
 
 /// `struct ipv6_mreq`.
@@ -78,12 +81,10 @@ fn group_v6(value: UserPtr, length: u32) -> Outcome<(IpAddr, Option<IfaceId>)> {
         return Err(Errno::EINVAL.into());
     }
     let [a, b, c, d, index] = user_mem::copy_in::<[[u8; 4]; 5]>(value)?;
-    if index != [0; 4] {
-        return Err(Errno::ENODEV.into());
-    }
+    let iface = steer::numbered_or_any(u32::from_ne_bytes(index))?;
     let bits = [a, b, c, d].map(u32::from_be_bytes);
     let group = bits
         .iter()
         .fold(0, |all, word| all << 32 | u128::from(*word));
-    Ok((IpAddr::V6(Ipv6Addr::from_bits(group)), None))
+    Ok((IpAddr::V6(Ipv6Addr::from_bits(group)), iface))
 }

@@ -5,10 +5,12 @@
 use kcm_stack::{PmtuDiscovery, UdpOpts};
 use rustix::fd::BorrowedFd;
 
+use super::groups;
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::net::engine::{CELL, Engine};
 use crate::net::socket::State;
+use crate::net::steer;
 use crate::sys;
 use crate::user_mem::{self, UserPtr};
 
@@ -220,6 +222,11 @@ pub(super) fn of_kernel_socket(old: BorrowedFd<'_>, v6: bool) -> (UdpOpts, Wants
             let _ = write(field, value, &mut opts, &mut wants);
         }
     }
+    let address = sys::option_int(old, libc::IPPROTO_IP, libc::IP_MULTICAST_IF);
+    let number = v6.then(|| sys::option_int(old, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF));
+    let by_address = address.and_then(|a| groups::owner(a.to_ne_bytes().into()));
+    let by_number = number.flatten().and_then(|n| steer::numbered(n as u32));
+    opts.multicast_iface = by_address.or(by_number);
     (opts, wants)
 }
 

@@ -45,6 +45,9 @@ pub(crate) struct Decision<'p> {
     pub(crate) rule: &'p str,
     /// Line of the file the rule begins in; 0 for a default.
     pub(crate) line: usize,
+    /// The interface that the rule names, by index: sockets keep to it.
+    #[allow(dead_code, reason = "asked by the library alone")]
+    pub(crate) device: Option<usize>,
     /// What holds if the stack cannot start.
     pub(crate) on_failure: OnFailure,
 }
@@ -131,6 +134,7 @@ impl Plan {
             verdict,
             rule: &rule.name,
             line: rule.line,
+            device: only,
             on_failure: rule.on_failure.unwrap_or(self.on_failure),
         }
     }
@@ -159,6 +163,7 @@ impl Plan {
             verdict,
             rule,
             line: 0,
+            device: None,
             on_failure: self.on_failure,
         }
     }
@@ -172,6 +177,12 @@ impl Plan {
         let fixed = self.interfaces.get(at).map_or(&[][..], |i| &i.addresses);
         let got = learned.get(at).map_or(&[][..], Vec::as_slice);
         fixed.iter().chain(got)
+    }
+
+    /// Whether some rule names an interface.
+    #[allow(dead_code, reason = "asked by the library alone")]
+    pub(crate) fn names_devices(&self) -> bool {
+        self.rules.iter().any(|rule| rule.device.is_some())
     }
 
     /// The interface that has this very address.
