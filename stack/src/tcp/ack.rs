@@ -90,7 +90,7 @@ impl Tcb<'_> {
         if d.cumulative > 0 {
             self.made_progress();
         }
-        self.tail_probe_answered(seg.ack, d.dsack);
+        self.tail_probe_answered(seg.ack, &d, seg.ack == una && !window_changed);
         self.react_to_ece(seg, d.cumulative > 0);
         let lost = self.recover(&d, o);
         self.update_model(&d, lost);
@@ -126,7 +126,7 @@ impl Tcb<'_> {
             self.c.sample_rtt(rtt, self.now);
         }
         self.made_progress();
-        self.tail_probe_answered(ack, false);
+        self.tail_probe_answered(ack, &d, false);
         let sample = AckSample {
             now: self.now,
             bytes: d.cumulative,
@@ -475,15 +475,16 @@ impl Tcb<'_> {
         true
     }
 
-    /// RFC 8985 §7.4: a probe that repaired a loss silently must not hide the congestion.
-    fn tail_probe_answered(&mut self, ack: Seq, dsack: bool) {
+    /// RFC 8985 §7.4.2: a probe that repaired a loss silently must not hide the congestion. Whether it
+    /// did shows after the ACK of the probe: a duplicate says that the original had arrived, too.
+    fn tail_probe_answered(&mut self, ack: Seq, d: &Delivery, is_dup: bool) {
         let Some(end) = self.b.tail.end else { return };
-        if ack.before(end) {
+        let is_spurious = !self.b.tail.is_retransmission || d.dsack || is_dup && d.bytes == 0;
+        if ack.before(end) || ack == end && !is_spurious {
             return;
         }
-        let repaired = self.b.tail.is_retransmission && !dsack && ack.at_or_after(end);
         self.b.tail = Default::default();
-        if repaired && self.b.phase == Phase::Open && self.c.flight() == 0 {
+        if !is_spurious && self.b.phase == Phase::Open {
             let mss = u32::from(self.c.mss);
             self.b
                 .cc

@@ -24,7 +24,7 @@ fn every_script_plays_as_written() {
     let only = std::env::var("SCRIPT").ok();
     let mut failures = Vec::new();
     let all = scripts();
-    assert!(all.len() >= 100, "only {} scripts found", all.len());
+    assert!(all.len() >= 180, "only {} scripts found", all.len());
     for path in &all {
         let name = path
             .file_name()

@@ -14,6 +14,8 @@ use crate::wire::{self, OUR_IP, PEER_IP, PEER_MAC, Segment};
 const OUR_PORT: u16 = 80;
 const PEER_PORT: u16 = 5000;
 const PEER_ISN: u32 = 0xffff_f000; // wraps early
+/// Deadlines in one wait; the longest, of keepalive and its probes, has a few dozen.
+const STEPS_MAX: u32 = 100_000;
 const TOLERANCE: Duration = Duration::from_millis(2);
 
 type Outcome<T = ()> = Result<T, String>;
@@ -125,12 +127,16 @@ impl Player {
         self.stack.check_invariants();
     }
 
-    /// State of the connection, the flows that exist, and what was sent and not yet expected.
+    /// State of the connection and its error, the flows that exist, and what was sent and not yet
+    /// expected.
     pub(crate) fn outcome(&mut self) -> (String, Vec<String>) {
         self.flush();
         let sent = core::mem::take(&mut self.sent);
         let state = self.conn.and_then(|id| self.stack.tcp_state(id));
-        let state = state.map_or("no connection".into(), |s| format!("{s:?}"));
+        let mut state = state.map_or("no connection".into(), |s| format!("{s:?}"));
+        if let Some(cause) = self.conn.and_then(|id| self.stack.tcp_take_error(id)) {
+            state = format!("{state} ({cause:?})");
+        }
         let mut sent: Vec<String> = sent.iter().map(|(_, s, _)| self.describe(s)).collect();
         sent.iter_mut()
             .for_each(|s| s.truncate(s.find(" win").unwrap_or(s.len())));
@@ -140,7 +146,10 @@ impl Player {
     /// Lets time pass, timer by timer.
     fn advance(&mut self, to: Instant) {
         self.flush();
+        let mut steps = 0;
         while let Some(d) = self.stack.next_deadline().filter(|d| *d <= to) {
+            steps += 1;
+            assert!(steps < STEPS_MAX, "time stands still at {d:?}");
             self.now = self.now.max(d);
             self.stack.handle_timeout(self.now);
             self.flush();
@@ -214,6 +223,7 @@ impl Player {
                     s.urgent = number(arg()?)?;
                     given.urgent = true;
                 }
+                "port" => s.src = number(arg()?)?,
                 "ect" => {
                     s.ecn = 2;
                     given.ecn = true;
@@ -343,6 +353,7 @@ impl Player {
                 );
             }
             ["nothing"] => {}
+            ["flood", n] => self.flood(number(n)?)?,
             ["unlisten"] => self
                 .stack
                 .tcp_unlisten(now, self.listener.ok_or("no listener")?),
@@ -535,6 +546,18 @@ impl Player {
             let ack = format!("+{rtt} < . 1:1(0) ack 1{ts1}");
             self.script(&["listen", &syn, "> S. 0:0(0) ack 1", &ack, "accept"])
         }
+    }
+
+    /// SYNs from so many other ports, whose SYN-ACKs nobody waits for.
+    fn flood(&mut self, syns: u16) -> Outcome {
+        for n in 0..syns {
+            let (syn, _) = self.parse(&format!("S 0:0(0) port {}", 10_000 + n), false)?;
+            self.stack
+                .handle_frame(self.now, &syn.to_frame(), Received::default());
+        }
+        self.flush();
+        self.sent.clear();
+        Ok(())
     }
 
     fn set_option(&mut self, words: &[&str]) -> Outcome {

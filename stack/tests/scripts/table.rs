@@ -101,7 +101,23 @@ const EVENTS: &[(&str, &str)] = &[
     ("SHUTDOWN", "shutdown w"),
     ("CLOSE", "close"),
     ("ABORT", "abort"),
+    ("FIN with data", "< F. {s}:{s+5}(5) ack {a}"),
+    ("data after a hole", "< . {s+5}:{s+10}(5) ack {a}"),
+    ("urgent data", "< U. {s}:{s+5}(5) ack {a} urg 5"),
+    ("window of zero", "< . {s}:{s}(0) ack {a} win 0"),
+    ("congestion echoed", "< E. {s}:{s}(0) ack {a}"),
+    ("ICMP port unreachable", "icmp port"),
+    ("ICMP host unreachable", "icmp host"),
+    ("ICMP packet too big", "icmp frag 600"),
+    ("RECEIVE", "recv ?"),
+    ("SEND urgent", "sendoob 1"),
+    ("SHUTDOWN of reading", "shutdown r"),
+    ("OPEN, passive", "listen"),
+    ("OPEN, same pair", "connect"),
+    ("ACCEPT", "accept"),
     ("one second", "+1.05 nothing"),
+    ("61 seconds", "+61 nothing"),
+    ("20 minutes", "+1200 nothing"),
 ];
 
 fn fill(event: &str, s: u32, a: u32) -> String {
@@ -129,7 +145,10 @@ fn cell(scene: &Scene, event: &str) -> String {
     let (before, _) = p.outcome();
     match p.line(&fill(event, scene.2, scene.3)) {
         Ok(()) => {}
-        Err(e) => return format!("refused: {e}"),
+        Err(e) => match e.strip_prefix("recv gave ") {
+            Some(given) => return format!("gives {given}"),
+            None => return format!("refused: {e}"),
+        },
     }
     let (after, sent) = p.outcome();
     let mut out = String::new();
