@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kcm_stack::{Config, IfaceId, Instant, InterfaceConfig, Key, Received, Stack};
 
-use crate::link::{Link, LinkConfig};
+use crate::link::{Link, LinkConfig, Watchdog};
 
 /// Where a host's interface is plugged in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,7 @@ pub(crate) fn ip6(lan: usize, host: usize) -> IpAddr {
 }
 
 pub(crate) struct Fabric {
+    watchdog: Watchdog,
     pub(crate) now: Instant,
     pub(crate) stacks: Vec<Stack>,
     ports: Vec<Port>,
@@ -79,6 +80,7 @@ impl Fabric {
             now,
             buf: vec![0; 2_000],
             tap: None,
+            watchdog: Watchdog::default(),
             links: links.collect(),
             sent: vec![0; ports.len()],
             stacks,
@@ -132,6 +134,7 @@ impl Fabric {
             return false;
         };
         self.now = self.now.max(next);
+        self.watchdog.step(self.now);
         for (port, link) in self.ports.iter().zip(&mut self.links) {
             let stack = &mut self.stacks[port.host];
             while let Some(frame) = link.arrive(self.now) {

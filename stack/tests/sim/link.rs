@@ -28,6 +28,25 @@ impl Rng {
     }
 }
 
+/// Sees that virtual time passes: an engine that asks for the same instant again and again would hang a
+/// test instead of failing it.
+#[derive(Debug, Default)]
+pub(crate) struct Watchdog {
+    last: Instant,
+    steps: u32,
+}
+
+impl Watchdog {
+    /// Steps at one instant; frames that arrive together and their answers need a few.
+    const STEPS_MAX: u32 = 10_000;
+
+    pub(crate) fn step(&mut self, now: Instant) {
+        self.steps = if now > self.last { 0 } else { self.steps + 1 };
+        self.last = now;
+        assert!(self.steps < Self::STEPS_MAX, "time stands still at {now:?}");
+    }
+}
+
 /// What a link does to frames. Rates are parts per million.
 #[derive(Debug, Clone)]
 pub(crate) struct LinkConfig {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kcm_stack::{Config, Event, Instant, Key, Received, Stack};
 
-use crate::link::{Link, LinkConfig, Rng};
+use crate::link::{Link, LinkConfig, Rng, Watchdog};
 
 pub(crate) const MAC: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
@@ -39,6 +39,7 @@ pub(crate) struct Net {
     pub(crate) check: bool,
     /// Side 0 runs in a thread of a busy machine.
     late: Option<Late>,
+    watchdog: Watchdog,
 }
 
 /// A thread that the scheduler wakes up to so many microseconds after there is something to do.
@@ -82,6 +83,7 @@ impl Net {
             mangle: None,
             check: true,
             late: None,
+            watchdog: Watchdog::default(),
         }
     }
 
@@ -179,6 +181,7 @@ impl Net {
             return false;
         };
         self.now = self.now.max(next);
+        self.watchdog.step(self.now);
         let sleeps = [0, 1].map(|side| self.oversleeps(side));
         for i in 0..2 {
             while !sleeps[1 - i]
