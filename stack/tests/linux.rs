@@ -12,7 +12,8 @@ mod linux_support;
 use device_support::{Rights, in_namespace, ip, open_one, veth};
 use kcm_stack::device::{LinkFaults, Loss, OpenOptions};
 use kcm_stack::{
-    ConnectOptions, ListenOptions, Ready, RecvError, SockFlag, SockOpts, State, TcpId,
+    CongestionControl, ConnectOptions, ListenOptions, Ready, RecvError, SockFlag, SockOpts, State,
+    TcpId,
 };
 use linux_support::{Host, Stream, field, kernel_sockets};
 use std::collections::BTreeMap;
@@ -239,8 +240,8 @@ fn end(host: &mut Host, kernel: JoinHandle<()>) {
     host.stack.check_invariants();
 }
 
-fn engine_listens(local: IpAddr, seed: u64) {
-    let mut host = host(seed);
+/// A connection the kernel opens; its end streams in a thread.
+fn kernel_connects(host: &mut Host, local: IpAddr) -> (TcpId, JoinHandle<()>) {
     let listener = host
         .stack
         .tcp_listen((local, ENGINE_PORT).into(), &ListenOptions::default())
@@ -255,25 +256,37 @@ fn engine_listens(local: IpAddr, seed: u64) {
             None => host.run(),
         };
     };
-    engine_bulk(&mut host, id, Closes::Kernel);
-    every_fault_struck(&host);
-    end(&mut host, kernel);
+    (id, kernel)
 }
 
-fn engine_connects(remote: IpAddr, seed: u64) {
-    let mut host = host(seed);
+/// The same, opened by the engine.
+fn engine_connects(
+    host: &mut Host,
+    remote: IpAddr,
+    congestion: CongestionControl,
+    closes: Closes,
+) -> (TcpId, JoinHandle<()>) {
     let server = TcpListener::bind((remote, 0)).unwrap();
     let address = server.local_addr().unwrap();
-    let kernel = spawn(move || kernel_bulk(server.accept().unwrap().0, Closes::Engine));
+    let kernel = spawn(move || kernel_bulk(server.accept().unwrap().0, closes));
+    let options = ConnectOptions {
+        opts: Some(SockOpts {
+            congestion,
+            ..SockOpts::DEFAULT
+        }),
+        ..ConnectOptions::default()
+    };
     let now = host.now();
-    let id = host
-        .stack
-        .tcp_connect(now, address, &ConnectOptions::default())
-        .unwrap();
+    let id = host.stack.tcp_connect(now, address, &options).unwrap();
     while !host.stack.tcp_may_send(id) {
         host.run();
     }
-    engine_bulk(&mut host, id, Closes::Engine);
+    (id, kernel)
+}
+
+/// Both stream through all faults.
+fn through_faults(mut host: Host, (id, kernel): (TcpId, JoinHandle<()>), closes: Closes) {
+    engine_bulk(&mut host, id, closes);
     every_fault_struck(&host);
     end(&mut host, kernel);
 }
@@ -283,7 +296,11 @@ fn bulk_through_faults_engine_listens_ipv4() {
     in_namespace(
         "bulk_through_faults_engine_listens_ipv4",
         Rights::User,
-        || engine_listens(ENGINE_V4, 1),
+        || {
+            let mut host = host(1);
+            let both = kernel_connects(&mut host, ENGINE_V4);
+            through_faults(host, both, Closes::Kernel);
+        },
     );
 }
 
@@ -292,7 +309,11 @@ fn bulk_through_faults_engine_listens_ipv6() {
     in_namespace(
         "bulk_through_faults_engine_listens_ipv6",
         Rights::User,
-        || engine_listens(ENGINE_V6, 2),
+        || {
+            let mut host = host(2);
+            let both = kernel_connects(&mut host, ENGINE_V6);
+            through_faults(host, both, Closes::Kernel);
+        },
     );
 }
 
@@ -301,7 +322,16 @@ fn bulk_through_faults_engine_connects_ipv4() {
     in_namespace(
         "bulk_through_faults_engine_connects_ipv4",
         Rights::User,
-        || engine_connects(KERNEL_V4, 3),
+        || {
+            let mut host = host(3);
+            let both = engine_connects(
+                &mut host,
+                KERNEL_V4,
+                CongestionControl::Cubic,
+                Closes::Engine,
+            );
+            through_faults(host, both, Closes::Engine);
+        },
     );
 }
 
@@ -310,7 +340,12 @@ fn bulk_through_faults_engine_connects_ipv6() {
     in_namespace(
         "bulk_through_faults_engine_connects_ipv6",
         Rights::User,
-        || engine_connects(KERNEL_V6, 4),
+        || {
+            let mut host = host(4);
+            let both =
+                engine_connects(&mut host, KERNEL_V6, CongestionControl::Bbr, Closes::Engine);
+            through_faults(host, both, Closes::Engine);
+        },
     );
 }
 
@@ -490,17 +525,8 @@ fn bulk_on_a_veth_with_offloads() {
         let device = open_one("packet:v0", &OpenOptions::default());
         ip("addr add 10.99.0.2/24 dev v1");
         let mut host = Host::new(device, 6, &faults(), &[(ENGINE_V4, 24)]);
-        let server = TcpListener::bind((KERNEL_V4, 0)).unwrap();
-        let address = server.local_addr().unwrap();
-        let kernel = spawn(move || kernel_bulk(server.accept().unwrap().0, Closes::Kernel));
-        let now = host.now();
-        let id = host
-            .stack
-            .tcp_connect(now, address, &ConnectOptions::default())
-            .unwrap();
-        while !host.stack.tcp_may_send(id) {
-            host.run();
-        }
+        let (id, kernel) =
+            engine_connects(&mut host, KERNEL_V4, CongestionControl::Bbr, Closes::Kernel);
         engine_bulk(&mut host, id, Closes::Kernel);
         end(&mut host, kernel);
     });
