@@ -127,7 +127,8 @@ fn arm(cell: &'static MuxCell, engine: &Engine, psock: PsockId) {
     let Some(conn) = engine.connection(psock) else {
         return;
     };
-    let (read, write) = (engine.mux.wants_read(psock), engine.mux.wants_write(psock));
+    let read = engine.conns.expects_input(&engine.mux, psock);
+    let write = engine.mux.wants_write(psock);
     let mut flags = epoll::EventFlags::ONESHOT;
     flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, read);
     flags.set(epoll::EventFlags::OUT, write);

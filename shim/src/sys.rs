@@ -27,6 +27,14 @@ pub(crate) fn now() -> Nanos {
         .wrapping_add(t.tv_nsec as u64)
 }
 
+/// Lets others run for about `nanos`. Ends early when a signal comes.
+pub(crate) fn nap(nanos: i64) {
+    let _ = rustix::thread::nanosleep(&rustix::thread::Timespec {
+        tv_sec: 0,
+        tv_nsec: nanos,
+    });
+}
+
 /// What a parser program may ask for.
 pub(crate) fn env(now: Nanos) -> kcm_mux::bpf::Env {
     let boot = clock_gettime(ClockId::Boottime);

@@ -163,7 +163,7 @@ pub(crate) enum Number {
 
 /// The program is about to close `fd`, which may be the number the psock works through.
 pub(crate) fn before_close(file: &'static File, fd: i32) -> Number {
-    let Ok((mut engine, psock)) = attached(file) else {
+    let Ok((mut engine, psock)) = at_rest(file) else {
         return Number::Free;
     };
     match housekeeper::moved(&mut engine, psock, fd) {
@@ -202,6 +202,16 @@ fn attached(file: &'static File) -> Outcome<(EngineGuard, PsockId)> {
         Ok((engine, psock))
     } else {
         Err(Exit::Native)
+    }
+}
+
+/// As [`attached`], with nobody reading the connection.
+fn at_rest(file: &'static File) -> Outcome<(EngineGuard, PsockId)> {
+    loop {
+        let (engine, psock) = attached(file)?;
+        if let Some(engine) = engine.unless_being_read(psock) {
+            return Ok((engine, psock));
+        }
     }
 }
 

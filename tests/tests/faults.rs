@@ -38,6 +38,13 @@ fn threads_receive_each_message_once() {
     program::run(&mut program::under_shim(program));
 }
 
+/// Connections are closed and unattached while other threads read them.
+#[test]
+fn a_connection_taken_away_during_a_read_loses_nothing() {
+    let program = program::build("fault_taken", &[]);
+    program::run(&mut program::under_shim(program));
+}
+
 /// Libraries that others preload too. What this machine does not have is said and left out.
 #[test]
 fn other_preloaded_libraries_do_no_harm() {

@@ -3,9 +3,11 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use kcm_mux::{Event, KcmId, Mux, Nanos, PsockId, ReadOutcome, SocketType, TxResult};
+use kcm_mux::{
+    Event, KcmId, Mux, Nanos, PsockId, ReadBuf, ReadOutcome, ReadResult, SocketType, TxResult,
+};
 
-use super::connection::Connection;
+use super::connection::{self, Connection};
 use super::connections::{Connections, Interest};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
@@ -269,6 +271,12 @@ impl EngineGuard {
 
     /// Reads what the connections hold, on behalf of a thread of the program.
     pub(crate) fn pump(&mut self) {
+        self.find_readable();
+        self.read_all();
+        self.write_all();
+    }
+
+    fn find_readable(&mut self) {
         self.cell.passes.fetch_add(1, Ordering::Relaxed);
         self.conns.move_frames();
         if self.conns.count() > LOOK_MIN || self.any_full() {
@@ -276,8 +284,58 @@ impl EngineGuard {
         } else {
             self.conns.mark_all_readable();
         }
-        self.read_all();
+    }
+
+    /// As [`pump`](Self::pump) for one of several sockets, each perhaps with a thread of its own: the lock
+    /// is given up for each read, so that threads read different connections at the same time. What is
+    /// `known` to have something is read, or whatever the kernel says has. The caller holds the batch of
+    /// its socket: a fork that goes on with the mux waits for it, and a handler that comes in between
+    /// finds a lock held.
+    pub(crate) fn pump_apart(mut self, known: bool) -> Outcome<Self> {
+        if known {
+            self.cell.passes.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.find_readable();
+        }
+        for _ in 0..self.conns.due() {
+            let Some(id) = self.conns.next_due() else {
+                break;
+            };
+            let wants_read = self.mux.wants_read(id);
+            match wants_read.then(|| self.conns.begin_apart(id)).flatten() {
+                Some(fd) => self = self.read_apart(id, fd)?,
+                None => self.read_one(id),
+            }
+        }
         self.write_all();
+        Ok(self)
+    }
+
+    /// One read pass over the connection, which is [taken](Connections::begin_apart).
+    fn read_apart(mut self, id: PsockId, fd: i32) -> Outcome<Self> {
+        let cell = self.cell;
+        let mut buf = self.mux.begin_read(id, pool::take());
+        drop(self);
+        let room = buf.spare().len();
+        let read = connection::read_now(sys::borrow(fd), buf.spare());
+        let mut engine = cell.lock()?;
+        let read = engine.conns.end_apart(id, read, room);
+        engine.finish_pass(id, buf, read);
+        Ok(engine)
+    }
+
+    /// The lock, with the connection left alone; `None` after a moment when a thread was reading it
+    /// without the lock, and the caller looks again: that read does not wait for anything, and the next
+    /// one will be made under the lock.
+    pub(crate) fn unless_being_read(mut self, id: PsockId) -> Option<Self> {
+        /// About as long as a read takes.
+        const READ_NANOS: i64 = 20_000;
+        if self.conns.claim(id) {
+            return Some(self);
+        }
+        drop(self);
+        sys::nap(READ_NANOS);
+        None
     }
 
     /// All the work there is, for sockets that other processes use.
@@ -365,24 +423,33 @@ impl Engine {
             let Some(id) = self.conns.next_due() else {
                 return;
             };
-            if self.mux.wants_read(id) {
-                self.read_pass(id);
-            }
-            self.conns.settle_due(id, self.mux.wants_read(id));
+            self.read_one(id);
         }
     }
 
-    fn read_pass(&mut self, id: PsockId) {
-        let Some(conn) = self.conns.get_mut(id) else {
-            return;
-        };
-        let mut buf = self.mux.begin_read(id, pool::take());
-        let result = conn.recv(buf.spare(), self.mux.wants_write(id));
+    /// One read pass over a connection that was due, if its psock wants one.
+    fn read_one(&mut self, id: PsockId) {
+        if self.mux.wants_read(id)
+            && let Some(conn) = self.conns.get_mut(id)
+        {
+            let mut buf = self.mux.begin_read(id, pool::take());
+            let result = conn.recv(buf.spare(), self.mux.wants_write(id));
+            self.finish_pass(id, buf, result);
+        }
+        self.conns.settle_due(id, self.mux.wants_read(id));
+    }
+
+    fn finish_pass(&mut self, id: PsockId, buf: ReadBuf, result: ReadResult) {
         let now = sys::now();
         self.mux.set_env(sys::env(now));
         match self.mux.finish_read(id, buf, result, now) {
-            ReadOutcome::Done | ReadOutcome::Unattached(_) => {} // the lock is held throughout
-            ReadOutcome::NeedRcvbuf => self.mux.set_psock_rcvbuf(id, conn.rcvbuf()),
+            ReadOutcome::Done | ReadOutcome::Unattached(_) => {} // none is unattached during a read
+            ReadOutcome::NeedRcvbuf => {
+                if let Some(conn) = self.connection(id) {
+                    let limit = conn.rcvbuf();
+                    self.mux.set_psock_rcvbuf(id, limit);
+                }
+            }
         }
         while let Some(chunk) = self.mux.take_free_chunk() {
             pool::give(chunk);

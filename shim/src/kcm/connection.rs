@@ -23,6 +23,12 @@ pub(crate) struct Connection {
     pub(super) cookie: u64,
     /// There may be something to read; kept in step with the list of such connections.
     pub(super) readable: bool,
+    /// A thread reads it without the lock of the mux: nobody else may, and its descriptor stays.
+    pub(super) being_read: bool,
+    /// Somebody waits for the end of such a read.
+    pub(super) claimed: bool,
+    /// Something was heard of it during that read, which may not have seen it.
+    pub(super) heard: bool,
     /// The stream has ended or failed; reading shows how, once the data is drained.
     pub(super) hup: bool,
     /// The peer's FIN came before the attach: its end is no news (no state change to report).
@@ -82,6 +88,9 @@ impl Connection {
             file,
             cookie,
             readable: false,
+            being_read: false,
+            claimed: false,
+            heard: false,
             hup: false,
             half_closed: false,
             unread: VecDeque::new(),
@@ -183,32 +192,31 @@ impl Connection {
         if let Some(read) = self.recv_on_stack(buf, wants_write) {
             return read;
         }
-        loop {
-            return match rustix::net::recv(self.fd(), &mut *buf, RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => {
-                    self.readable = false;
-                    if self.half_closed {
-                        ReadResult::WouldBlock
-                    } else {
-                        ReadResult::Eof
-                    }
-                }
-                Ok((_, n)) => {
-                    // A short read drains the socket; what comes later is reported anew.
-                    self.readable = self.hup || n == room;
-                    ReadResult::Bytes(n)
-                }
-                Err(io::Errno::INTR) => continue,
-                Err(io::Errno::AGAIN) => {
-                    self.readable = false;
-                    ReadResult::WouldBlock
-                }
-                Err(err) => {
-                    self.readable = false;
-                    ReadResult::Failed(err.raw_os_error())
-                }
-            };
+        let read = read_now(self.fd(), buf);
+        self.take_in(read, room)
+    }
+
+    /// What a read of `room` bytes says of the connection.
+    pub(super) fn take_in(&mut self, read: ReadResult, room: usize) -> ReadResult {
+        // A short read drains the socket; what comes later is reported anew.
+        self.readable = matches!(read, ReadResult::Bytes(n) if self.hup || n == room);
+        match read {
+            ReadResult::Eof if self.half_closed => ReadResult::WouldBlock,
+            read => read,
         }
+    }
+}
+
+/// One recv(2) into `buf` without waiting.
+pub(super) fn read_now(fd: BorrowedFd<'_>, buf: &mut [u8]) -> ReadResult {
+    loop {
+        return match rustix::net::recv(fd, &mut *buf, RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => ReadResult::Eof,
+            Ok((_, n)) => ReadResult::Bytes(n),
+            Err(io::Errno::INTR) => continue,
+            Err(io::Errno::AGAIN) => ReadResult::WouldBlock,
+            Err(err) => ReadResult::Failed(err.raw_os_error()),
+        };
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use kcm_mux::{Mux, PsockId};
+use kcm_mux::{Mux, PsockId, ReadResult};
 use libc::pollfd;
 use rustix::event::{PollFlags, epoll};
 use rustix::fd::OwnedFd;
@@ -113,9 +113,12 @@ impl Connections {
 
     /// There may be something to read.
     pub(crate) fn mark_readable(&mut self, id: PsockId) {
-        if let Some(conn) = self.get_mut(id)
-            && !conn.readable
-        {
+        let Some(conn) = self.get_mut(id) else {
+            return;
+        };
+        if conn.being_read {
+            conn.heard = true;
+        } else if !conn.readable {
             conn.readable = true;
             self.due.push_back(id);
         }
@@ -148,6 +151,51 @@ impl Connections {
         } else {
             conn.readable = false; // marked again when the psock resumes
         }
+    }
+
+    /// The calling thread reads the connection and gives up the lock meanwhile. `None` if what it has to
+    /// say is not the kernel's alone.
+    pub(super) fn begin_apart(&mut self, id: PsockId) -> Option<i32> {
+        let conn = self.get_mut(id)?;
+        if conn.claimed || conn.source().is_some() || !conn.unread.is_empty() {
+            return None;
+        }
+        (conn.readable, conn.heard, conn.being_read) = (false, false, true);
+        Some(conn.raw_fd())
+    }
+
+    /// The read has been made, of `room` bytes: what it says of the connection.
+    pub(super) fn end_apart(&mut self, id: PsockId, read: ReadResult, room: usize) -> ReadResult {
+        let Some(conn) = self.get_mut(id) else {
+            return read;
+        };
+        conn.being_read = false;
+        let read = conn.take_in(read, room);
+        let more = core::mem::take(&mut conn.readable) || conn.heard;
+        if more {
+            self.mark_readable(id);
+        }
+        read
+    }
+
+    /// Whether nobody reads the connection without the lock. Otherwise nobody will do so again until
+    /// this says yes.
+    pub(super) fn claim(&mut self, id: PsockId) -> bool {
+        let Some(conn) = self.get_mut(id) else {
+            return true;
+        };
+        conn.claimed = conn.being_read;
+        !conn.being_read
+    }
+
+    /// Whether a thread reads the connection without the lock.
+    pub(crate) fn is_being_read(&self, id: PsockId) -> bool {
+        self.get(id).is_some_and(|conn| conn.being_read)
+    }
+
+    /// Whether the connection is to be watched for input, by whoever sleeps.
+    pub(crate) fn expects_input(&self, mux: &Mux, id: PsockId) -> bool {
+        mux.wants_read(id) || self.is_being_read(id)
     }
 
     /// The socket did not take all bytes.
@@ -196,7 +244,7 @@ impl Connections {
                 continue;
             };
             let mut events = 0;
-            if mux.wants_read(id) {
+            if self.expects_input(mux, id) {
                 events |= libc::POLLIN | libc::POLLRDHUP;
             }
             if mux.wants_write(id) {

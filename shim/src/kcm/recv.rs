@@ -186,7 +186,9 @@ fn fill(file: &'static File, cell: &'static MuxCell, rx: &mut Rx, waits: bool) -
     if engine.mux.refill(id, rx) {
         return Ok(true);
     }
-    if waits {
+    if engine.mux.kcms().nth(1).is_some() {
+        engine = engine.pump_apart(waits)?;
+    } else if waits {
         engine.pump_known();
     } else {
         engine.pump();

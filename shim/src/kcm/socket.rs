@@ -331,13 +331,17 @@ pub(super) fn unattach(file: &'static File, tcp_fd: i32) -> Outcome<i32> {
 /// if we do not.
 pub(crate) fn unattach_cookie(file: &'static File, cookie: u64) -> Outcome<Option<Left>> {
     let cell = file.mux()?;
-    let mut attached = ATTACHED.lock()?;
-    let mut engine = checked(file, cell)?;
-    let here = attached
-        .get(&cookie)
-        .filter(|(at, _)| core::ptr::eq(*at, cell));
-    let (_, psock) = *here.ok_or(Errno::ENOENT)?;
-    Ok(detach(&mut engine, psock, &mut attached))
+    loop {
+        let mut attached = ATTACHED.lock()?;
+        let engine = checked(file, cell)?;
+        let here = attached
+            .get(&cookie)
+            .filter(|(at, _)| core::ptr::eq(*at, cell));
+        let (_, psock) = *here.ok_or(Errno::ENOENT)?;
+        if let Some(mut engine) = engine.unless_being_read(psock) {
+            return Ok(detach(&mut engine, psock, &mut attached));
+        }
+    }
 }
 
 /// Takes a psock out of its mux. What the parser had not consumed stays readable on the TCP
