@@ -1,17 +1,22 @@
 //! Stream buffers made of pooled blocks.
 //!
 //! A connection owns blocks only while bytes are in flight or unread: a small block for a message or
-//! two, full ones once the queue outgrows it, so that a million connections with a short answer in
-//! flight each need 256 MiB and not 4 GiB. Both queues are byte streams addressed by offset from
-//! their first byte; neither knows sequence numbers.
+//! two, pages once the queue outgrows it, so that a million connections with a short answer in
+//! flight each need 256 MiB and not 4 GiB, and large ones for bulk, which copies in longer runs. Both
+//! queues are byte streams addressed by offset from their first byte; neither knows sequence numbers.
 
 use std::collections::VecDeque;
 
-/// Bytes in a block: two full Ethernet payloads and some, small enough for a 64-byte echo to
-/// stay within a page.
+/// Bytes in a page: two full Ethernet payloads and some, small enough for a few unread kilobytes on
+/// many connections.
 pub(crate) const BLOCK_BYTES: usize = 4096;
+/// Bytes in a large block: a large segment, a batch of small ones.
+const LARGE_BYTES: usize = 64 * 1024;
+/// Pages a queue has before its next block is a large one: as much again.
+const PAGES_BEFORE_LARGE: usize = LARGE_BYTES / BLOCK_BYTES;
 
-type Block = Box<[u8; BLOCK_BYTES]>;
+/// A page or a large block.
+type Block = Box<[u8]>;
 
 /// Bytes in a small block: what most requests and answers fit in, four cache lines.
 const SMALL_BYTES: usize = 256;
@@ -23,6 +28,7 @@ type Small = Box<[u8; SMALL_BYTES]>;
 #[derive(Debug)]
 pub(crate) struct BlockPool {
     free: Vec<Block>,
+    free_large: Vec<Block>,
     free_small: Vec<Small>,
     /// Bytes in blocks handed out, and their most.
     used: usize,
@@ -31,6 +37,8 @@ pub(crate) struct BlockPool {
 
 /// Free blocks kept for reuse (64 MiB); more are given back to the allocator.
 const FREE_BLOCKS_MAX: usize = 16 * 1024;
+/// Free large blocks kept for reuse (16 MiB).
+const FREE_LARGE_MAX: usize = 256;
 /// Free small blocks kept for reuse (16 MiB).
 const FREE_SMALL_MAX: usize = 64 * 1024;
 
@@ -38,22 +46,35 @@ impl BlockPool {
     pub(crate) fn new(limit_bytes: usize) -> Self {
         Self {
             free: Vec::new(),
+            free_large: Vec::new(),
             free_small: Vec::new(),
             used: 0,
             limit: limit_bytes.max(4 * BLOCK_BYTES),
         }
     }
 
-    fn take(&mut self) -> Option<Block> {
-        self.charge(BLOCK_BYTES)?;
-        let fresh = || Box::new([0; BLOCK_BYTES]);
-        Some(self.free.pop().unwrap_or_else(fresh))
+    /// A block of `bytes`, one of the two sizes. Its content is left over from other connections.
+    fn take(&mut self, bytes: usize) -> Option<Block> {
+        self.charge(bytes)?;
+        let fresh = || vec![0; bytes].into_boxed_slice();
+        let (free, _) = self.free_of(bytes);
+        Some(free.pop().unwrap_or_else(fresh))
     }
 
     fn give(&mut self, block: Block) {
-        self.used -= BLOCK_BYTES;
-        if self.free.len() < FREE_BLOCKS_MAX {
-            self.free.push(block);
+        self.used -= block.len();
+        let (free, most) = self.free_of(block.len());
+        if free.len() < most {
+            free.push(block);
+        }
+    }
+
+    /// Free blocks of a size, and how many are kept.
+    fn free_of(&mut self, bytes: usize) -> (&mut Vec<Block>, usize) {
+        if bytes == BLOCK_BYTES {
+            (&mut self.free, FREE_BLOCKS_MAX)
+        } else {
+            (&mut self.free_large, FREE_LARGE_MAX)
         }
     }
 
@@ -70,13 +91,13 @@ impl BlockPool {
         }
     }
 
-    /// A full block that begins with what a small one holds, which comes back.
+    /// A page that begins with what a small block holds, which comes back.
     fn outgrow(
         &mut self,
         small: &mut Option<Small>,
         held: core::ops::Range<usize>,
     ) -> Option<Block> {
-        let mut block = self.take()?;
+        let mut block = self.take(BLOCK_BYTES)?;
         if let Some(old) = small.take() {
             block[..held.len()].copy_from_slice(&old[held]);
             self.give_small(old);
@@ -99,9 +120,88 @@ impl BlockPool {
         self.used * 4 > self.limit * 3
     }
 
+    /// Whether there is enough for blocks that may stay half empty.
+    fn has_plenty(&self) -> bool {
+        self.used * 2 <= self.limit
+    }
+
     /// Out-of-order data may use the pool up to here; the rest is for data that makes progress.
     fn is_tight(&self) -> bool {
         self.used * 8 > self.limit * 7
+    }
+}
+
+/// Where the bytes of a queue lie: in pages first, then in large blocks.
+#[derive(Debug, Default)]
+struct Layout {
+    /// Blocks in front that are pages.
+    pages: usize,
+    /// So much passes through the queue that it begins with a large block.
+    is_bulk: bool,
+    /// A block was emptied since the queue was.
+    has_passed: bool,
+}
+
+impl Layout {
+    /// The block that holds the byte at `pos`, that byte's place in it, and the block's size.
+    #[inline]
+    fn locate(&self, pos: usize) -> (usize, usize, usize) {
+        match pos.checked_sub(self.pages * BLOCK_BYTES) {
+            None => (pos / BLOCK_BYTES, pos % BLOCK_BYTES, BLOCK_BYTES),
+            Some(rest) => (
+                self.pages + rest / LARGE_BYTES,
+                rest % LARGE_BYTES,
+                LARGE_BYTES,
+            ),
+        }
+    }
+
+    /// Bytes before block `index`.
+    fn start_of(&self, index: usize) -> usize {
+        let pages = index.min(self.pages);
+        pages * BLOCK_BYTES + (index - pages) * LARGE_BYTES
+    }
+
+    /// The size of one more block behind `count`. `in_order`: for bytes that will be used, whatever
+    /// else the peer sends.
+    fn next(&self, count: usize, pool: &BlockPool, in_order: bool) -> usize {
+        let wants_large = in_order && (self.is_bulk || count >= PAGES_BEFORE_LARGE);
+        if count > self.pages || wants_large && pool.has_plenty() {
+            LARGE_BYTES
+        } else {
+            BLOCK_BYTES
+        }
+    }
+
+    /// One more block, of a size given by [`Self::next`].
+    fn extend(&mut self, bytes: usize) {
+        if bytes == BLOCK_BYTES {
+            self.pages += 1;
+        } else {
+            self.is_bulk = true;
+        }
+    }
+
+    /// The size of the block in front.
+    fn front(&self) -> usize {
+        if self.pages > 0 {
+            BLOCK_BYTES
+        } else {
+            LARGE_BYTES
+        }
+    }
+
+    fn pop_front(&mut self) {
+        self.pages = self.pages.saturating_sub(1);
+        self.has_passed = true;
+    }
+
+    /// The queue is empty, after `passed` bytes in its last block.
+    fn clear(&mut self, passed: usize) {
+        *self = Self {
+            is_bulk: self.is_bulk && (self.has_passed || passed >= LARGE_BYTES / 2),
+            ..Self::default()
+        };
     }
 }
 
@@ -111,6 +211,7 @@ pub(crate) struct SendQueue {
     /// Holds everything while it fits; then `blocks` is empty.
     small: Option<Small>,
     blocks: VecDeque<Block>,
+    layout: Layout,
     /// Offset of the stream's first byte in the first block.
     head: usize,
     len: usize,
@@ -143,21 +244,23 @@ impl SendQueue {
                 return 0;
             };
             self.blocks.push_back(block);
+            self.layout.pages = 1;
             self.head = 0;
         }
         let mut done = 0;
         while done < data.len() {
-            let tail = self.head + self.len;
-            let at = tail % BLOCK_BYTES;
-            if tail == self.blocks.len() * BLOCK_BYTES {
-                let Some(block) = pool.take() else { break };
-                self.blocks.push_back(block);
-            }
-            let Some(block) = self.blocks.back_mut() else {
-                break;
+            let (i, at, bytes) = match self.layout.locate(self.head + self.len) {
+                (i, ..) if i == self.blocks.len() => {
+                    let bytes = self.layout.next(i, pool, true);
+                    let Some(block) = pool.take(bytes) else { break };
+                    self.layout.extend(bytes);
+                    self.blocks.push_back(block);
+                    (i, 0, bytes)
+                }
+                place => place,
             };
-            let n = (data.len() - done).min(BLOCK_BYTES - at);
-            block[at..at + n].copy_from_slice(&data[done..done + n]);
+            let n = (data.len() - done).min(bytes - at);
+            self.blocks[i][at..at + n].copy_from_slice(&data[done..done + n]);
             done += n;
             self.len += n;
         }
@@ -174,9 +277,9 @@ impl SendQueue {
         }
         let mut done = 0;
         while done < out.len() {
-            let at = pos % BLOCK_BYTES;
-            let n = (out.len() - done).min(BLOCK_BYTES - at);
-            out[done..done + n].copy_from_slice(&self.blocks[pos / BLOCK_BYTES][at..at + n]);
+            let (i, at, bytes) = self.layout.locate(pos);
+            let n = (out.len() - done).min(bytes - at);
+            out[done..done + n].copy_from_slice(&self.blocks[i][at..at + n]);
             done += n;
             pos += n;
         }
@@ -186,10 +289,7 @@ impl SendQueue {
     pub(crate) fn peek_first(&self) -> u8 {
         match &self.small {
             Some(small) => small[self.head % SMALL_BYTES],
-            None => self
-                .blocks
-                .front()
-                .map_or(0, |b| b[self.head % BLOCK_BYTES]),
+            None => self.blocks.front().map_or(0, |b| b[self.head % b.len()]),
         }
     }
 
@@ -198,11 +298,12 @@ impl SendQueue {
         let n = n.min(self.len);
         self.head += n;
         self.len -= n;
-        while self.head >= BLOCK_BYTES {
+        while self.head >= self.layout.front() {
+            self.head -= self.layout.front();
+            self.layout.pop_front();
             if let Some(b) = self.blocks.pop_front() {
                 pool.give(b);
             }
-            self.head -= BLOCK_BYTES;
         }
         if self.len == 0 {
             self.clear(pool);
@@ -216,8 +317,15 @@ impl SendQueue {
         while let Some(b) = self.blocks.pop_front() {
             pool.give(b);
         }
+        self.layout.clear(self.head);
         self.head = 0;
         self.len = 0;
+    }
+
+    /// As new, for another connection.
+    pub(crate) fn reset(&mut self, pool: &mut BlockPool) {
+        self.clear(pool);
+        self.layout = Layout::default();
     }
 }
 
@@ -228,6 +336,7 @@ pub(crate) struct RecvQueue {
     /// Holds everything while it is in order and fits; then `blocks` is empty.
     small: Option<Small>,
     blocks: VecDeque<Option<Block>>,
+    layout: Layout,
     head: usize,
     len: usize,
 }
@@ -262,25 +371,28 @@ impl RecvQueue {
                 return false;
             };
             self.blocks.push_back(Some(block));
+            self.layout.pages = 1;
             self.head = 0;
         }
         let mut pos = self.head + self.len + gap;
         let mut done = 0;
         while done < data.len() {
-            let i = pos / BLOCK_BYTES;
-            let at = pos % BLOCK_BYTES;
-            if self.blocks.len() <= i {
-                self.blocks.resize_with(i + 1, || None);
+            let (mut i, mut at, mut bytes) = self.layout.locate(pos);
+            while self.blocks.len() <= i {
+                let one_more = self.layout.next(self.blocks.len(), pool, gap == 0);
+                self.layout.extend(one_more);
+                self.blocks.push_back(None);
+                (i, at, bytes) = self.layout.locate(pos);
             }
             let slot = &mut self.blocks[i];
             if slot.is_none() {
                 if gap > 0 && pool.is_tight() {
                     return false;
                 }
-                *slot = pool.take();
+                *slot = pool.take(bytes);
             }
             let Some(block) = slot else { return false };
-            let n = (data.len() - done).min(BLOCK_BYTES - at);
+            let n = (data.len() - done).min(bytes - at);
             block[at..at + n].copy_from_slice(&data[done..done + n]);
             done += n;
             pos += n;
@@ -298,9 +410,9 @@ impl RecvQueue {
         let (head, end) = (self.head, self.head + self.len);
         let small = self.small.as_ref().filter(|_| head < end);
         let blocks = self.blocks.iter().enumerate().map_while(move |(i, b)| {
-            let start = i * BLOCK_BYTES;
+            let start = self.layout.start_of(i);
             let b = b.as_ref().filter(|_| start < end)?;
-            Some(&b[head.saturating_sub(start)..(end - start).min(BLOCK_BYTES)])
+            Some(&b[head.saturating_sub(start)..(end - start).min(b.len())])
         });
         small.map(|s| &s[head..end]).into_iter().chain(blocks)
     }
@@ -330,11 +442,12 @@ impl RecvQueue {
         let n = n.min(self.len);
         self.head += n;
         self.len -= n;
-        while self.head >= BLOCK_BYTES {
+        while self.head >= self.layout.front() {
+            self.head -= self.layout.front();
+            self.layout.pop_front();
             if let Some(Some(b)) = self.blocks.pop_front() {
                 pool.give(b);
             }
-            self.head -= BLOCK_BYTES;
         }
         if self.len == 0 && !more_ahead {
             self.clear(pool);
@@ -348,8 +461,15 @@ impl RecvQueue {
         for b in self.blocks.drain(..).flatten() {
             pool.give(b);
         }
+        self.layout.clear(self.head);
         self.head = 0;
         self.len = 0;
+    }
+
+    /// As new, for another connection.
+    pub(crate) fn reset(&mut self, pool: &mut BlockPool) {
+        self.clear(pool);
+        self.layout = Layout::default();
     }
 }
 
@@ -365,8 +485,10 @@ mod tests {
         let mut q = SendQueue::default();
         let (mut written, mut acked) = (0u32, 0u32);
         let byte = |i: u32| (i.wrapping_mul(31) >> 3) as u8;
-        for _ in 0..3_000 {
-            let n = rng.below(9_000) as u32;
+        for round in 0..1_500 {
+            // Quiet and bulk take turns, up to where the pool is short.
+            let most = if round % 200 < 100 { 900 } else { 90_000 };
+            let n = rng.below(most) as u32;
             let data: Vec<u8> = (written..written + n).map(byte).collect();
             written += q.push(&mut pool, &data) as u32;
             let off = rng.below(q.len() as u64 + 1) as usize;
@@ -382,6 +504,60 @@ mod tests {
         }
         q.clear(&mut pool);
         assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn recv_queue_reassembles_whatever_the_blocks() {
+        let mut rng = Rng::new(Key([8; 16]));
+        let mut pool = BlockPool::new(1 << 20);
+        let mut q = RecvQueue::default();
+        let byte = |i: usize| ((i * 31) >> 3) as u8;
+        let data = |from: usize, n: usize| (from..from + n).map(byte).collect::<Vec<u8>>();
+        let mut read = 0;
+        for round in 0..600 {
+            let most = if round % 200 < 100 { 700 } else { 40_000 };
+            let (hole, n) = (rng.below(most) as usize, 1 + rng.below(most) as usize);
+            let next = read + q.len();
+            let ahead = rng.below(2) == 0;
+            if ahead {
+                assert!(q.write(&mut pool, hole, &data(next + hole, n)));
+            }
+            assert!(q.write(&mut pool, 0, &data(next, hole)));
+            q.commit(hole + if ahead { n } else { 0 });
+            let mut out = vec![0; rng.below(q.len() as u64 + 1) as usize];
+            assert_eq!(q.copy_to(0, &mut out), out.len());
+            assert!(out == data(read, out.len()), "round {round}");
+            let n = if round % 3 == 0 { q.len() } else { out.len() };
+            q.consume(&mut pool, n, false);
+            read += n;
+        }
+        q.clear(&mut pool);
+        assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn bulk_moves_to_large_blocks_and_back() {
+        let mut pool = BlockPool::new(1 << 20);
+        let mut q = RecvQueue::default();
+        let mut blocks = |n: usize| {
+            assert!(q.write(&mut pool, 0, &vec![1; n]));
+            q.commit(n);
+            let sizes: Vec<usize> = q.blocks.iter().flatten().map(|b| b.len()).collect();
+            q.consume(&mut pool, n, false);
+            sizes
+        };
+        assert_eq!(blocks(5_000), [BLOCK_BYTES; 2]);
+        assert_eq!(blocks(LARGE_BYTES + 1)[15..], [BLOCK_BYTES, LARGE_BYTES]);
+        assert_eq!(blocks(40_000), [LARGE_BYTES]);
+        assert_eq!(blocks(5_000), [LARGE_BYTES], "not known yet to be quiet");
+        assert_eq!(blocks(5_000), [BLOCK_BYTES; 2]);
+        assert!(q.write(&mut pool, LARGE_BYTES + 1, b"far ahead"));
+        let held = q.blocks.iter().flatten().map(|b| b.len());
+        assert_eq!(
+            held.collect::<Vec<_>>(),
+            [BLOCK_BYTES],
+            "no more than it needs"
+        );
     }
 
     #[test]

@@ -520,8 +520,8 @@ impl Busy {
 
     /// Returns every block; keeps the allocations of queues for the next borrower.
     pub(crate) fn reset(&mut self, pool: &mut BlockPool) {
-        self.tx.clear(pool);
-        self.rx.clear(pool);
+        self.tx.reset(pool);
+        self.rx.reset(pool);
         self.board.clear();
         self.reasm.clear();
         *self = Self {
