@@ -40,16 +40,13 @@ impl Sum {
 
     /// Adds the pseudo header of TCP, UDP or ICMPv6 (RFC 9293 §3.1, RFC 8200 §8.1).
     pub(crate) fn pseudo(mut self, src: Ip, dst: Ip, protocol: u8, len: usize) -> Self {
+        // Of an IPv4 address only the last four bytes count, which the compact form ends with.
         for ip in [src, dst] {
             let (hi, lo) = ip.words();
-            let parts: [u64; 2] = if ip.is_v4() {
-                [0, lo & 0xffff_ffff]
-            } else {
-                [hi, lo]
-            };
-            for p in parts {
-                let le = p.swap_bytes();
-                self.0 += (le & 0xffff_ffff) + (le >> 32);
+            self.0 += u64::from((lo as u32).swap_bytes());
+            if !ip.is_v4() {
+                let (hi, mid) = (hi.swap_bytes(), ((lo >> 32) as u32).swap_bytes());
+                self.0 += (hi & 0xffff_ffff) + (hi >> 32) + u64::from(mid);
             }
         }
         self.0 += u64::from((len as u32).swap_bytes());

@@ -307,25 +307,24 @@ fn pseudo(meta: &IpMeta, len: usize) -> Sum {
 /// bytes, which would have to be waited for.
 fn ipv4_header(meta: &IpMeta, ident: u16, len: usize) -> [u8; IPV4] {
     let ((_, src), (_, dst)) = (meta.src.words(), meta.dst.words());
+    let dont_fragment = u32::from(meta.dont_fragment) << 14;
     let words = [
-        0x4500 | u16::from(meta.tos),
-        (IPV4 + len) as u16,
-        ident,
-        if meta.dont_fragment { 0x4000 } else { 0 },
-        u16::from(meta.hop_limit) << 8 | u16::from(u8::from(meta.protocol)),
-        (src >> 16) as u16,
-        src as u16,
-        (dst >> 16) as u16,
-        dst as u16,
+        0x4500_0000 | u32::from(meta.tos) << 16 | (IPV4 + len) as u32 & 0xffff,
+        u32::from(ident) << 16 | dont_fragment,
+        u32::from(meta.hop_limit) << 24 | u32::from(u8::from(meta.protocol)) << 16,
+        src as u32,
+        dst as u32,
     ];
-    let sum: u32 = words.iter().map(|w| u32::from(*w)).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    let [a, b, c, d, e, f, g, h, i] = words.map(u128::from);
-    let first = a << 112 | b << 96 | c << 80 | d << 64 | e << 48 | u128::from(checksum) << 32;
+    let sum: u64 = words.iter().map(|w| u64::from(*w)).sum();
+    let sum = (sum >> 32) + (sum >> 16 & 0xffff) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let checksum = !((sum >> 16) + sum) as u16;
+    let [a, b, c, d, e] = words;
+    let pair = |high: u32, low: u32| (u64::from(high) << 32 | u64::from(low)).to_be_bytes();
     let mut header = [0; IPV4];
-    header[..16].copy_from_slice(&(first | f << 16 | g).to_be_bytes());
-    header[16..].copy_from_slice(&((h << 16 | i) as u32).to_be_bytes());
+    header[..8].copy_from_slice(&pair(a, b));
+    header[8..16].copy_from_slice(&pair(c | u32::from(checksum), d));
+    header[16..].copy_from_slice(&e.to_be_bytes());
     header
 }
 
