@@ -114,3 +114,81 @@ fn a_batch_has_the_effect_of_its_frames() {
         }
     }
 }
+
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
+/// What a stack made of the frames of one flow, one of them damaged: counters and the bytes read.
+fn train(hear: Hear, damage: Damage<'_>) -> (String, Vec<u8>) {
+    let now = Instant::ZERO;
+    let (mut client, mut server) = (stack(1), stack(2));
+    let server_at = SocketAddr::from(([10, 0, 0, 2], PORT));
+    let listening = ListenOptions {
+        backlog: 1,
+        ..ListenOptions::default()
+    };
+    let listener = server.tcp_listen(server_at, &listening).unwrap();
+    let options = ConnectOptions::default();
+    let id = client.tcp_connect(now, server_at, &options).unwrap();
+    for _ in 0..2 {
+        let asked = output(&mut client, now);
+        singly(&mut server, now, &asked);
+        let answers = output(&mut server, now);
+        singly(&mut client, now, &answers);
+    }
+    let accepted = server.tcp_accept(listener).unwrap();
+    let text: Vec<u8> = (0..10_000u32).map(|i| (i / 7) as u8).collect();
+    assert_eq!(client.tcp_send(now, id, &[&text], false), Ok(text.len()));
+    let mut frames = output(&mut client, now);
+    assert_eq!(frames.len(), 7);
+    damage(&mut frames[4]);
+    hear(&mut server, now, &frames);
+    let answers = output(&mut server, now);
+    let mut got = vec![0; 20_000];
+    let n = server.tcp_recv(now, accepted, &mut got).unwrap();
+    got.truncate(n);
+    let (link, tcp) = (server.link_stats(), server.tcp_stats());
+    (format!("{link:?} {tcp:?} {answers:?}"), got)
+}
+
+/// Makes the IPv4 header's checksum right again.
+fn mend(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let halves = frame[14..34].chunks(2);
+    let sum: u32 = halves.map(|h| u32::from(h[0]) << 8 | u32::from(h[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+}
+
+#[test]
+fn a_frame_that_only_looks_like_the_one_before_is_found_out() {
+    let damages: [(&str, Damage); 14] = [
+        ("none", &|_| {}),
+        ("another station", &|f| f[5] ^= 1),
+        ("not IPv4", &|f| f[13] = 0xdd),
+        ("header length", &|f| f[14] = 0x46),
+        ("congestion", &|f| (f[15] |= 3, mend(f)).1),
+        ("too long", &|f| (f[16] += 1, mend(f)).1),
+        ("too short", &|f| (f[16], f[17]) = (0, 30)),
+        ("shorter than its header", &|f| {
+            (f[16], f[17]) = (0, 15);
+            mend(f);
+        }),
+        ("header checksum", &|f| f[24] ^= 1),
+        ("fragment", &|f| (f[20] |= 0x20, mend(f)).1),
+        ("not TCP", &|f| (f[23] = 17, mend(f)).1),
+        ("another sender", &|f| (f[29] ^= 4, mend(f)).1),
+        ("another port", &|f| f[35] ^= 1),
+        ("cut", &|f| f.truncate(36)),
+    ];
+    let (_, whole) = train(singly, damages[0].1);
+    assert_eq!(whole.len(), 10_000);
+    for (name, damage) in damages {
+        let (one, other) = (train(singly, damage), train(as_batch, damage));
+        assert_eq!(one.0, other.0, "{name}");
+        assert!(one.1 == other.1, "{name}");
+        assert!(
+            name == "none" || name == "congestion" || one.1.len() < 10_000,
+            "{name}"
+        );
+    }
+}

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use kcm_stack::{Config, Instant, Key, Received, Stack};
+use kcm_stack::{Config, IfaceId, Instant, Key, Received, Stack};
 use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) const MAC: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
@@ -76,7 +76,9 @@ impl Batch {
         while self.ends.len() < max {
             let start = self.end();
             self.reserve(start + room);
-            let Some(t) = from.poll_transmit(now, &mut self.bytes[start..start + room]) else {
+            let Some(t) =
+                from.poll_transmit_on(now, IfaceId::FIRST, &mut self.bytes[start..start + room])
+            else {
                 break;
             };
             self.ends.push(start + t.len);

@@ -2,11 +2,12 @@
 
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
+use super::train::Train;
 use super::{Received, Stack};
 use crate::addr::Ip;
 use crate::checksum::Sum;
 use crate::ip::icmp::{self, Complaint};
-use crate::ip::iface::IfaceId;
+use crate::ip::iface::{Iface, IfaceId};
 use crate::ip::reassembly::{Fragment, Key, Outcome};
 use crate::ip::{ETHERNET, Extensions};
 use crate::tcp::WARM_MAX;
@@ -27,6 +28,18 @@ struct Packet<'a> {
     bytes: &'a [u8],
     transport: &'a [u8],
     checksum_ok: bool,
+}
+
+/// A TCP packet for us, its checksum not judged yet.
+#[derive(Debug, Clone, Copy)]
+struct Segmented<'a> {
+    iface: IfaceId,
+    src: Ip,
+    dst: Ip,
+    transport: &'a [u8],
+    checksum_ok: bool,
+    /// Congestion was experienced.
+    ce: bool,
 }
 
 /// What is known about an IP packet besides its bytes.
@@ -103,9 +116,9 @@ impl Stack {
         // A few flows stay in the cache by themselves.
         if self.flow_count() < WARM_FLOWS_MIN {
             for (frame, received) in frames {
-                self.handle_frame_on(now, iface, frame, received);
+                self.handle_next(now, iface, frame, received);
             }
-            self.tcp.end_batch(now);
+            self.end_batch(now);
             return;
         }
         let mut rest = frames;
@@ -121,14 +134,44 @@ impl Stack {
                 }
             }
             if taken == 0 {
-                self.tcp.end_batch(now);
+                self.end_batch(now);
                 return;
             }
             self.tcp.warm(&tags[..known]);
             for (frame, received) in rest.by_ref().take(taken) {
-                self.handle_frame_on(now, iface, frame, received);
+                self.handle_next(now, iface, frame, received);
             }
         }
+    }
+
+    /// One frame of a batch.
+    fn handle_next(&mut self, now: Instant, iface: IfaceId, frame: &[u8], received: Received) {
+        if let Some(train) = self.train
+            && let Some(transport) = train.predicts(iface, frame)
+        {
+            self.stats.frames_in += 1;
+            let verified = |i: &Iface| i.checksums.rx_verified;
+            let packet = Segmented {
+                iface,
+                src: train.src,
+                dst: train.dst,
+                transport,
+                checksum_ok: received.checksum_ok || self.ip.iface(iface).is_some_and(verified),
+                ce: train.has_ce(),
+            };
+            self.tcp_segment(now, &packet);
+            return;
+        }
+        self.follows = None;
+        self.handle_frame_on(now, iface, frame, received);
+        let behind = |(src, dst)| Train::behind(iface, frame, src, dst);
+        self.train = self.follows.and_then(behind);
+    }
+
+    /// Between batches addresses change.
+    fn end_batch(&mut self, now: Instant) {
+        self.train = None;
+        self.tcp.end_batch(now);
     }
 
     fn ipv4(&mut self, now: Instant, bytes: &[u8], origin: Origin) {
@@ -358,19 +401,34 @@ impl Stack {
             self.stats.not_ours += 1;
             return;
         }
+        self.tcp_segment(
+            now,
+            &Segmented {
+                iface: p.iface,
+                src: p.src,
+                dst: p.dst,
+                transport: p.transport,
+                checksum_ok: p.checksum_ok,
+                ce: p.tos & 3 == 3,
+            },
+        );
+    }
+
+    fn tcp_segment(&mut self, now: Instant, s: &Segmented<'_>) {
         let sum = || {
             Sum::default()
-                .pseudo(p.src, p.dst, IpProtocol::Tcp.into(), p.transport.len())
-                .bytes(p.transport)
+                .pseudo(s.src, s.dst, IpProtocol::Tcp.into(), s.transport.len())
+                .bytes(s.transport)
                 .is_valid()
         };
-        if !p.checksum_ok && !sum() {
+        if !s.checksum_ok && !sum() {
             self.stats.bad_checksum += 1;
             return;
         }
-        let ce = p.tos & 3 == 3;
-        self.tcp
-            .packet_arrives(&mut self.ip, p.iface, p.src, p.dst, p.transport, ce, now);
+        let (ip, tcp) = (&mut self.ip, &mut self.tcp);
+        if tcp.packet_arrives(ip, s.iface, s.src, s.dst, s.transport, s.ce, now) {
+            self.follows = Some((s.src, s.dst));
+        }
     }
 
     /// Sends an ICMP error about a packet from `flow.0` to `flow.1`, where the rules allow one: not

@@ -7,6 +7,7 @@ mod handles;
 mod input;
 mod report;
 mod tcp;
+mod train;
 mod transmit;
 mod udp;
 
@@ -30,6 +31,7 @@ use crate::secret::Key;
 use crate::tcp::Engine;
 use crate::time::Instant;
 use crate::udp::Udp;
+use train::Train;
 
 /// A TCP/IP stack with one or several interfaces.
 ///
@@ -51,6 +53,10 @@ pub struct Stack {
     dhcp: Vec<(IfaceId, Client)>,
     dhcp_key: Key,
     icmp_budget: RateLimit,
+    /// Within a batch, what the next frame is likely to look like.
+    train: Option<Train>,
+    /// The last TCP packet belonged to the same connection as the one before: its addresses.
+    follows: Option<(Ip, Ip)>,
     stats: LinkStats,
 }
 
@@ -65,6 +71,8 @@ impl Stack {
             dhcp: Vec::new(),
             dhcp_key: config.key.derive(103),
             icmp_budget: RateLimit::new(limits::ICMP_ERRORS_PER_SEC),
+            train: None,
+            follows: None,
             stats: LinkStats::default(),
         }
     }

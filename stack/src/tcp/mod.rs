@@ -194,7 +194,8 @@ impl Engine {
         self.env.links[iface.index()].mtu = mtu;
     }
 
-    /// One TCP packet for one of our addresses, checksum already judged.
+    /// One TCP packet for one of our addresses, checksum already judged. Whether it belongs to the same
+    /// connection as the one before it in the batch.
     #[allow(clippy::too_many_arguments, reason = "the fields of one parsed packet")]
     pub(crate) fn packet_arrives(
         &mut self,
@@ -205,10 +206,10 @@ impl Engine {
         bytes: &[u8],
         ce: bool,
         now: Instant,
-    ) {
+    ) -> bool {
         let Some(seg) = Segment::parse(bytes, ce) else {
             self.env.stats.malformed += 1;
-            return;
+            return false;
         };
         self.env.stats.segments_in += 1;
         let tuple = FourTuple {
@@ -225,7 +226,7 @@ impl Engine {
             let c = &self.conns[self.train];
             if c.tuple() == tuple && c.hears(Some(arrival)) {
                 self.conn_segment(ip, self.train, arrival, &tuple, &seg, now);
-                return;
+                return true;
             }
             self.leave_train(now);
         }
@@ -238,6 +239,7 @@ impl Engine {
             }
             None => self.listener_segment(ip, arrival, &tuple, tag, &seg, None, now),
         }
+        false
     }
 
     /// Hash tag of the flow a segment from `src` to `dst` belongs to.
@@ -420,12 +422,12 @@ impl Engine {
     }
 
     /// Borrows a connection to work on, lending it busy state if it has none.
+    #[inline(always)]
     fn tcb(&mut self, i: u32, now: Instant) -> Tcb<'_> {
-        let c = &mut self.conns[i];
-        if c.busy == NONE {
-            c.busy = self.busy.insert(|_| Busy::default());
-            self.busy[c.busy].rack.reordering_seen = c.flags.has(Flags::REORDERING);
+        if self.conns[i].busy == NONE {
+            self.lend_busy(i);
         }
+        let c = &mut self.conns[i];
         let b = &mut self.busy[c.busy];
         Tcb {
             c,
@@ -434,6 +436,15 @@ impl Engine {
             now,
             progress: false,
         }
+    }
+
+    /// Apart, so that the common case does not pay for room on the stack.
+    #[cold]
+    #[inline(never)]
+    fn lend_busy(&mut self, i: u32) {
+        let c = &mut self.conns[i];
+        c.busy = self.busy.insert(|_| Busy::default());
+        self.busy[c.busy].rack.reordering_seen = c.flags.has(Flags::REORDERING);
     }
 
     /// After any work on a connection: files its deadline, its readiness and its wish to send, and
