@@ -80,6 +80,21 @@ impl Runtime {
         self.0.join("kcmshim")
     }
 
+    /// Puts the tool and the library here, as `ci/install` does below a prefix; returns the tool.
+    ///
+    /// # Panics
+    /// When there is no room.
+    #[must_use]
+    pub fn install(&self) -> PathBuf {
+        for directory in ["bin", "lib"] {
+            fs::create_dir(self.0.join(directory)).expect("there is room");
+        }
+        let installed = self.0.join("bin/kcmctl");
+        copy_for_all(tool(), &installed);
+        copy_for_all(guest::library(), &self.0.join("lib/libkcmshim.so"));
+        installed
+    }
+
     /// The tool, which looks here.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
@@ -392,6 +407,18 @@ impl Terminal {
         command.spawn().expect("it starts")
     }
 
+    /// Whether something is drawn within a moment.
+    fn is_readable(&self) -> bool {
+        const MOMENT_MS: i32 = 100;
+        let mut entry = libc::pollfd {
+            fd: self.master.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the entry outlives the call.
+        unsafe { libc::poll(&mut entry, 1, MOMENT_MS) > 0 }
+    }
+
     /// Reads what is drawn until `enough` says so of all that was, which is returned.
     ///
     /// # Panics
@@ -407,6 +434,9 @@ impl Terminal {
                 Instant::now() < deadline,
                 "what is drawn never suffices: {all}"
             );
+            if !self.is_readable() {
+                continue;
+            }
             let mut part = [0; 4096];
             let count = self.master.read(&mut part).expect("somebody draws");
             seen.extend_from_slice(&part[..count]);

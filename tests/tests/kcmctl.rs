@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use kcm_tests::ctl::{
@@ -333,22 +333,10 @@ fn doctor_and_run_say_what_cannot_work() {
     assert_eq!(fs::canonicalize(set).ok(), fs::canonicalize(library).ok());
 }
 
-/// A place with the tool and the library in it, as `ci/install` makes one.
-fn installed(runtime: &Runtime) -> PathBuf {
-    for directory in ["bin", "lib"] {
-        fs::create_dir(runtime.0.join(directory)).expect("there is room");
-    }
-    let tool = runtime.0.join("bin/kcmctl");
-    copy_for_all(kcm_tests::ctl::tool(), &tool);
-    let library = runtime.0.join("lib/libkcmshim.so");
-    fs::copy(guest::library(), library).expect("there is room");
-    tool
-}
-
 #[test]
 fn run_checks_settings_with_a_sentence_each_and_passes_them_on() {
     let runtime = Runtime::new();
-    let tool = installed(&runtime);
+    let tool = runtime.install();
     let config = runtime.0.join("k.toml");
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&tool);

@@ -1,5 +1,6 @@
 //! `kcmctl trace` and `kcmctl pcap` against programs that really run under the library.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -271,4 +272,101 @@ fn frames_of_the_stack_are_what_tshark_takes_apart() {
         "{shown}"
     );
     guest.end();
+}
+
+/// What callgrind saw run: instructions of its own and calls of each function (callgrind's manual, "File
+/// Format").
+#[derive(Default)]
+struct Profile(BTreeMap<String, (u64, u64)>);
+
+impl Profile {
+    fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).expect("callgrind has written it");
+        let (mut names, mut all) = (BTreeMap::new(), Self::default());
+        let (mut current, mut callee) = (String::new(), String::new());
+        // The number of a function, and at its first time its name.
+        let mut name = |word: &str| {
+            let (number, name) = word.split_once(')').expect("(NUMBER) NAME");
+            let known: &mut String = names.entry(number.to_owned()).or_default();
+            if !name.is_empty() {
+                *known = name.trim().to_owned();
+            }
+            known.clone()
+        };
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if let Some(word) = line.strip_prefix("fn=") {
+                current = name(word);
+            } else if let Some(word) = line.strip_prefix("cfn=") {
+                callee = name(word);
+            } else if let Some(words) = line.strip_prefix("calls=") {
+                let count = words
+                    .split(' ')
+                    .next()
+                    .and_then(|count| count.parse::<u64>().ok());
+                all.0.entry(callee.clone()).or_default().1 += count.expect("calls=COUNT PLACE");
+                lines.next(); // what the callee took
+            } else if line.starts_with([
+                '+', '-', '*', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9',
+            ]) && let Some(Ok(own)) = line.split(' ').nth(1).map(str::parse::<u64>)
+            {
+                all.0.entry(current.clone()).or_default().0 += own;
+            }
+        }
+        all
+    }
+
+    /// Functions with this in their names: instructions of their own, and calls.
+    fn of(&self, part: &str) -> (u64, u64) {
+        let found = self.0.iter().filter(|(name, _)| name.contains(part));
+        found.fold((0, 0), |sum, (_, of)| (sum.0 + of.0, sum.1 + of.1))
+    }
+}
+
+/// A guest under callgrind, which writes to `file` when it ends.
+fn counted_guest(runtime: &Runtime, file: &Path) -> Guest {
+    let mut command = program::under_shim("valgrind");
+    command.args(["--quiet", "--tool=callgrind"]);
+    command.arg(format!("--callgrind-out-file={}", file.display()));
+    command.arg(kcm_tests::ctl::guest_program());
+    Guest::start_as(runtime, command)
+}
+
+/// What notes, sorts and queues messages.
+const TRACING: [&str; 4] = [
+    "tap::Tap::note",
+    "::note_received",
+    "trace::take",
+    "trace::Tracer::add",
+];
+/// Instructions of the test that is left, unoptimised: a call, its frame, the load and the branch.
+const TEST_INSTRUCTIONS: u64 = 16;
+
+#[test]
+fn tracing_that_is_off_runs_nothing_but_its_test() {
+    let runtime = Runtime::new();
+    let (off, on) = (runtime.0.join("off"), runtime.0.join("on"));
+    let mut guest = counted_guest(&runtime, &off);
+    (0..4).for_each(|_| drop(guest.obey('m')));
+    guest.end();
+    let off = Profile::read(&off);
+    let (instructions, calls) = off.of("::tap_received");
+    assert!(calls > 0, "messages have passed");
+    assert!(
+        instructions <= calls * TEST_INSTRUCTIONS,
+        "{instructions} instructions in {calls} tests"
+    );
+    for part in TRACING {
+        assert_eq!(off.of(part), (0, 0), "{part} has run");
+    }
+
+    let mut guest = counted_guest(&runtime, &on);
+    let trace = Trace::start(&runtime, &[&guest.pid(), "-n", "4"]);
+    guest.obey('m');
+    assert_eq!(trace.rest().len(), 4);
+    guest.end();
+    let on = Profile::read(&on);
+    for part in TRACING {
+        assert_ne!(on.of(part), (0, 0), "{part} has another name");
+    }
 }

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, ValueParser};
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 
+use crate::bench::{self, Wanted};
+use crate::doctor::Patient;
 use crate::pcap::Capture;
 use crate::settings::Sources;
 use crate::stat::Repeat;
@@ -41,6 +43,22 @@ fn interval(help: &'static str) -> [Arg; 2] {
         count
             .value_parser(value_parser!(u64).range(1..))
             .help("Stop after this many times"),
+    ]
+}
+
+/// Settings of the stack.
+fn stack() -> [Arg; 2] {
+    [
+        Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("Interfaces and rules of the in-process stack, see kcmshim.toml(5)"),
+        Arg::new("stack")
+            .long("stack")
+            .value_name("LINE")
+            .value_parser(value_parser!(OsString))
+            .help("Interfaces on one line, as \"packet:eth0 10.9.0.2/24 via 10.9.0.1\""),
     ]
 }
 
@@ -187,32 +205,48 @@ fn command() -> Command {
                         .help("What Wireshark takes messages apart as, such as dns"),
                 ),
             Command::new("export").about("Print all counters in the text format of Prometheus"),
+            Command::new("bench")
+                .about("Measure KCM beside framing by hand, on this machine")
+                .arg(
+                    Arg::new("svg")
+                        .long("svg")
+                        .value_name("FILE")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Draw a chart as well"),
+                )
+                .arg(
+                    Arg::new("quick")
+                        .long("quick")
+                        .action(ArgAction::SetTrue)
+                        .help("Take seconds instead of half a minute; figures are rough"),
+                )
+                .arg(
+                    Arg::new("only")
+                        .long("only")
+                        .value_name("TEXT")
+                        .default_value("")
+                        .hide_default_value(true)
+                        .help("Only groups whose title contains this, such as ping-pong"),
+                ),
             Command::new("doctor")
-                .about("Say what this machine offers, or whether a program can run under kcmshim")
+                .about("Say what this machine offers, whether a program can run under kcmshim, or how fast the stack is")
                 .arg(
                     Arg::new("program")
                         .value_name("PROGRAM")
                         .value_parser(value_parser!(PathBuf))
                         .help("Program to look into"),
-                ),
+                )
+                .arg(
+                    Arg::new("measure")
+                        .long("measure")
+                        .action(ArgAction::SetTrue)
+                        .help("Measure whether the stack is faster than the kernel's here"),
+                )
+                .args(stack().map(|arg| arg.conflicts_with("program")))
+                .group(ArgGroup::new("what").args(["program", "measure"])),
             Command::new("run")
                 .about("Run a program under kcmshim")
-                .arg(
-                    Arg::new("config")
-                        .long("config")
-                        .value_name("FILE")
-                        .value_parser(value_parser!(PathBuf))
-                        .help("Interfaces and rules of the in-process stack, see kcmshim.toml(5)"),
-                )
-                .arg(
-                    Arg::new("stack")
-                        .long("stack")
-                        .value_name("LINE")
-                        .value_parser(value_parser!(OsString))
-                        .help(
-                            "Interfaces on one line, as \"packet:eth0 10.9.0.2/24 via 10.9.0.1\"",
-                        ),
-                )
+                .args(stack())
                 .arg(
                     Arg::new("log")
                         .long("log")
@@ -298,10 +332,22 @@ pub(crate) fn dispatch() -> Outcome<ExitCode> {
             )
         }
         "export" => export::export(json),
-        "doctor" => doctor::doctor(
-            given.get_one::<PathBuf>("program").map(PathBuf::as_path),
-            json,
-        ),
+        "doctor" => {
+            let (config, stack) = (given.get_one("config"), given.get_one("stack"));
+            let is_asked = given.get_flag("measure") || config.is_some() || stack.is_some();
+            let patient = match given.get_one::<PathBuf>("program") {
+                Some(program) => Patient::Program(program),
+                None if is_asked => Patient::Devices(Sources::given(config, stack)?),
+                None => Patient::Machine,
+            };
+            doctor::doctor(&patient, json)
+        }
+        "bench" => bench::bench(&Wanted {
+            quick: given.get_flag("quick"),
+            only: given.get_one::<String>("only").map_or("", String::as_str),
+            svg: given.get_one::<PathBuf>("svg").map(PathBuf::as_path),
+            as_json: json,
+        }),
         "run" => {
             let words = given.get_many::<OsString>("words").into_iter().flatten();
             let words: Vec<&OsStr> = words.map(OsString::as_os_str).collect();

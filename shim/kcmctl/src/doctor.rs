@@ -1,4 +1,5 @@
-//! `kcmctl doctor [PROGRAM]`: this machine in a page; whether a program can run under the library.
+//! `kcmctl doctor`: this machine in a page; whether a program can run under the library; whether a device
+//! is faster than the kernel's stack.
 
 use std::env;
 use std::fs;
@@ -9,7 +10,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::elf::Elf;
+use crate::measure::{self, Subject};
 use crate::out::clean;
+use crate::settings::Sources;
 use crate::{Outcome, Problem, machine, out};
 
 /// Larger files are not looked into.
@@ -19,10 +22,26 @@ const SCRIPTS_MAX: usize = 5;
 /// What every function of glibc that touches descriptors is to the library.
 const EXPORTS: &str = include_str!("../../exports.txt");
 
-pub(crate) fn doctor(program: Option<&Path>, as_json: bool) -> Outcome<()> {
-    match program {
-        Some(program) => examine(program, as_json),
-        None => machine_page(as_json),
+/// What to look at.
+pub(crate) enum Patient<'a> {
+    Machine,
+    Program(&'a Path),
+    /// The devices of these settings, or the usual one, by measuring them.
+    Devices(Sources),
+}
+
+pub(crate) fn doctor(patient: &Patient<'_>, as_json: bool) -> Outcome<()> {
+    match patient {
+        Patient::Program(program) => examine(program, as_json),
+        Patient::Machine => machine_page(as_json),
+        Patient::Devices(settings) => {
+            let subjects = match settings.interfaces() {
+                Ok(none) if none.is_empty() => vec![Subject::usual()],
+                Ok(interfaces) => interfaces.iter().map(Subject::of).collect(),
+                Err(problems) => return Err(Problem(problems.join("; "))),
+            };
+            measure::measure(&subjects, as_json)
+        }
     }
 }
 

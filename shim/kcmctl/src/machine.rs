@@ -6,6 +6,7 @@ use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::out::clean;
+use crate::{Problem, measure, run};
 
 /// One line of the page.
 pub(crate) struct Finding {
@@ -39,6 +40,10 @@ pub(crate) fn findings() -> Vec<Finding> {
         ("descriptors", descriptors()),
         ("glibc", glibc()),
         ("library", library()),
+        (
+            "speed",
+            "kcmctl bench measures KCM, kcmctl doctor --measure the stack".into(),
+        ),
     ]
     .into_iter()
     .map(|(topic, what)| Finding { topic, what })
@@ -108,20 +113,29 @@ fn user_namespaces() -> String {
     ) {
         return "restricted by AppArmor".into();
     }
-    "allowed".into()
+    match measure::try_namespace() {
+        Ok(()) => "allowed: this user can make network namespaces of its own".into(),
+        Err(Problem(why)) => format!("not for this user: {why}"),
+    }
 }
 
 fn netmap() -> String {
     if !fs::exists("/dev/netmap").unwrap_or(false) {
         return "no module loaded".into();
     }
-    let version = read("/sys/module/netmap/version").unwrap_or_else(|| "version unknown".into());
+    // What the module calls itself; the library speaks API 14 and asks for it when it opens a port.
+    let named = ["version", "srcversion"].map(|name| read(&format!("/sys/module/netmap/{name}")));
+    let version = match named {
+        [Some(version), _] => format!("module version {version}"),
+        [None, Some(source)] => format!("module of source version {source}"),
+        [None, None] => "module version unknown".into(),
+    };
     match fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/netmap")
     {
-        Ok(_) => format!("usable, {version}"),
+        Ok(_) => format!("usable, {version}; the library speaks API 14"),
         Err(err) => format!("{version}, but /dev/netmap: {err}"),
     }
 }
@@ -173,15 +187,49 @@ fn glibc() -> String {
         .iter()
         .position(|b| !b.is_ascii_digit() && *b != b'.')
         .unwrap_or(0);
+    let needed = run::library()
+        .ok()
+        .and_then(|path| needed_glibc(&fs::read(path).ok()?));
+    let needed = needed.map_or_else(String::new, |(major, minor)| {
+        format!("; the library needs {major}.{minor}")
+    });
     match clean(&version[..end]).trim_end_matches('.') {
-        "" => format!("{path}, version unknown"),
-        version => version.to_owned(),
+        "" => format!("{path}, version unknown{needed}"),
+        version => format!("{version}{needed}"),
     }
 }
 
+/// The newest version of glibc's symbols that a library's file names.
+fn needed_glibc(bytes: &[u8]) -> Option<(u32, u32)> {
+    const BEFORE: &[u8] = b"\0GLIBC_";
+    let starts = bytes.windows(BEFORE.len()).enumerate();
+    let starts = starts.filter(|(_, window)| *window == BEFORE);
+    let versions = starts.filter_map(|(at, _)| {
+        let text = bytes
+            .get(at + BEFORE.len()..)?
+            .split(|byte| *byte == 0)
+            .next()?;
+        let mut numbers = str::from_utf8(text).ok()?.split('.').map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    });
+    versions.max()
+}
+
 fn library() -> String {
-    match crate::run::library() {
+    match run::library() {
         Ok(path) => clean(path.as_os_str().as_encoded_bytes()),
         Err(problem) => problem.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newest_symbol_version_is_what_is_needed() {
+        let bytes = b"x\0GLIBC_2.4\0GLIBC_2.34\0GLIBC_2.2.5\0GLIBC_PRIVATE\0";
+        assert_eq!(needed_glibc(bytes), Some((2, 34)));
+        assert_eq!(needed_glibc(b"nothing"), None);
     }
 }

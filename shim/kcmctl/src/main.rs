@@ -5,15 +5,21 @@
 //! trusted: one that is short, torn, newer or made up costs one line. Nothing is asked of the
 //! process itself.
 
+#![deny(unsafe_code)]
+
+mod bench;
+mod child;
 mod cli;
 mod doctor;
 mod elf;
 mod explain;
 mod export;
+mod figures;
 #[path = "../../src/publish/layout.rs"]
 #[allow(dead_code, reason = "the writer's half is the library's")]
 mod layout;
 mod machine;
+mod measure;
 mod mux;
 mod out;
 mod page;
@@ -24,6 +30,7 @@ mod places;
 #[allow(dead_code, reason = "the decisions are the library's")]
 mod plan;
 mod process;
+mod progress;
 mod ps;
 mod rates;
 mod run;
@@ -68,6 +75,9 @@ impl From<std::io::Error> for Problem {
 type Outcome<T> = Result<T, Problem>;
 
 fn main() -> ExitCode {
+    if let Some(code) = bench::run_if_asked().or_else(measure::run_if_asked) {
+        return code;
+    }
     match cli::dispatch() {
         Ok(code) => code,
         // The reader of a pipe has seen enough.

@@ -55,6 +55,15 @@ impl Sources {
         }
     }
 
+    /// Interfaces that they name.
+    ///
+    /// # Errors
+    /// What is wrong with them, a sentence each.
+    pub(crate) fn interfaces(&self) -> Result<Vec<Interface>, Vec<String>> {
+        let settings = self.read()?;
+        Ok(settings.map_or_else(Vec::new, |settings| settings.interfaces))
+    }
+
     fn read(&self) -> Result<Option<Settings>, Vec<String>> {
         if self.file.is_none() && self.line.is_none() {
             return Ok(None);

@@ -1,13 +1,12 @@
 //! `kcmctl stat PID`: counters since start, or rates line by line.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::page::{self, Page, counters_json};
 use crate::rates::Rates;
-use crate::{Outcome, out};
+use crate::{Outcome, out, progress};
 
 /// Lines after which a terminal sees the headings again.
 const HEADINGS_EVERY: u64 = 20;
@@ -48,7 +47,7 @@ pub(crate) fn rates(pid: u32, repeat: &Repeat, as_json: bool) -> Outcome<()> {
         if repeat.count.is_some_and(|count| line >= count) {
             break;
         }
-        thread::sleep(repeat.interval);
+        progress::pause(repeat.interval);
         let now = page::of(pid)?;
         let rates = Rates::between(&before, &now, looked.elapsed().as_nanos() as u64);
         looked = Instant::now();
