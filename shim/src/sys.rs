@@ -210,7 +210,7 @@ pub(crate) fn is_usable(fd: i32) -> bool {
 }
 
 /// getsockopt(2) of an option that fits into `N` bytes; `None` when it fails.
-fn option<const N: usize>(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<[u8; N]> {
+pub(crate) fn option<const N: usize>(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<[u8; N]> {
     let mut value = [0u8; N];
     let mut length = N as libc::socklen_t;
     let saved = crate::errno::Errno::current();
@@ -231,6 +231,22 @@ fn option<const N: usize>(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<[
 /// getsockopt(2) of an int; `None` when it fails.
 pub(crate) fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<i32> {
     option::<4>(fd, level, name).map(i32::from_ne_bytes)
+}
+
+/// setsockopt(2) of an int, for what does no harm when it fails.
+pub(crate) fn set_option_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) {
+    let saved = crate::errno::Errno::current();
+    // SAFETY: the value is ours, and the length is its.
+    let _ = unsafe {
+        interpose::socket::next::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            core::ptr::from_ref(&value).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    saved.set();
 }
 
 /// The name that SO_BINDTODEVICE has given a socket; empty without.

@@ -1,7 +1,7 @@
 /*
  * Every option of socket(7), tcp(7), ip(7), ipv6(7) and udp(7) on sockets bound to 10.9.0.2 or fd09::2:
  * a line each, with what getsockopt says of a fresh socket, what setsockopt says to that very value, and
- * what to 1. With arguments, congestion controls of those names instead.
+ * what to 1; and what getsockopt says of one that was set to another value before it was bound. With arguments, congestion controls of those names instead.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -66,16 +66,38 @@ static const struct {
 	O(IPPROTO_UDP, UDP_NO_CHECK6_RX), O(IPPROTO_UDP, UDP_NO_CHECK6_TX), O(IPPROTO_UDP, UDP_SEGMENT),
 };
 
-static int fresh(int family, int type)
+static void bind_to_us(int fd, int family)
 {
-	int fd = socket(family, type, 0);
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = 0 };
 	struct sockaddr_in6 b = { .sin6_family = AF_INET6, .sin6_port = 0 };
 	inet_pton(AF_INET, "10.9.0.2", &a.sin_addr);
 	inet_pton(AF_INET6, "fd09::2", &b.sin6_addr);
 	if (family == AF_INET ? bind(fd, (void *)&a, sizeof a) : bind(fd, (void *)&b, sizeof b))
 		perror("bind");
+}
+
+static int fresh(int family, int type)
+{
+	int fd = socket(family, type, 0);
+	bind_to_us(fd, family);
 	return fd;
+}
+
+/* What getsockopt says after the option was set to something else before bind; nothing if it cannot be. */
+static void before(int family, int type, int level, int name)
+{
+	int fd = socket(family, type, 0), value = 0, other, got = 0;
+	socklen_t length = sizeof value;
+	int error = getsockopt(fd, level, name, &value, &length);
+	other = value == 1 ? 0 : 1;
+	if (error || length != sizeof value || setsockopt(fd, level, name, &other, sizeof other)) {
+		printf(" before -");
+	} else {
+		bind_to_us(fd, family);
+		getsockopt(fd, level, name, &got, &length);
+		printf(" before %d", got);
+	}
+	close(fd);
 }
 
 static const char *outcome(int result)
@@ -123,8 +145,10 @@ int main(int argc, char **argv)
 				printf(" get bytes");
 			}
 			printf(" default %s", outcome(setsockopt(fd, level, name, value, length)));
-			printf(" 1 %s\n", outcome(setsockopt(fd, level, name, &one, sizeof one)));
+			printf(" 1 %s", outcome(setsockopt(fd, level, name, &one, sizeof one)));
 			close(fd);
+			before(sockets[s].family, sockets[s].type, level, name);
+			putchar('\n');
 		}
 	return 0;
 }

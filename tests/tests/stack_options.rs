@@ -8,18 +8,18 @@ use kcm_tests::lab::{self, Side};
 use kcm_tests::{guest, program};
 
 /// What a program printed for a socket (`tcp4`, `udp6`, …) and an option: what getsockopt said, and what
-/// setsockopt said to that value and to 1.
-type Answers = BTreeMap<(String, String), [String; 3]>;
+/// setsockopt said to that value and to 1, and the value after another was set before bind.
+type Answers = BTreeMap<(String, String), [String; 4]>;
 
 fn answers(side: Side, program: &std::path::Path) -> Answers {
     let output = program::run(&mut lab::command(side, program));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let entry = |line: &str| {
         let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
-        let [socket, option, _, get, _, default, _, one] = &words[..] else {
+        let [socket, option, _, get, _, default, _, one, _, before] = &words[..] else {
             panic!("{line}");
         };
-        let said = [get, default, one].map(String::clone);
+        let said = [get, default, one, before].map(String::clone);
         ((socket.clone(), option.clone()), said)
     };
     text.lines().map(entry).collect()
@@ -42,16 +42,17 @@ fn table() -> BTreeMap<String, [String; 2]> {
 }
 
 /// Whether the answers of a socket are what the table's word promises.
-fn holds(word: &str, kernel: &[String; 3], stack: &[String; 3]) -> bool {
+fn holds(word: &str, kernel: &[String; 4], stack: &[String; 4]) -> bool {
+    let [value, default, one, before] = stack;
     match word {
         "yes" | "none" => stack == kernel,
         "default" => {
-            let [value, default, one] = stack;
             let refused = one == "ENOPROTOOPT" || value == "1";
-            stack == kernel || value == &kernel[0] && default == "ok" && refused
+            let is_said = before == "-" || before == value;
+            stack == kernel || value == &kernel[0] && default == "ok" && refused && is_said
         }
-        "own" => !stack[0].starts_with('E') || stack == kernel,
-        errno => stack == kernel || stack.iter().all(|said| said == errno),
+        "own" => !value.starts_with('E') || stack == kernel,
+        errno => stack == kernel || stack.iter().take(3).all(|said| said == errno),
     }
 }
 

@@ -96,7 +96,7 @@ fn set_natively(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
-    net::pristine::changed(fd);
+    net::pristine::sets(fd, level);
     // SAFETY: the arguments are the program's own; the kernel checks them.
     unsafe { next::setsockopt(fd, level, name, value, len) }
 }

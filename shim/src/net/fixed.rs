@@ -71,6 +71,15 @@ const FIXED: [(i32, i32, i32); 48] = [
     (IPPROTO_UDP, libc::UDP_SEGMENT, 0),
 ];
 
+/// Those that a socket has: level, name and value.
+pub(super) fn all(v6: bool, udp: bool) -> impl Iterator<Item = (i32, i32, i32)> {
+    let has = move |(level, name, _): &(i32, i32, i32)| {
+        let is_kept = udp && super::udp::options::is_known(*level, *name);
+        foreign_level(*level, udp, v6).is_none() && !is_kept
+    };
+    FIXED.into_iter().filter(has)
+}
+
 /// The one value of an option.
 pub(super) fn value(level: i32, name: i32) -> Option<i32> {
     let found = FIXED.iter().find(|(l, n, _)| (*l, *n) == (level, name))?;

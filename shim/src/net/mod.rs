@@ -7,6 +7,7 @@
 //! housekeeper answers for the engine.
 
 pub(crate) mod address;
+mod carry;
 mod decide;
 mod device;
 mod devices;

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use kcm_stack::{CongestionControl, IfaceId, SockFlag, SockOpts, State as TcpState};
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::AsFd;
 use rustix::net::sockopt;
 
 use super::engine::{CELL, EngineGuard};
@@ -39,7 +39,7 @@ pub(crate) struct Settings {
     /// SO_LINGER in seconds; `None` for off.
     pub(crate) linger: Option<u32>,
     /// SO_RCVTIMEO and SO_SNDTIMEO in nanoseconds, 0 for none.
-    timeouts: [u64; 2],
+    pub(super) timeouts: [u64; 2],
 }
 
 /// The engine's on/off options and their names.
@@ -51,75 +51,16 @@ const FLAGS: [(i32, i32, SockFlag); 5] = [
     (libc::SOL_SOCKET, libc::SO_OOBINLINE, SockFlag::OobInline),
 ];
 
-/// SO_BUF_LOCK: which buffer sizes the program has set.
-const SO_BUF_LOCK: i32 = 72;
 /// SO_RCVTIMEO and SO_SNDTIMEO with 64-bit fields.
 const SO_RCVTIMEO_NEW: i32 = 66;
 const SO_SNDTIMEO_NEW: i32 = 67;
 /// Buffer sizes are reported doubled, since Linux counts its overhead in (socket(7)).
-const OVERHEAD: u32 = 2;
+pub(super) const OVERHEAD: u32 = 2;
 /// The least the buffers can be set to (SOCK_MIN_SNDBUF, SOCK_MIN_RCVBUF), overhead included.
 const SNDBUF_MIN: u32 = 4608;
 const RCVBUF_MIN: u32 = 2304;
 
-/// Integer options that a kernel socket is asked for when a stack socket takes its place.
-const CARRIED: [(i32, i32); 17] = [
-    (libc::SOL_SOCKET, libc::SO_REUSEADDR),
-    (libc::SOL_SOCKET, libc::SO_REUSEPORT),
-    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
-    (libc::SOL_SOCKET, libc::SO_OOBINLINE),
-    (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
-    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
-    (libc::IPPROTO_TCP, libc::TCP_CORK),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
-    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
-    (libc::IPPROTO_TCP, libc::TCP_SYNCNT),
-    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
-    (libc::IPPROTO_IP, libc::IP_TOS),
-    (libc::IPPROTO_IP, libc::IP_TTL),
-    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
-    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
-];
-
 impl Settings {
-    /// What has been set on a kernel socket.
-    pub(crate) fn of_kernel_socket(fd: BorrowedFd<'_>, udp: bool) -> Self {
-        let mut new = Self::default();
-        for (level, name) in CARRIED {
-            if udp && level == libc::IPPROTO_TCP {
-                continue;
-            }
-            if let Some(value) = sys::option_int(fd, level, name)
-                && value != new.int(level, name).unwrap_or(0)
-            {
-                let _ = new.set_int(level, name, value);
-            }
-        }
-        let locks = sys::option_int(fd, libc::SOL_SOCKET, SO_BUF_LOCK).unwrap_or(0);
-        for (bit, name) in [(1, libc::SO_SNDBUF), (2, libc::SO_RCVBUF)] {
-            if locks & bit != 0
-                && let Some(size) = sys::option_int(fd, libc::SOL_SOCKET, name)
-            {
-                let _ = new.set_int(libc::SOL_SOCKET, name, size / OVERHEAD as i32);
-            }
-        }
-        new.linger = sockopt::socket_linger(fd)
-            .ok()
-            .flatten()
-            .map(|t| t.as_secs() as u32);
-        let timeout = |which| {
-            let set = sockopt::socket_timeout(fd, which).ok().flatten();
-            set.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX))
-        };
-        new.timeouts = [
-            timeout(sockopt::Timeout::Recv),
-            timeout(sockopt::Timeout::Send),
-        ];
-        new
-    }
-
     /// What a connection gets from its listener.
     pub(crate) fn inherited(&self) -> Self {
         self.clone()
@@ -566,7 +507,7 @@ fn set_linger(file: &'static File, value: UserPtr, length: u32) -> Outcome<i32> 
 }
 
 /// Longest name of a congestion control, TCP_CA_NAME_MAX.
-const CONGESTION_MAX: usize = 16;
+pub(super) const CONGESTION_MAX: usize = 16;
 
 fn set_congestion(file: &'static File, value: UserPtr, length: u32) -> Outcome<i32> {
     if (length as i32) < 1 {

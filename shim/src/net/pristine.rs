@@ -10,6 +10,8 @@ use crate::route;
 const UNTOUCHED: u8 = 1;
 /// Neither bind, listen nor connect has been called.
 const UNUSED: u8 = 2;
+/// No option of SOL_SOCKET has been set.
+const GENERIC: u8 = 16;
 /// TCP over IPv4, or with [`V6`] over IPv6.
 const TCP: u8 = 4;
 const V6: u8 = 8;
@@ -34,7 +36,7 @@ pub(crate) fn made(fd: i32, family: i32, kind: i32, protocol: i32) {
         _ => 0,
     };
     if let Some(place) = place(fd) {
-        place.store(UNTOUCHED | known, Ordering::Relaxed);
+        place.store(UNTOUCHED | GENERIC | known, Ordering::Relaxed);
     }
 }
 
@@ -47,6 +49,27 @@ pub(crate) fn changed(fd: i32) {
     {
         place.store(0, Ordering::Relaxed);
     }
+}
+
+/// An option of the level is being set.
+#[inline]
+pub(crate) fn sets(fd: i32, level: i32) {
+    if !route::is_set() {
+        return;
+    }
+    let before = place(fd).map_or(0, |place| place.load(Ordering::Relaxed));
+    changed(fd);
+    if level != libc::SOL_SOCKET
+        && before & GENERIC != 0
+        && let Some(place) = place(fd)
+    {
+        place.store(GENERIC, Ordering::Relaxed);
+    }
+}
+
+/// Whether no option of SOL_SOCKET has been set.
+pub(crate) fn has_generic_defaults(fd: i32) -> bool {
+    place(fd).is_some_and(|place| place.load(Ordering::Relaxed) & GENERIC != 0)
 }
 
 /// Whether the socket's options are as it was made.

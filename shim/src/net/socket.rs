@@ -13,7 +13,7 @@ use super::engine::{CELL, Engine, EngineGuard};
 use super::name::Name;
 use super::options::Settings;
 use super::psock::Bell;
-use super::{errors, inherited, pristine, sleep};
+use super::{carry, errors, inherited, pristine, sleep};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
@@ -106,6 +106,7 @@ pub(crate) fn replace(
     let (beneath, file) = make(flags, udp)?;
     enrol(fd, file, (v6, udp), state, device)?.show_timeouts(&beneath);
     let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
+    carry::beneath(fd, &beneath);
     sys::move_onto(beneath, fd, !stays_open)?;
     Ok(file)
 }
@@ -141,7 +142,7 @@ fn enrol(
     let (mut settings, ended) = match pristine::is_pristine(fd) {
         true => (Settings::default(), false),
         false => (
-            Settings::of_kernel_socket(sys::borrow(fd), udp),
+            Settings::of_kernel_socket(sys::borrow(fd), v6, udp),
             sys::poll_bits(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0,
         ),
     };

@@ -116,6 +116,11 @@ fn field(level: i32, name: i32) -> Option<Field> {
     Some(found.2)
 }
 
+/// Whether UDP sockets have the option.
+pub(crate) fn is_known(level: i32, name: i32) -> bool {
+    field(level, name).is_some()
+}
+
 fn read(field: Field, opts: &UdpOpts, wants: Wants) -> i32 {
     match field {
         Field::Ttl => opts.ttl.into(),
@@ -213,12 +218,14 @@ pub(crate) fn set(
 pub(super) fn of_kernel_socket(old: BorrowedFd<'_>, v6: bool) -> (UdpOpts, Wants) {
     let (mut opts, mut wants) = (UdpOpts::default(), Wants::default());
     for (level, name, field) in OPTIONS {
-        if level == libc::IPPROTO_IPV6 && !v6 {
+        // IPv6 sockets are born with IP_MULTICAST_ALL off.
+        let is_odd = v6 && (level, name) == (libc::IPPROTO_IP, IP_MULTICAST_ALL);
+        if level == libc::IPPROTO_IPV6 && !v6 || is_odd {
             continue;
         }
-        if let Some(value) = sys::option_int(old, level, name)
-            && value != read(field, &opts, wants)
-        {
+        // IPv4 and IPv6 have names of their own for some: the one that was set counts.
+        let default = read(field, &UdpOpts::default(), Wants::default());
+        if let Some(value) = sys::option_int(old, level, name).filter(|value| *value != default) {
             let _ = write(field, value, &mut opts, &mut wants);
         }
     }
