@@ -54,6 +54,8 @@ static BELL_FD: AtomicI32 = AtomicI32::new(-1);
 const LISTENER: u64 = u64::MAX - 1;
 /// Tag of the stack's device.
 const DEVICE: u64 = u64::MAX - 2;
+/// Tag of what keeps an address from other processes.
+const CLAIM: u64 = u64::MAX - 3;
 /// In the tag of a connection that other processes have copies of: its number follows.
 const RELAY: u64 = 1 << 61;
 /// In the tag of a line: cell and KCM socket follow.
@@ -214,6 +216,12 @@ fn serve_device() {
             device_flags(entry.events),
         );
     }
+}
+
+/// A process that wants the address of this claim says so there.
+pub(crate) fn add_claim(claim: &OwnedFd) {
+    let tag = epoll::EventData::new_u64(CLAIM);
+    let _ = epoll::add(epfd(), claim, tag, epoll::EventFlags::IN);
 }
 
 /// Copies of a connection may be with other processes; `fd` is our end.
@@ -381,6 +389,11 @@ impl Keeper {
                 continue;
             }
             let data = event.data.u64();
+            if data == CLAIM {
+                lend::on_claim();
+                broker::end_if_idle();
+                continue;
+            }
             if data == DEVICE && lend::serves_others() {
                 serve_device();
                 continue;

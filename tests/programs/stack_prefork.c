@@ -1,6 +1,7 @@
 /* A server whose children accept on the listener they inherit.
  *
  *   stack_prefork server ADDRESS    says "listening", ends when its standard input does
+ *   stack_prefork wildcard ADDRESS  the same, listening on 0.0.0.0
  *   stack_prefork client ADDRESS    talks to it, and exits with 0 when all went well */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -78,9 +79,9 @@ static void serve(int s, const char *own)
 	}
 }
 
-static void server(const char *own)
+static void server(const char *own, const char *listens)
 {
-	struct sockaddr_in a = at(own);
+	struct sockaddr_in a = at(listens);
 	int s = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 	pid_t children[CHILDREN];
 	check(bind(s, (void *)&a, sizeof a) == 0 && listen(s, 64) == 0, "listen");
@@ -148,9 +149,11 @@ static void client(const char *ip)
 
 int main(int argc, char **argv)
 {
-	check(argc == 3, "usage: stack_prefork server|client ADDRESS");
+	check(argc == 3, "usage: stack_prefork server|wildcard|client ADDRESS");
 	if (!strcmp(argv[1], "server")) {
-		server(argv[2]);
+		server(argv[2], argv[2]);
+	} else if (!strcmp(argv[1], "wildcard")) {
+		server(argv[2], "0.0.0.0");
 	} else {
 		alarm(60);
 		client(argv[2]);

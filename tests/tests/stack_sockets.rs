@@ -86,13 +86,14 @@ fn children_accept_on_an_inherited_listener() {
         return;
     }
     let program = program::build("stack_prefork", &[]);
-    for on_stack in [false, true] {
+    let cases = ["server", "wildcard"].map(|role| [false, true].map(|on_stack| (role, on_stack)));
+    for (role, on_stack) in cases.into_iter().flatten() {
         let lab = Lab::new(!on_stack);
         let mut server = match on_stack {
             true => lab.on_stack(&program),
             false => lab.on_guest(&program),
         };
-        server.args(["server", GUEST]);
+        server.args([role, GUEST]);
         let _server = Peer::listening(server);
         program::run(lab.on_peer(&program).args(["client", GUEST]));
     }

@@ -486,6 +486,11 @@ impl Engine {
         }
     }
 
+    /// What keeps the addresses from other processes.
+    pub(super) fn claims(&self) -> &[OwnedFd] {
+        &self.claims
+    }
+
     /// Whoever slept is not in this process.
     pub(crate) fn forget_sleepers(&mut self) {
         (self.leader, self.followers) = (None, Vec::new());

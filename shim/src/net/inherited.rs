@@ -3,13 +3,15 @@
 //! listener. Bytes, readiness and ends are those of the AF_UNIX socket behind the number, by the real
 //! calls; names are known, and options are asked of the owner.
 
-use rustix::fd::AsFd;
+use core::net::SocketAddr;
+
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
 
 use super::lend::Question;
-use super::name::Name;
+use super::name::{Door, Name};
 use super::options::{self, Settings};
-use super::{address, fixed};
+use super::{address, fixed, pristine};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
@@ -28,6 +30,8 @@ pub(crate) struct Inherited {
     settings: Settings,
     /// The owner knows that others use it.
     asked: bool,
+    /// The kernel's listener.
+    is_kernels: bool,
 }
 
 impl Inherited {
@@ -36,6 +40,14 @@ impl Inherited {
             name,
             settings,
             asked,
+            is_kernels: false,
+        }
+    }
+
+    pub(super) fn listener(door: Door, settings: Settings) -> Self {
+        Self {
+            is_kernels: door.is_kernels,
+            ..Self::new(door.name, settings, true)
         }
     }
 }
@@ -123,8 +135,10 @@ pub(crate) fn recv_unnamed(
 
 /// listen(2): a listener's backlog is the owner's to change.
 pub(crate) fn listen(file: &File) -> Outcome<i32> {
-    match known(file)?.name.peer {
+    let known = known(file)?;
+    match known.name.peer {
         Some(_) => Err(Errno::EINVAL.into()),
+        None if known.is_kernels => Err(Exit::Native),
         None => Ok(0),
     }
 }
@@ -137,16 +151,18 @@ pub(crate) fn accept(
     length: UserPtr,
     flags: i32,
 ) -> Outcome<i32> {
-    let Inherited { name, settings, .. } = known(file)?;
-    if name.peer.is_some() {
+    let known = known(file)?;
+    if known.name.peer.is_some() {
         return Err(Errno::EINVAL.into());
     }
-    accept_beneath((&name, settings), fd, addr, length, flags)
+    let (name, is_kernels) = (known.name, known.is_kernels);
+    let door = Door { name, is_kernels };
+    accept_beneath((&door, known.settings), fd, addr, length, flags)
 }
 
 /// accept4(2) on the socket beneath a listener.
 pub(super) fn accept_beneath(
-    listener: (&Name, Settings),
+    listener: (&Door, Settings),
     fd: i32,
     addr: UserPtr,
     length: UserPtr,
@@ -158,30 +174,57 @@ pub(super) fn accept_beneath(
     let (door, settings) = listener;
     let flags = SocketFlags::from_bits_truncate(flags as u32);
     let accepted = rustix::net::accept_with(sys::borrow(fd), flags)?;
-    let name = Name::of(accepted.as_fd()).filter(|name| name.peer.is_some());
-    let name = name.ok_or(Errno::ECONNABORTED)?; // a stranger, or the owner is gone
-    let peer = name.peer.unwrap_or(door.local);
     if !table::in_range(sys::number(&accepted)) {
         return Err(Errno::EMFILE.into());
     }
-    mark(&accepted, fd);
-    let v6 = name.v6;
-    let ino = sys::inode(accepted.as_fd());
-    let known = Inherited::new(name, settings, true);
-    let file = File::new(Kind::Inherited, ino, Body::Inherited(known))?;
+    let (peer, name) = match door.is_kernels {
+        true => handed_over(&accepted, door)?,
+        false => {
+            let name = Name::of(accepted.as_fd()).ok_or(Errno::ECONNABORTED)?; // a stranger
+            mark(&accepted, fd);
+            (name.peer.ok_or(Errno::ECONNABORTED)?, Some(name)) // or the owner is gone
+        }
+    };
+    let file = name.map(|name| {
+        let ino = sys::inode(accepted.as_fd());
+        let known = Inherited::new(name, settings, true);
+        File::new(Kind::Inherited, ino, Body::Inherited(known))
+    });
+    let file = file.transpose()?;
     let number = sys::hand_out(accepted);
-    table::install(number, file);
+    table::fresh(number);
+    pristine::changed(number);
+    if let Some(file) = file {
+        table::install(number, file);
+    }
     if !addr.is_null() {
-        let written = address::write(address::in_family(peer, v6), addr, length);
+        let written = address::write(address::in_family(peer, door.name.v6), addr, length);
         if let Err(why) = written {
+            let _ = sys::close(number);
             if let Some(file) = table::remove(number) {
-                let _ = sys::close(number);
                 file.release();
             }
             return Err(why);
         }
     }
     Ok(number)
+}
+
+/// The peer of what the kernel's listener has accepted, and the name of the connection if it is one of
+/// the owner's.
+fn handed_over(accepted: &OwnedFd, door: &Door) -> Outcome<(SocketAddr, Option<Name>)> {
+    let peer = rustix::net::getpeername(accepted)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    let peer = peer.ok_or(Errno::ECONNABORTED)?;
+    if !Door::may_hand_over(peer) {
+        return Ok((peer, None));
+    }
+    let asked = ask(&door.name.owner, sys::number(accepted), Question::Name);
+    let name = asked.ok().and_then(|bytes| Name::parse(&bytes));
+    Ok(match name.as_ref().and_then(|name| name.peer) {
+        Some(behind) => (behind, name),
+        None => (peer, None),
+    })
 }
 
 /// Leaves the byte at the owner's end that means nothing, which is known by the descriptor with it (see
@@ -241,6 +284,9 @@ pub(crate) fn get(
     length: UserPtr,
 ) -> Outcome<i32> {
     let known = known(file)?;
+    if known.is_kernels {
+        return Err(Exit::Native);
+    }
     if let Some(errno) = refuse(level, name, known.name.v6) {
         return Err(errno.into());
     }
@@ -275,9 +321,11 @@ pub(crate) fn set(
     value: UserPtr,
     length: u32,
 ) -> Outcome<i32> {
-    let Inherited {
-        name: at, settings, ..
-    } = known(file)?;
+    let known = known(file)?;
+    if known.is_kernels {
+        return Err(Exit::Native);
+    }
+    let (at, settings) = (known.name, known.settings);
     match refuse(level, name, at.v6) {
         Some(Errno::EOPNOTSUPP) if level == libc::SOL_SOCKET => {
             return Err(Errno::EOPNOTSUPP.into());

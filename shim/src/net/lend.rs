@@ -8,14 +8,17 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use core::net::SocketAddr;
 use kcm_mux::Nanos;
 use kcm_stack::{ListenerId, TcpId};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, sockopt,
+};
 
 use super::engine::{CELL, Engine, EngineGuard};
 use super::inherited::Inherited;
-use super::name::Name;
+use super::name::{Door, Name};
 use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{Socket, State};
@@ -70,7 +73,7 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     let mut engine = CELL.lock()?;
     let socket = engine.socket(file)?;
     match socket.state {
-        State::Listening(_) if !file.speaks() => {
+        State::Listening(_) => {
             drop(engine);
             lend_listener(file, fd)
         }
@@ -107,16 +110,22 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
         local,
         peer,
     };
-    let beneath = sys::borrow(fd);
-    rustix::net::bind(beneath, &SocketAddrUnix::new_abstract_name(&name.encode())?)?;
-    rustix::net::listen(beneath, kcm_stack::limits::BACKLOG_MAX as i32)?;
+    let is_kernels = file.speaks(); // a listener of the kernel's is there already
+    if !is_kernels {
+        let beneath = sys::borrow(fd);
+        rustix::net::bind(beneath, &SocketAddrUnix::new_abstract_name(&name.encode())?)?;
+        rustix::net::listen(beneath, kcm_stack::limits::BACKLOG_MAX as i32)?;
+    }
     if !file.retain() {
         return Err(Errno::EBADF.into());
     }
-    engine.socket(file)?.door = Some(name);
+    engine.socket(file)?.door = Some(Door { name, is_kernels });
     HAS_DOOR.store(true, Ordering::Relaxed);
     file.set_link(Link::Tied);
     drop(engine);
+    if is_kernels {
+        return Ok(());
+    }
     file.set_speaks(true);
     for set in file.watch.sets() {
         epoll::watch_shared(set, file);
@@ -140,7 +149,7 @@ fn lend_connection(
     let number = name.number;
     engine.socket(file)?.relay = Some(number);
     file.set_link(Link::Tied);
-    engine.add_relay(Relay::new(name, end, file, true));
+    engine.add_relay(Relay::lent(name, end, file));
     Ok(())
 }
 
@@ -253,18 +262,45 @@ fn socket_of(engine: &mut Engine, file: &File, change: impl FnOnce(&mut Socket))
     }
 }
 
-/// Whether any process has the listener of this name: nobody else can take it then.
-fn is_alive(door: &Name) -> bool {
-    let name = door.encode();
+/// Whether any process has the listener: nobody else can take its address then.
+fn is_alive(door: &Door) -> bool {
+    if door.is_kernels {
+        return is_port_taken(&door.name).unwrap_or(true);
+    }
+    let name = door.name.encode();
     let (Ok(probe), Ok(name)) = (unix_stream(), SocketAddrUnix::new_abstract_name(&name)) else {
         return true;
     };
     rustix::net::bind(&probe, &name).is_err()
 }
 
+fn is_port_taken(name: &Name) -> Outcome<bool> {
+    let family = if name.v6 {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+    let probe = sys::raise(rustix::net::socket_with(family, kind, flags, None)?);
+    sockopt::set_socket_reuseaddr(&probe, true)?; // else a connection would do
+    let local = address::in_family(name.local, name.v6);
+    Ok(rustix::net::bind(&probe, &local) == Err(rustix::io::Errno::ADDRINUSE))
+}
+
 /// When listeners that only others hold are looked at again; 0 for never. Nothing tells of their end.
 static LOOK_AT: AtomicU64 = AtomicU64::new(0);
 const LOOK_INTERVAL: Nanos = 1_000_000_000;
+
+/// Another process wants an address that this one has: perhaps nobody needs it here any more.
+pub(crate) fn on_claim() {
+    if let Ok(engine) = CELL.lock() {
+        for claim in engine.claims() {
+            let _ = rustix::net::recv(claim, &mut [0], RecvFlags::DONTWAIT);
+        }
+    }
+    LOOK_AT.store(1, Ordering::Relaxed);
+    serve();
+}
 
 fn look_again() {
     let at = sys::now().saturating_add(LOOK_INTERVAL);
@@ -333,12 +369,12 @@ fn serve_listener(engine: &mut EngineGuard, file: &'static File, id: ListenerId)
 fn hand_over(
     engine: &mut EngineGuard,
     conn: TcpId,
-    door: &Name,
+    door: &Door,
     settings: Settings,
 ) -> Outcome<()> {
     let (local, peer) = engine.stack.tcp_addresses(conn).ok_or(Errno::EBADF)?;
     let (owner, number) = owner::next()?;
-    let (v6, peer) = (door.v6, Some(peer));
+    let (v6, peer) = (door.name.v6, Some(peer));
     let name = Name {
         owner,
         number,
@@ -346,9 +382,16 @@ fn hand_over(
         local,
         peer,
     };
-    let end = unix_stream()?;
-    rustix::net::bind(&end, &SocketAddrUnix::new_abstract_name(&name.encode())?)?;
-    rustix::net::connect(&end, &SocketAddrUnix::new_abstract_name(&door.encode())?)?;
+    let end = match door.is_kernels {
+        true => knock_by_tcp(door, settings.v6_only)?,
+        false => {
+            let end = unix_stream()?;
+            rustix::net::bind(&end, &SocketAddrUnix::new_abstract_name(&name.encode())?)?;
+            let at = door.name.encode();
+            rustix::net::connect(&end, &SocketAddrUnix::new_abstract_name(&at)?)?;
+            end
+        }
+    };
     own::protect(sys::number(&end));
     let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(true);
@@ -356,12 +399,28 @@ fn hand_over(
     socket.relay = Some(number);
     let index = engine.add(socket);
     file.set_net_index(index);
-    let mut relay = Relay::new(name, end, file, false);
-    relay.is_shared = true;
-    engine.add_relay(relay);
+    engine.add_relay(Relay::handed(name, end, file, door.is_kernels));
     SERVES_OTHERS.store(true, Ordering::Relaxed);
     engine.relay_is_due(number);
     Ok(())
+}
+
+/// A connection to the kernel's listener.
+fn knock_by_tcp(door: &Door, v6_only: bool) -> Outcome<OwnedFd> {
+    let (to, from) = door.loopback(v6_only);
+    let family = match to.is_ipv4() {
+        true => AddressFamily::INET,
+        false => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let end = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let end = sys::raise(end);
+    sockopt::set_tcp_nodelay(&end, true)?;
+    rustix::net::bind(&end, &from)?;
+    match rustix::net::connect(&end, &to) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(end),
+        Err(why) => Err(why.into()),
+    }
 }
 
 /// In the child of a fork, while the parent's engine can still be read: its copies of what is lent.
@@ -378,12 +437,16 @@ pub(crate) fn inherit() {
             continue;
         };
         let (relay, settings) = (socket.relay, socket.settings.clone());
-        let name = match relay {
-            Some(number) => engine.relays.get(&number).map(|relay| relay.name.clone()),
-            None => socket.door.clone(),
+        let door = socket.door.clone();
+        let known = match relay {
+            Some(number) => {
+                let relay = engine.relays.get(&number);
+                relay.map(|relay| Inherited::new(relay.name.clone(), settings, false))
+            }
+            None => door.map(|door| Inherited::listener(door, settings)),
         };
-        if let Some(name) = name {
-            file.become_inherited(Inherited::new(name, settings, false));
+        if let Some(known) = known {
+            file.become_inherited(known);
             file.set_link(Link::Private);
             file.release();
         }
@@ -432,6 +495,9 @@ pub(super) fn watch_again(engine: &Engine) {
     for (number, relay) in &engine.relays {
         housekeeper::add_relay(*number, &relay.fd);
     }
+    for claim in engine.claims() {
+        housekeeper::add_claim(claim);
+    }
     for socket in engine.sockets() {
         let file = socket.file;
         if file.link() == Link::Tied {
@@ -444,16 +510,37 @@ pub(super) fn watch_again(engine: &Engine) {
 
 /// The socket of which `copy` is a copy, from now on shared.
 fn shared_by(copy: &OwnedFd) -> Outcome<&'static File> {
-    let name = Name::of(copy.as_fd()).filter(|name| owner::is_ours(&name.owner));
-    let name = name.ok_or(Errno::EBADF)?;
+    let Some(name) = Name::of(copy.as_fd()) else {
+        return handed_over(copy);
+    };
+    if !owner::is_ours(&name.owner) {
+        return Err(Errno::EBADF.into());
+    }
     let mut engine = CELL.lock()?;
     share(&mut engine, name.number);
     if let Some(relay) = engine.relays.get(&name.number) {
         return Ok(relay.file);
     }
-    let is_it = |socket: &&Socket| socket.door.as_ref() == Some(&name);
+    let is_it = |socket: &&Socket| socket.door.as_ref().is_some_and(|door| door.name == name);
     let listener = { engine.sockets() }.find(is_it);
     Ok(listener.ok_or(Errno::EBADF)?.file)
+}
+
+/// The socket of a connection that was handed over at a listener of the kernel's, of which `copy` is the
+/// end that was accepted there.
+fn handed_over(copy: &OwnedFd) -> Outcome<&'static File> {
+    let inet = |name: rustix::net::SocketAddrAny| SocketAddr::try_from(name).ok();
+    let peer = rustix::net::getpeername(copy)?.and_then(inet);
+    let peer = peer
+        .filter(|peer| Door::may_hand_over(*peer))
+        .ok_or(Errno::EBADF)?;
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let engine = CELL.lock()?;
+    let is_it = |relay: &&Relay| {
+        relay.is_tcp() && rustix::net::getsockname(&relay.fd).ok().and_then(inet) == Some(peer)
+    };
+    let found = { engine.relays.values() }.find(is_it);
+    Ok(found.ok_or(Errno::EBADF)?.file)
 }
 
 /// What another process asks of the socket of which `copy` is a copy.
@@ -466,6 +553,12 @@ pub(crate) fn answer(copy: &OwnedFd, question: Question<'_>) -> Outcome<Vec<u8>>
     let value = UserPtr::new(room.as_mut_ptr().cast());
     match question {
         Question::Share => return Ok(Vec::new()),
+        Question::Name => {
+            let mut engine = CELL.lock()?;
+            let number = engine.socket(file)?.relay.ok_or(Errno::EBADF)?;
+            let relay = engine.relays.get(&number).ok_or(Errno::EBADF)?;
+            return Ok(relay.name.encode());
+        }
         Question::Get(level, name) => {
             let length = UserPtr::new(core::ptr::from_mut(&mut length).cast());
             options::get(file, level, name, value, length)?;
@@ -490,6 +583,8 @@ pub(crate) fn answer(copy: &OwnedFd, question: Question<'_>) -> Outcome<Vec<u8>>
 pub(crate) enum Question<'a> {
     /// That it be shared.
     Share,
+    /// What it is called.
+    Name,
     /// An option's value: level and name.
     Get(i32, i32),
     /// That an option get a value.

@@ -1,7 +1,7 @@
 //! What a socket that processes share says of itself: the abstract AF_UNIX address of one of its ends
 //! names the process whose engine has it, and both addresses, so that whoever holds a copy knows them.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustix::fd::BorrowedFd;
 use rustix::net::SocketAddrUnix;
@@ -31,6 +31,37 @@ pub(crate) struct Name {
     pub(crate) peer: Option<SocketAddr>,
 }
 
+/// Where other processes accept what the engine does not hand to threads of its own.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Door {
+    pub(crate) name: Name,
+    /// The kernel's listener, where the address is everybody's: connections come there over loopback. Else
+    /// an AF_UNIX listener of this name.
+    pub(crate) is_kernels: bool,
+}
+
+/// Where connections come from that are handed over at a listener of the kernel's: an address of this
+/// host that nobody else uses. The owner tells who is behind it.
+pub(super) const HANDED: Ipv4Addr = Ipv4Addr::new(127, 107, 99, 109);
+
+impl Door {
+    /// The address to hand connections over at, and the one to do so from.
+    pub(super) fn loopback(&self, v6_only: bool) -> (SocketAddr, SocketAddr) {
+        let port = self.name.local.port();
+        let (to, from) = match v6_only {
+            true => (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()),
+            false => (IpAddr::from(Ipv4Addr::LOCALHOST), HANDED.into()),
+        };
+        (SocketAddr::new(to, port), SocketAddr::new(from, 0))
+    }
+
+    /// Whether a connection from this address may be one that was handed over.
+    pub(super) fn may_hand_over(from: SocketAddr) -> bool {
+        let from = from.ip().to_canonical();
+        from == HANDED || from == Ipv6Addr::LOCALHOST
+    }
+}
+
 impl Name {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = PREFIX.to_vec();
@@ -43,7 +74,7 @@ impl Name {
         bytes
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let rest = bytes.strip_prefix(PREFIX)?;
         let (text, tail) = rest.split_at_checked(rest.len().checked_sub(TAIL_BYTES)?)?;
         let mut words = str::from_utf8(text).ok()?.strip_suffix('/')?.split('/');

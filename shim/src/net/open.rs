@@ -3,16 +3,18 @@
 use core::num::NonZeroU16;
 use std::fmt::Write;
 
+use kcm_mux::Nanos;
 use kcm_stack::device::{self, Joined, NetDevice, OpenOptions};
 use kcm_stack::{Config, IfaceId, Key, Stack};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::devices::Devices;
 use super::engine::{CELL, Engine, instant};
 use super::lease::Leases;
 use super::steer;
 use crate::errno::{Errno, Exit, Outcome};
+use crate::interpose::poll::native_ppoll;
 use crate::route::{Interface, OnFailure, Plan};
 use crate::{housekeeper, log, own, publish, sys};
 
@@ -121,13 +123,27 @@ fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), String>
     Ok(())
 }
 
-/// Takes a name for this process, if no other has it.
+/// Takes a name for this process, if no other has it. A broker whose last socket has just been closed
+/// may not have noticed: it is told to look, and has a moment to end.
 fn take(what: &str) -> Option<OwnedFd> {
+    /// A few times what a look and the end of a process take.
+    const PATIENCE: Nanos = 200_000_000;
+    const AGAIN: Nanos = 5_000_000;
     let name = format!("kcmshim/{what}");
     let name = SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()?;
-    let flags = SocketFlags::CLOEXEC;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
-    rustix::net::bind(&fd, &name).ok()?;
+    let end = sys::now().saturating_add(PATIENCE);
+    let mut is_told = false;
+    while rustix::net::bind(&fd, &name).is_err() {
+        if sys::now() >= end {
+            return None;
+        }
+        if !core::mem::replace(&mut is_told, true) {
+            let _ = rustix::net::sendto(&fd, &[0], SendFlags::NOSIGNAL, &name);
+        }
+        let _ = native_ppoll(&mut [], Some(sys::now().saturating_add(AGAIN)));
+    }
     let fd = sys::raise(fd);
     own::protect(sys::number(&fd));
     Some(fd)

@@ -9,6 +9,7 @@
 //! once, though: it would hold their buffer, and the others would never see room again.
 
 use core::mem::MaybeUninit;
+use core::time::Duration;
 
 use kcm_stack::{RecvError, SendError, State as TcpState, TcpId};
 use rustix::fd::OwnedFd;
@@ -18,6 +19,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags, Shutdown, sockopt};
 use super::engine::{CELL, Engine, instant};
 use super::lend;
 use super::name::Name;
+use super::socket::State;
 use crate::fd::File;
 use crate::{own, sys};
 
@@ -60,6 +62,8 @@ enum Front {
     Fresh,
     /// One byte that has been passed on.
     Stale,
+    /// Bytes of the stream, none of which stays: our end is the kernel's TCP, which tells of a reset.
+    Tcp,
 }
 
 impl Drop for Relay {
@@ -81,20 +85,37 @@ enum Moved {
 }
 
 impl Relay {
-    /// `marked`: the byte that means nothing is in the queue already.
-    pub(super) fn new(name: Name, fd: OwnedFd, file: &'static File, marked: bool) -> Self {
+    /// What a process of ours has connected: the byte that means nothing is in the queue.
+    pub(super) fn lent(name: Name, fd: OwnedFd, file: &'static File) -> Self {
+        Self::new(name, fd, file, Front::Stale)
+    }
+
+    /// What waits to be accepted, by the kernel's TCP or by an AF_UNIX socket.
+    pub(super) fn handed(name: Name, fd: OwnedFd, file: &'static File, by_tcp: bool) -> Self {
+        let front = if by_tcp { Front::Tcp } else { Front::Unknown };
+        let mut relay = Self::new(name, fd, file, front);
+        relay.is_shared = true;
+        relay
+    }
+
+    fn new(name: Name, fd: OwnedFd, file: &'static File, front: Front) -> Self {
         Self {
             name,
             fd,
             file,
             is_shared: false,
-            front: if marked { Front::Stale } else { Front::Unknown },
+            front,
             burst: 0,
             is_read: false,
             is_written: false,
             ended: false,
             gone: false,
         }
+    }
+
+    /// Whether our end is the kernel's TCP.
+    pub(super) fn is_tcp(&self) -> bool {
+        self.front == Front::Tcp
     }
 
     /// Whether no copy of the other end is left anywhere.
@@ -149,6 +170,11 @@ impl Engine {
 
     fn end_relay(&mut self, relay: &Relay, conn: Option<TcpId>, moved: Moved) {
         if let (Some(conn), Moved::Broken) = (conn, moved) {
+            if relay.front == Front::Tcp {
+                let _ = sockopt::set_socket_linger(&relay.fd, Some(Duration::ZERO));
+            }
+            // The engine may give its place to another connection at once; the file goes later.
+            let _ = self.set_state(relay.file, State::Unbound);
             self.stack.tcp_abort(instant(sys::now()), conn);
         }
         if let Ok(socket) = self.socket(relay.file) {
@@ -259,7 +285,9 @@ impl Relay {
             return Moved::Broken;
         };
         let piece = bytes.get(kept..count).unwrap_or_default();
-        self.front = Front::Stale;
+        if self.front != Front::Tcp {
+            self.front = Front::Stale;
+        }
         self.burst += piece.len();
         match engine.stack.tcp_send(now, conn, &[piece], false) {
             Ok(sent) if sent == piece.len() => Moved::More,
@@ -307,6 +335,10 @@ impl Relay {
     /// Fills `bytes` from the queue, and leaves the last of them there; how many. `None` when there is
     /// nothing, which the caller had seen.
     fn take(&self, bytes: &mut [u8]) -> Option<usize> {
+        if self.front == Front::Tcp {
+            let got = rustix::net::recv(&self.fd, bytes, RecvFlags::DONTWAIT).ok();
+            return got.map(|(_, got)| got);
+        }
         let mut count = 0;
         if let Some((_, most)) = bytes.split_last_mut().filter(|(_, most)| !most.is_empty()) {
             let (_, got) = rustix::net::recv(&self.fd, most, RecvFlags::DONTWAIT).ok()?;

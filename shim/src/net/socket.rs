@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
 use super::address::{self, Address};
 use super::engine::{CELL, Engine, EngineGuard};
-use super::name::Name;
+use super::name::Door;
 use super::options::Settings;
 use super::psock::Bell;
 use super::{carry, errors, inherited, pristine, sleep};
@@ -44,8 +44,8 @@ pub(crate) struct Socket {
     pub(crate) settings: Settings,
     /// Has no connection, and was shut down, or lost the one it had: reads find the end.
     pub(crate) ended: bool,
-    /// Other processes may accept too: the name under which the socket beneath listens.
-    pub(crate) door: Option<Name>,
+    /// Other processes may accept too.
+    pub(crate) door: Option<Door>,
     /// Threads of this process have accepted since then.
     pub(crate) accepts: bool,
     /// Since when a connection waits that nobody accepts, 0 for none.
@@ -303,10 +303,10 @@ pub(crate) fn accept(
         }
         drop(engine);
         if file.speaks() {
-            if let Some((name, settings)) = shared(file)? {
+            if let Some((door, settings)) = shared(file)? {
                 let _accepting = ACCEPTING.lock()?;
                 if sys::poll_one(fd, libc::POLLIN) {
-                    return inherited::accept_beneath((&name, settings), fd, addr, length, flags);
+                    return inherited::accept_beneath((&door, settings), fd, addr, length, flags);
                 }
             } else if let Some(number) = accept_beneath(fd, &native) {
                 return Ok(number);
@@ -327,12 +327,12 @@ pub(crate) fn accept(
 }
 
 /// What is known of a listener on which other processes may accept too.
-fn shared(file: &File) -> Outcome<Option<(Name, Settings)>> {
+fn shared(file: &File) -> Outcome<Option<(Door, Settings)>> {
     let mut engine = CELL.lock()?;
     let socket = engine.socket(file)?;
     socket.accepts |= socket.door.is_some();
-    let name = socket.door.clone();
-    Ok(name.map(|name| (name, socket.settings.clone())))
+    let door = socket.door.clone();
+    Ok(door.map(|door| (door, socket.settings.clone())))
 }
 
 /// One thread at a time asks the kernel's listener, which must not block it.

@@ -83,8 +83,11 @@ fn run() {
 
 /// A broker whose last socket was closed has nothing left to do.
 pub(crate) fn end_if_idle() {
-    let is_idle = || !MuxCell::any() && !net::ending::is_unfinished() && !net::lend::is_needed();
-    if IS_BROKER.load(Ordering::Relaxed) && is_idle() {
+    if !IS_BROKER.load(Ordering::Relaxed) || net::lend::is_needed() {
+        return;
+    }
+    net::ending::give_up_addresses();
+    if !MuxCell::any() && !net::ending::is_unfinished() {
         end();
     }
 }

@@ -14,6 +14,7 @@ const SHARE: u64 = 0;
 const GET: u64 = 1;
 const SET: u64 = 2;
 const IOCTL: u64 = 3;
+const NAME: u64 = 5;
 /// As [`SET`], and nobody waits for the answer.
 const TELL: u64 = 4;
 /// In `Answer::more`: the socket beneath has the answer. Else the length of it.
@@ -25,6 +26,7 @@ fn request(question: Question<'_>) -> (Request, &[u8]) {
     let option = |level: i32, name: i32| (level as u64) << 32 | u64::from(name as u32);
     let (a, b, data) = match question {
         Question::Share => (SHARE, 0, &[][..]),
+        Question::Name => (NAME, 0, &[][..]),
         Question::Get(level, name) => (GET, option(level, name), &[][..]),
         Question::Set(level, name, value) => (SET, option(level, name), value),
         Question::Ioctl(request) => (IOCTL, request.into(), &[][..]),
@@ -85,6 +87,7 @@ pub(super) fn answer(request: Request, data: &[u8], copy: Option<OwnedFd>) -> Ou
     let (level, name) = ((request.b >> 32) as i32, request.b as i32);
     let question = match request.a {
         SHARE => Question::Share,
+        NAME => Question::Name,
         GET => Question::Get(level, name),
         SET | TELL => Question::Set(level, name, data),
         IOCTL => Question::Ioctl(request.b as u32),
