@@ -48,6 +48,8 @@ int main(int argc, char **argv)
 	CHECK(server >= 0 && send(client, "hello", 5, 0) == 5);
 	CHECK(recv(server, got, sizeof got, 0) == 5);
 	CHECK(send(server, got, 3, 0) == 3);
+	int low = 1;
+	FAILS(setsockopt(client, SOL_SOCKET, SO_SNDLOWAT, &low, sizeof low), ENOPROTOOPT);
 	printf("%d %d\n", listener, client);
 	fflush(stdout);
 	while (read(0, got, 1) == 1) {

@@ -212,6 +212,35 @@ fn page_that_is_cut_or_filled_with_chance_is_answered() {
     guest.end();
 }
 
+#[test]
+fn decisions_and_sockets_that_found_no_room_are_counted() {
+    let runtime = Runtime::new();
+    let guest = Guest::start(&runtime);
+    let mut bytes = fs::read(runtime.pages().join(guest.pid())).expect("the page can be read");
+    let place = |word: usize| word * 8..word * 8 + 8;
+    // Words of the header: the process, sockets left out, decisions ever made.
+    let made = u64::from_ne_bytes(bytes[place(12)].try_into().expect("a word"));
+    for (word, value) in [(3, 4_194_305), (11, 7), (12, made + 100)] {
+        bytes[place(word)].copy_from_slice(&u64::to_ne_bytes(value));
+    }
+    let mut file = File::create(runtime.pages().join("4194305")).expect("the directory is ours");
+    file.write_all(&bytes).expect("there is room");
+    lock(&file);
+    let why = runtime.says(&["explain", "4194305"]);
+    let kept = format!("100 of {} decisions are not kept", made + 100);
+    assert!(why.contains(&kept), "{why}");
+    assert!(
+        why.contains("7 sockets more than the page has room for"),
+        "{why}"
+    );
+    let json = runtime.says(&["explain", "4194305", "--json"]);
+    assert!(
+        json.contains("\"overwritten\":100") && json.contains("\"sockets_left_out\":7"),
+        "{json}"
+    );
+    guest.end();
+}
+
 /// The user and group of nobody.
 const NOBODY: u32 = 65_534;
 

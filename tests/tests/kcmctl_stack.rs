@@ -85,6 +85,7 @@ fn rule_that_decided_is_named_with_its_line() {
         format!("stack: listen on {address}:8080 goes to mem:, by rule \"web\" in line 5"),
         format!("fd {client}: stack: tcp ESTAB {address}:"),
         format!("stack: connect to {address}:8080 goes to mem:, by default: a prefix of the stack"),
+        "refused: setsockopt of option 19 at level 1 answered Protocol not available".to_owned(),
         format!("accepted from the listener that fd {listener} was"),
         format!("fd {udp}: stack: udp UNCONN"),
         "both: udp bind on 0.0.0.0:5300 goes to the kernel and to every interface of the stack, by default: wildcard".to_owned(),
@@ -188,4 +189,25 @@ fn top_lists_who_uses_kcm_and_who_the_stack() {
     assert!(json.contains("\"connections\":2"), "{json}");
     kcm.end();
     stack.end();
+}
+
+#[test]
+fn long_wait_for_rates_shows_a_bar() {
+    let runtime = Runtime::new();
+    let guest = Guest::start(&runtime);
+    let mut terminal = Terminal::new(80, 24);
+    let rates = ["stat", &guest.pid(), "-i", "2.1", "-n", "1"];
+    let mut stat = terminal.spawn(runtime.command(&rates));
+    let is_whole = |all: &str| all.contains("RX-Msg/s") && all.ends_with('\n');
+    let all = terminal.read_until(&mut Vec::new(), is_whole);
+    assert!(stat.wait().expect("it is our child").success());
+    let (bars, lines) = all
+        .rsplit_once("\r\x1b[K")
+        .expect("bars come first, and go");
+    assert!(bars.contains("[#") && bars.contains("next look"), "{bars}");
+    assert!(
+        lines.starts_with(" RX-Msg/s") && lines.lines().count() == 2,
+        "{lines}"
+    );
+    guest.end();
 }

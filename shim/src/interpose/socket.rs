@@ -73,9 +73,15 @@ fn set_option(
             let done = kcm::options::set(file, fd, level, name, at(value), len, native);
             publish::option(done, ("setsockopt", fd), level, name)
         }
-        Kind::Stack => net::options::set(file, fd, level, name, at(value), len, native)
-            .inspect(|_| tcp::option_set(file, level, name)),
-        Kind::Inherited => net::inherited::set(file, fd, level, name, at(value), len),
+        Kind::Stack => {
+            let done = net::options::set(file, fd, level, name, at(value), len, native)
+                .inspect(|_| tcp::option_set(file, level, name));
+            publish::stack_option(done, ("setsockopt", fd), level, name)
+        }
+        Kind::Inherited => {
+            let done = net::inherited::set(file, fd, level, name, at(value), len);
+            publish::stack_option(done, ("setsockopt", fd), level, name)
+        }
         Kind::Tcp => {
             let done = native();
             if done == 0 {
@@ -259,10 +265,16 @@ hooks! {
             }
             Kind::Tcp => tcp::getsockopt(f, level, name, at(value), at(len)),
             Kind::Stack => match tcp::getsockopt(f, level, name, at(value), at(len)) {
-                Err(Exit::Native) => net::options::get(f, level, name, at(value), at(len)),
+                Err(Exit::Native) => {
+                    let done = net::options::get(f, level, name, at(value), at(len));
+                    publish::stack_option(done, ("getsockopt", fd), level, name)
+                }
                 posted => posted,
             },
-            Kind::Inherited => net::inherited::get(f, fd, level, name, at(value), at(len)),
+            Kind::Inherited => {
+                let done = net::inherited::get(f, fd, level, name, at(value), at(len));
+                publish::stack_option(done, ("getsockopt", fd), level, name)
+            }
             _ => Err(Exit::Native),
         }, native)
     }

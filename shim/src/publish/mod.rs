@@ -27,7 +27,7 @@ use self::page::Page;
 pub(crate) use self::page::note_runtime_dir;
 pub(crate) use self::sites::{
     attached, cloned, inherited, io_uring, left_to_kernel, option, pair, parser, routed, socket,
-    unattached, unsupported,
+    stack_option, unattached, unsupported,
 };
 use crate::net::CELL;
 use crate::sync::Mutex;

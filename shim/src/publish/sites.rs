@@ -178,6 +178,22 @@ pub(crate) fn option(
     outcome
 }
 
+/// getsockopt or setsockopt on a socket of the stack: noted where the option is one that the stack does
+/// not have. A value that makes no sense is the program's own affair.
+pub(crate) fn stack_option(
+    outcome: Outcome<i32>,
+    call: (&'static str, i32),
+    level: i32,
+    name: i32,
+) -> Outcome<i32> {
+    match outcome {
+        Err(Exit::Failed(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP)) => {
+            option(outcome, call, level, name)
+        }
+        _ => outcome,
+    }
+}
+
 /// socketpair(AF_KCM), which fails.
 pub(crate) fn pair(outcome: Outcome<i32>) -> Outcome<i32> {
     USED.store(true, Ordering::Relaxed);
