@@ -262,6 +262,9 @@ fn rest(
             return partial(sent, why);
         }
         let mut engine = CELL.lock()?;
+        if sent > 0 && has_failed(&mut engine, file) {
+            return Ok(sent); // the error is the next call's
+        }
         let left = after(parts, sent);
         let taken = match some(&mut engine, file, &left, total - sent, flags) {
             Err(why) => return partial(sent, why),
@@ -333,6 +336,12 @@ fn has_room(engine: &mut Engine, file: &File) -> bool {
         }
         _ => true,
     }
+}
+
+/// Whether an error waits to be reported.
+fn has_failed(engine: &mut Engine, file: &File) -> bool {
+    let conn = engine.socket(file).ok().and_then(|socket| socket.conn());
+    conn.is_some_and(|id| engine.conn_bits(id) & libc::POLLERR as u32 != 0)
 }
 
 /// A send on a broken connection raises SIGPIPE unless it asked for none.

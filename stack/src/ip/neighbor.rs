@@ -17,8 +17,6 @@ use core::time::Duration;
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// DELAY_FIRST_PROBE_TIME: the time upper layers have to confirm a stale neighbour by progress.
 const DELAY: Duration = Duration::from_secs(5);
-/// How long a failed address answers "unreachable" before it is tried again.
-const FAILED: Duration = Duration::from_secs(1);
 
 /// Names a cache entry; checked against the entry's generation on use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,9 +39,8 @@ enum Reachability {
         probes: u8,
         next: Instant,
     },
-    Failed {
-        until: Instant,
-    },
+    /// Did not answer, or was not asked yet: the next frame asks again, as on Linux.
+    Failed,
 }
 
 #[derive(Debug)]
@@ -64,8 +61,6 @@ pub(crate) enum Resolution {
     Known(EthernetAddress),
     /// Not yet: hand the frame to [`NeighborCache::hold`].
     Pending,
-    /// The neighbour does not answer.
-    Unreachable,
 }
 
 /// A neighbour to solicit: unicast if an address is believed.
@@ -110,9 +105,7 @@ impl NeighborCache {
                 generation: self.entries[usize::from(index)].generation,
             };
         }
-        let state = Reachability::Failed {
-            until: Instant::ZERO,
-        };
+        let state = Reachability::Failed;
         let mut fresh = Neighbor {
             iface,
             ip,
@@ -181,8 +174,7 @@ impl NeighborCache {
             }
             Reachability::Probing { .. } => Resolution::Known(e.mac),
             Reachability::Incomplete { .. } => Resolution::Pending,
-            Reachability::Failed { until } if now < until => Resolution::Unreachable,
-            Reachability::Failed { .. } => {
+            Reachability::Failed => {
                 let next = now + PROBE_INTERVAL;
                 e.state = Reachability::Incomplete { probes: 1, next };
                 self.next_at = self.next_at.min(next);
@@ -297,9 +289,7 @@ impl NeighborCache {
                     }
                 };
             } else {
-                e.state = Reachability::Failed {
-                    until: now + FAILED,
-                };
+                e.state = Reachability::Failed;
                 e.pending_bytes = 0;
                 self.work.undeliverable.extend(e.pending.drain(..));
             }
@@ -338,11 +328,8 @@ mod tests {
         assert_eq!(solicited, 3);
         now = c.next_deadline();
         assert_eq!(c.take_work(now).undeliverable, [b"frame".to_vec()]);
-        assert_eq!(c.resolve(r, now), Some((FIRST, Resolution::Unreachable)));
-        assert_eq!(
-            c.resolve(r, now + FAILED),
-            Some((FIRST, Resolution::Pending))
-        );
+        assert_eq!(c.resolve(r, now), Some((FIRST, Resolution::Pending)));
+        assert_eq!(c.take_work(now).solicit.len(), 1);
     }
 
     #[test]

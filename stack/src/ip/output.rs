@@ -73,7 +73,6 @@ pub(crate) enum NextHop {
     Link(IfaceId, EthernetAddress),
     /// Wait for the neighbour.
     Pending(IfaceId, NeighborRef),
-    Unreachable,
     NoRoute,
 }
 
@@ -82,8 +81,6 @@ pub(crate) enum NextHop {
 pub(crate) enum NoWay {
     /// The interface's queue has no room for it now.
     Full(IfaceId),
-    /// The neighbour does not answer.
-    Unreachable,
     NoRoute,
 }
 
@@ -117,7 +114,6 @@ impl IpLayer {
             match self.neighbors.resolve(*cached, now) {
                 Some((iface, Resolution::Known(mac))) => return NextHop::Link(iface, mac),
                 Some((iface, Resolution::Pending)) => return NextHop::Pending(iface, *cached),
-                Some((_, Resolution::Unreachable)) => return NextHop::Unreachable,
                 None => {}
             }
             if let Some(iface) = self.addresses.iface_of(dst, bound) {
@@ -241,7 +237,6 @@ impl IpLayer {
             NextHop::Link(iface, mac) => (iface, mac, Delivery::Queue),
             NextHop::Pending(iface, r) => (iface, EthernetAddress([0; 6]), Delivery::Hold(r)),
             NextHop::Local(iface) => (iface, self.ifaces[iface.index()].mac, Delivery::Loop),
-            NextHop::Unreachable => return Err(NoWay::Unreachable),
             NextHop::NoRoute => return Err(NoWay::NoRoute),
         };
         if self.ifaces[iface.index()].control_room() < frames {

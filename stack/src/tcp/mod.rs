@@ -745,14 +745,9 @@ impl Engine {
             NextHop::Link(iface, mac) => (iface, mac),
             NextHop::Local(iface) => (iface, ip.mac_of(iface)),
             NextHop::Pending(iface, _) => (iface, EthernetAddress([0; 6])),
-            NextHop::Unreachable | NextHop::NoRoute => {
-                let cause = if hop == NextHop::NoRoute {
-                    Cause::NetUnreachable
-                } else {
-                    Cause::HostUnreachable
-                };
+            NextHop::NoRoute => {
                 let mut t = self.tcb(i, now);
-                t.unreachable(cause);
+                t.unreachable(Cause::NetUnreachable);
                 return Sent::Elsewhere;
             }
         };

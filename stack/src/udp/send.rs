@@ -111,7 +111,6 @@ impl Udp {
                 self.sockets[id.index as usize].waits_for = Some(iface);
                 Err(SendError::WouldBlock)
             }
-            Err(NoWay::Unreachable) => Err(SendError::Failed(Cause::HostUnreachable)),
             Err(NoWay::NoRoute) => Err(SendError::Failed(Cause::NetUnreachable)),
         }
     }
