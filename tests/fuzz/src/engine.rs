@@ -186,11 +186,17 @@ impl World {
             1..=3 => {
                 let len = input.below(room.len());
                 let more = input.byte() & 7 == 0;
-                drop(stack.tcp_send(now, id, &[&room[..len]], more));
+                let _ = stack.tcp_send(now, id, &[&room[..len]], more);
             }
-            4 | 5 => drop(stack.tcp_recv(now, id, &mut room)),
-            6 => drop(stack.tcp_send_urgent(now, id, b"!")),
-            7 => drop(stack.tcp_recv_urgent(now, id, false)),
+            4 | 5 => {
+                let _ = stack.tcp_recv(now, id, &mut room);
+            }
+            6 => {
+                let _ = stack.tcp_send_urgent(now, id, b"!");
+            }
+            7 => {
+                let _ = stack.tcp_recv_urgent(now, id, false);
+            }
             8 => {
                 let flag = [
                     SockFlag::Cork,
@@ -198,9 +204,11 @@ impl World {
                     SockFlag::KeepAlive,
                     SockFlag::OobInline,
                 ][input.below(4)];
-                drop(stack.tcp_set_flag(now, id, flag, input.byte() & 1 == 1));
+                let _ = stack.tcp_set_flag(now, id, flag, input.byte() & 1 == 1);
             }
-            9 => drop(stack.tcp_shutdown(now, id, false, true)),
+            9 => {
+                let _ = stack.tcp_shutdown(now, id, false, true);
+            }
             10 => {
                 self.ids[side].swap_remove(at);
                 stack.tcp_close(now, id);
