@@ -48,7 +48,7 @@ pub use stack::{
 };
 pub use tcp::{
     CongestionControl, ConnectOptions, ListenOptions, Seq, SockFlag, SockOpts, State, TcpInfo,
-    TcpStats,
+    TcpStats, defer_repeats, defer_seconds,
 };
 pub use time::Instant;
 pub use udp::{Datagram, PmtuDiscovery, Reuse, UdpBindOptions, UdpOpts, UdpSendOptions, UdpStats};

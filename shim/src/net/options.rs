@@ -28,8 +28,8 @@ pub(crate) struct Settings {
     pub(crate) reuse_address: bool,
     pub(crate) reuse_port: bool,
     pub(crate) v6_only: bool,
-    /// TCP_DEFER_ACCEPT in seconds, 0 for off.
-    pub(crate) defer_accept: u32,
+    /// TCP_DEFER_ACCEPT in SYN-ACKs, 0 for off.
+    pub(crate) defer_accept: u8,
     /// The interface the socket keeps to.
     pub(crate) device: Option<IfaceId>,
     /// The address by which IP_MULTICAST_IF named the interface.
@@ -121,7 +121,9 @@ impl Settings {
             }
             (libc::IPPROTO_TCP, libc::TCP_SYNCNT) => tcp.syn_retries.into(),
             (libc::IPPROTO_TCP, libc::TCP_LINGER2) => seconds(tcp.fin_wait),
-            (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => self.defer_accept as i32,
+            (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => {
+                kcm_stack::defer_seconds(self.defer_accept) as i32
+            }
             (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                 tcp.tos.into()
             }
@@ -192,7 +194,9 @@ impl Settings {
                     n => seconds(n as u32).min(kcm_stack::limits::FIN_WAIT_2 * 2),
                 };
             }
-            (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => self.defer_accept = value.max(0) as u32,
+            (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => {
+                self.defer_accept = kcm_stack::defer_repeats(value.max(0) as u32);
+            }
             (libc::IPPROTO_IP, libc::IP_TOS) => tcp.tos = value as u8 & !3,
             (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                 tcp.tos = within(-1, 255).map(|_| value.max(0) as u8 & !3)?;

@@ -258,7 +258,7 @@ pub(crate) fn listen(file: &'static File, backlog: i32) -> Outcome<i32> {
         backlog: usize::try_from(backlog).unwrap_or(usize::MAX),
         reuse_port: settings.reuse_port,
         v6_only: settings.v6_only,
-        defer_accept: settings.defer_accept != 0,
+        defer_accept: settings.defer_accept,
         opts: Some(settings.tcp.clone()),
         flags: settings.flags(),
         iface: settings.device,

@@ -68,8 +68,9 @@ pub struct ListenOptions {
     pub iface: Option<IfaceId>,
     /// IPV6_V6ONLY for a wildcard IPv6 address.
     pub v6_only: bool,
-    /// TCP_DEFER_ACCEPT.
-    pub defer_accept: bool,
+    /// TCP_DEFER_ACCEPT, in SYN-ACKs after whose repetition a bare ACK is enough (see
+    /// [`defer_repeats`](crate::defer_repeats)); 0 is off.
+    pub defer_accept: u8,
     /// Options inherited by accepted connections.
     pub opts: Option<SockOpts>,
     /// Flags inherited by accepted connections.

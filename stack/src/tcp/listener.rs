@@ -22,7 +22,7 @@ use crate::events::Ready;
 use crate::ip::iface::IfaceId;
 use crate::ip::neighbor::NeighborRef;
 use crate::ip::{IpLayer, IpMeta};
-use crate::limits::{self, RTO_INITIAL, SYN_BACKLOG, SYNACK_RETRIES};
+use crate::limits::{self, RTO_INITIAL, RTO_MAX, SYN_BACKLOG, SYNACK_RETRIES};
 use crate::stack::{EcnMode, ListenerId, TcpId};
 use crate::time::Instant;
 
@@ -50,8 +50,8 @@ pub(crate) struct Listener {
     embryos: usize,
     accept: VecDeque<u32>,
     event_queued: bool,
-    /// TCP_DEFER_ACCEPT: a bare ACK does not complete the handshake.
-    pub(crate) defer_accept: bool,
+    /// TCP_DEFER_ACCEPT: a bare ACK completes the handshake after so many repetitions only.
+    pub(crate) defer_accept: u8,
     pub(crate) flags: Flags,
     pub(crate) opts: Option<Box<SockOpts>>,
 }
@@ -78,7 +78,7 @@ impl Listeners {
             embryos: 0,
             accept: VecDeque::new(),
             event_queued: false,
-            defer_accept: false,
+            defer_accept: 0,
             flags: Flags::default(),
             opts: None,
         };
@@ -208,6 +208,8 @@ pub(crate) struct Embryo {
     iface: IfaceId,
     pub(crate) bound: Option<IfaceId>,
     retries: u8,
+    /// A bare ACK came that does not count: the peer is there and has nothing to say.
+    acked: bool,
     sent_at: Instant,
 }
 
@@ -324,6 +326,7 @@ impl Engine {
                 .bound
                 .or(IpLayer::reply_by(tuple.remote.ip, arrival)),
             retries: 0,
+            acked: false,
             sent_at: now,
         };
         if flooded {
@@ -445,12 +448,9 @@ impl Engine {
             self.reset_reply(ip, e.iface, tuple, seg, now);
             return;
         };
-        if l.defer_accept
-            && seg.payload.is_empty()
-            && !seg.has(Control::FIN)
-            && e.retries < SYNACK_RETRIES
-        {
-            // The client will retransmit nothing; its data completes the handshake.
+        if e.retries < l.defer_accept && seg.payload.is_empty() && !seg.has(Control::FIN) {
+            // Its data completes the handshake.
+            self.embryos[i].acked = true;
             return;
         }
         if self.listeners.is_full(e.listener.index) {
@@ -486,15 +486,24 @@ impl Engine {
     /// SYN-ACK retransmission (tcp_synack_retries).
     pub(crate) fn embryo_timer(&mut self, ip: &mut IpLayer, i: u32, now: Instant) {
         let e = &mut self.embryos[i];
-        e.retries += 1;
+        let before = e.retries;
+        e.retries = before.saturating_add(1);
         let e = *e;
-        if e.retries > SYNACK_RETRIES || self.listeners.get(e.listener).is_none() {
+        let Some(defer) = self.listeners.get(e.listener).map(|l| l.defer_accept) else {
+            self.remove_embryo(i);
+            return;
+        };
+        let waits_for_data = e.acked && before < defer;
+        if before >= SYNACK_RETRIES && !waits_for_data {
             self.remove_embryo(i);
             return;
         }
-        self.embryo_wheel
-            .set(i, now + RTO_INITIAL * (1 << e.retries));
-        self.send_syn_ack(ip, &e, false, now);
+        let wait = RTO_INITIAL * (1 << e.retries.min(7));
+        self.embryo_wheel.set(i, now + wait.min(RTO_MAX));
+        // Who has answered is asked again at the end only, for the ACK that completes the handshake.
+        if !e.acked || e.retries >= defer {
+            self.send_syn_ack(ip, &e, false, now);
+        }
     }
 
     /// An ACK to a listener may complete a handshake of which only the cookie remembers.
@@ -563,6 +572,7 @@ impl Engine {
                 .or(IpLayer::reply_by(tuple.remote.ip, arrival)),
             // The time of our SYN-ACK is not known: no RTT sample.
             retries: 1,
+            acked: false,
             sent_at: now,
         };
         self.promote(ip, &e, seg, now);

@@ -10,6 +10,7 @@ pub(crate) mod buffer;
 pub(crate) mod cc;
 pub(crate) mod conn;
 mod cookie;
+mod defer;
 mod demux;
 mod info;
 mod input;
@@ -38,6 +39,7 @@ use smoltcp::wire::{EthernetAddress, IpProtocol};
 
 pub use api::{ConnectOptions, ListenOptions};
 pub use cc::CongestionControl;
+pub use defer::{defer_repeats, defer_seconds};
 pub use info::TcpInfo;
 pub use seq::Seq;
 pub use sockopt::{SockFlag, SockOpts};

@@ -341,7 +341,10 @@ impl Player {
                 while let Some(w) = rest.next() {
                     match *w {
                         "backlog" => o.backlog = number(rest.next().ok_or("backlog")?)?,
-                        "defer" => o.defer_accept = true,
+                        "defer" => {
+                            let seconds = number(rest.next().ok_or("seconds")?)?;
+                            o.defer_accept = kcm_stack::defer_repeats(seconds);
+                        }
                         _ => return Err("listen option".into()),
                     }
                 }
