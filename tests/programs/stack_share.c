@@ -2,6 +2,8 @@
  *
  *   stack_share peer ADDRESS     serves the guest, says "listening", ends when its standard input does
  *   stack_share guest ADDRESS    prints what each call returned
+ *   stack_share kills ADDRESS    kills children of its own in the middle of their work
+ *   stack_share orphan ADDRESS   kills the process that opened a connection
  *   stack_share daemon ADDRESS   listens, leaves the work to a child and ends; the child echoes
  *   stack_share client ADDRESS   talks to that child */
 #define _GNU_SOURCE
@@ -47,10 +49,17 @@ static struct sockaddr_in at(const char *ip)
 
 static const char *ip;
 
-static void write_all(int fd, const char *bytes, size_t n)
+static int try_all(int fd, const char *bytes, size_t n)
 {
 	for (ssize_t done; n > 0; bytes += done, n -= done)
-		check((done = send(fd, bytes, n, MSG_NOSIGNAL)) > 0, "send");
+		if ((done = send(fd, bytes, n, MSG_NOSIGNAL)) <= 0)
+			return 0;
+	return 1;
+}
+
+static void write_all(int fd, const char *bytes, size_t n)
+{
+	check(try_all(fd, bytes, n), "send");
 }
 
 static void read_all(int fd, char *bytes, size_t n)
@@ -82,8 +91,8 @@ static void *serve(void *arg)
 	}
 	switch (what) {
 	case 'E': /* echoes */
-		while ((n = recv(fd, buf, sizeof buf, 0)) > 0)
-			write_all(fd, buf, n);
+		while ((n = recv(fd, buf, sizeof buf, 0)) > 0 && try_all(fd, buf, n))
+			;
 		break;
 	case 'R': /* sends, and resets when it is told to */
 		write_all(fd, "bye", 3);
@@ -617,6 +626,93 @@ static void guest(void)
 	puts("done");
 }
 
+/* ---- killed processes */
+
+static int descriptors(void)
+{
+	int count = 0;
+	for (int fd = 0; fd < 20000; fd++)
+		count += fcntl(fd, F_GETFD) >= 0;
+	return count;
+}
+
+/* Sends and checks what comes back, a piece at a time. */
+static void works(int fd, int pieces)
+{
+	char out[5000], in[5000];
+	for (int i = 0; i < pieces; i++) {
+		fill(out, sizeof out);
+		out[0] = i;
+		write_all(fd, out, sizeof out);
+		read_all(fd, in, sizeof in);
+		check(!memcmp(in, out, sizeof out), "bytes");
+	}
+}
+
+static void kills(void)
+{
+	enum { CHILDREN = 8, ROUNDS = 6 };
+	unsigned seed = 7;
+	int shared = dial('E'), before = 0;
+	alarm(120);
+	for (int round = 0; round < ROUNDS; round++) {
+		pid_t pids[CHILDREN];
+		for (int i = 0; i < CHILDREN; i++) {
+			int fd = dial('E');
+			CHILD(works(fd, i % 2 ? 1000000 : 40));
+			pids[i] = last_child;
+			close(fd);
+		}
+		/* Odd ones are killed wherever they are; even ones have to come to their end. */
+		for (int i = 1; i < CHILDREN; i += 2) {
+			usleep(rand_r(&seed) % 3000);
+			kill(pids[i], SIGKILL);
+		}
+		for (int i = 0; i < CHILDREN; i++) {
+			int status;
+			check(waitpid(pids[i], &status, 0) == pids[i], "waitpid");
+			check(i % 2 ? WIFSIGNALED(status) : status == 0, "a child's end");
+		}
+		works(shared, 3);
+		CHILD(works(shared, 3));
+		check(waitpid(last_child, NULL, 0) == last_child, "waitpid");
+		/* What the killed have left goes as its end is noticed. */
+		for (int i = 0; round > 0 && i < 500 && descriptors() > before; i++)
+			usleep(10000);
+		if (round == 0)
+			before = descriptors();
+		check(descriptors() <= before, "no descriptor is left over");
+	}
+	puts("done");
+}
+
+static void orphan(void)
+{
+	int out[2];
+	check(pipe(out) == 0, "pipe");
+	alarm(60);
+	CHILD({
+		int fd = dial('E');
+		echoes("its owner", fd);
+		CHILD({
+			echoes("another process", fd);
+			kill(getppid(), SIGKILL);
+			text("receive", fd, 10);
+			text("receive again", fd, 10);
+			say("send", send(fd, "x", 1, MSG_NOSIGNAL));
+			close(out[0]);
+			check(write(out[1], "x", 1) == 1, "write");
+		});
+		pause();
+	});
+	char c;
+	close(out[1]);
+	check(read(out[0], &c, 1) == 1, "read");
+	join("the owner");
+	int fd = dial('E'); /* the address is free again */
+	echoes("whoever comes next", fd);
+}
+
 /* ---- a daemon, and its client */
 
 static void daemonise(void)
@@ -676,13 +772,17 @@ static void client(void)
 
 int main(int argc, char **argv)
 {
-	check(argc == 3, "usage: stack_share peer|guest|daemon|client ADDRESS");
+	check(argc == 3, "usage: stack_share peer|guest|kills|orphan|daemon|client ADDRESS");
 	ip = argv[2];
 	signal(SIGPIPE, SIG_IGN);
 	if (!strcmp(argv[1], "peer"))
 		peer();
 	else if (!strcmp(argv[1], "guest"))
 		guest();
+	else if (!strcmp(argv[1], "kills"))
+		kills();
+	else if (!strcmp(argv[1], "orphan"))
+		orphan();
 	else if (!strcmp(argv[1], "daemon"))
 		daemonise();
 	else

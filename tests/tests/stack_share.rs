@@ -64,6 +64,46 @@ fn several_processes_use_one_connection_as_on_the_kernel() {
     assert_eq!(kernel, ours);
 }
 
+/// Children are killed while they work; the others, their parent and its descriptors are unharmed.
+#[test]
+fn a_killed_child_harms_nobody() {
+    if !is_runnable() {
+        return;
+    }
+    let program = program::build("stack_share", &[]);
+    for on_stack in [false, true] {
+        let lab = Lab::new(!on_stack);
+        let mut peer = lab.on_peer(&program);
+        peer.args(["peer", PEER]);
+        let _peer = Server::start(peer);
+        let output = program::run(on(&lab, on_stack, &program).args(["kills", PEER]));
+        assert_eq!(output.stdout, b"done\n");
+    }
+}
+
+/// The engine ends with a killed owner. Whoever holds a connection of it hears of a reset, and the address is
+/// free. (The kernel's connection would live on.)
+#[test]
+fn a_killed_owner_is_a_reset() {
+    if !is_runnable() {
+        return;
+    }
+    let program = program::build("stack_share", &[]);
+    let lab = Lab::new(false);
+    let mut peer = lab.on_peer(&program);
+    peer.args(["peer", PEER]);
+    let _peer = Server::start(peer);
+    let output = program::run(lab.on_stack(&program).args(["orphan", PEER]));
+    let expected = "its owner comes back\n\
+        another process comes back\n\
+        receive: -1  ECONNRESET\n\
+        receive again: 0  -\n\
+        send: -1 EPIPE\n\
+        the owner: child ended with 9\n\
+        whoever comes next comes back\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
 /// The process that opened the listener ends at once, and a child serves. When that ends too, nobody
 /// listens any more.
 #[test]
