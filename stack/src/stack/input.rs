@@ -455,36 +455,22 @@ const WARM_FLOWS_MIN: usize = 64;
 
 /// Addresses and ports of a plain TCP frame, nothing verified; for cache warming only.
 fn tcp_flow(frame: &[u8]) -> Option<(Ip, Ip, [u16; 2])> {
-    let word = |at: usize| {
-        frame
-            .get(at..at + 4)?
-            .try_into()
-            .ok()
-            .map(u32::from_be_bytes)
-    };
-    let half = |at: usize| {
-        frame
-            .get(at..at + 2)?
-            .try_into()
-            .ok()
-            .map(u16::from_be_bytes)
-    };
-    let wide = |at: usize| {
-        frame
-            .get(at..at + 16)?
-            .try_into()
-            .ok()
-            .map(u128::from_be_bytes)
+    let v4 = |at| Some(Ip::v4(u32::from_be_bytes(*field(frame, at)?).into()));
+    let v6 = |at| Some(Ip::v6((*field::<16>(frame, at)?).into()));
+    let ports = |at| {
+        let [a, b, c, d] = *field(frame, at)?;
+        Some([u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])])
     };
     match (*frame.get(12)?, *frame.get(13)?) {
         (8, 0) if *frame.get(14)? == 0x45 && *frame.get(23)? == 6 => {
-            let ip = |w: u32| Ip::v4(w.into());
-            Some((ip(word(26)?), ip(word(30)?), [half(34)?, half(36)?]))
+            Some((v4(26)?, v4(30)?, ports(34)?))
         }
-        (0x86, 0xdd) if *frame.get(20)? == 6 => {
-            let ip = |w: u128| Ip::v6(w.into());
-            Some((ip(wide(22)?), ip(wide(38)?), [half(54)?, half(56)?]))
-        }
+        (0x86, 0xdd) if *frame.get(20)? == 6 => Some((v6(22)?, v6(38)?, ports(54)?)),
         _ => None,
     }
+}
+
+/// The `N` bytes at `at`.
+fn field<const N: usize>(frame: &[u8], at: usize) -> Option<&[u8; N]> {
+    frame.get(at..)?.first_chunk()
 }
