@@ -585,7 +585,7 @@ mod tests {
             local: end,
             remote: end,
         };
-        let mut c = crate::tcp::listener::new_conn(&tuple, 0, Seq(0), None);
+        let mut c = crate::tcp::handshake::new_conn(&tuple, 0, Seq(0), None);
         c.sample_rtt(100, Instant::from_millis(1_000));
         c.sample_rtt(900, Instant::from_millis(290_000));
         assert_eq!(c.rtt.min_us, 100);

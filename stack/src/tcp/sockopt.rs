@@ -1,5 +1,6 @@
 //! Per-socket options that are rarely changed, kept out of the connection record.
 
+use super::conn::Flags;
 use core::time::Duration;
 
 use super::cc::CongestionControl;
@@ -77,4 +78,16 @@ pub enum SockFlag {
     KeepAlive,
     /// SO_OOBINLINE.
     OobInline,
+}
+
+impl SockFlag {
+    pub(super) const fn flag(self) -> Flags {
+        match self {
+            Self::NoDelay => Flags::NODELAY,
+            Self::Cork => Flags::CORK,
+            Self::QuickAck => Flags::QUICKACK,
+            Self::KeepAlive => Flags::KEEPALIVE,
+            Self::OobInline => Flags::OOB_INLINE,
+        }
+    }
 }
