@@ -2,7 +2,9 @@
 //! Nothing is printed unless there is something a person must know, or has asked for.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::hash::{Hash, Hasher};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::hash::DefaultHasher;
 
 /// How much is said.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -92,8 +94,16 @@ pub(crate) fn warn(what: &str) {
     say(Level::Warn, format_args!("{what}"));
 }
 
-/// The stack cannot start; `why` says what would help.
+/// The stack cannot start; `why` says what would help. Each socket tries again; the same reason is said
+/// once.
 pub(crate) fn stack_failed(why: &str) {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let mut hasher = DefaultHasher::new();
+    why.hash(&mut hasher);
+    let this = hasher.finish();
+    if LAST.swap(this, Ordering::Relaxed) == this {
+        return;
+    }
     say(Level::Warn, format_args!("the stack is not used: {why}"));
 }
 
