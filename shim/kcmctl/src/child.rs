@@ -1,14 +1,15 @@
 //! Programs that measure: started, listened to until they end, and never left behind.
 
 use std::env;
+use std::ffi::OsString;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use crate::out::clean;
+use crate::out::{self, clean};
 use crate::{Outcome, Problem};
 
 /// This executable. The name is the kernel's, so that a newer file in its place changes nothing.
@@ -30,8 +31,27 @@ pub(crate) fn again(arguments: impl IntoIterator<Item = String>) -> Command {
     command
 }
 
+/// Becomes a part that measures if the first argument is `name`; `main` gets the others. Nobody types
+/// such a word: it is in no help and no completion.
+pub(crate) fn part(name: &str, main: impl FnOnce(&[&str]) -> Outcome<()>) -> Option<ExitCode> {
+    let mut arguments = env::args_os().skip(1);
+    if arguments.next()? != name {
+        return None;
+    }
+    let words: Result<Vec<_>, _> = arguments.map(OsString::into_string).collect();
+    let words = words.unwrap_or_default();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Some(match follow_parent().and_then(|()| main(&words)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            out::complain(&problem.to_string());
+            ExitCode::FAILURE
+        }
+    })
+}
+
 /// Has this process end with the one that started it: whoever that is may be killed.
-pub(crate) fn follow_parent() -> Outcome<()> {
+fn follow_parent() -> Outcome<()> {
     let parent = getppid();
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)?;
     match getppid() == parent {

@@ -93,7 +93,7 @@ impl Socket<'_> {
             ("cwnd", (self.word(socket::CWND) / mss.max(1)).to_string()),
         ];
         let more = [
-            ("backoff", self.pair(socket::BACKOFF_CUBIC).0),
+            ("backoff", self.pair(socket::BACKOFF_CONGESTION).0),
             ("ssthresh", segments(self.word(socket::SSTHRESH))),
             ("bytes_acked", self.word(socket::BYTES_ACKED)),
             ("bytes_received", self.word(socket::BYTES_RECEIVED)),
@@ -141,8 +141,9 @@ impl Socket<'_> {
     }
 
     fn congestion(&self) -> &'static str {
-        match self.pair(socket::BACKOFF_CUBIC).1 {
+        match self.pair(socket::BACKOFF_CONGESTION).1 {
             1 => "cubic",
+            2 => "bbr",
             _ => "reno",
         }
     }
@@ -226,10 +227,13 @@ mod tests {
         words[socket::MSS] = 1448;
         words[socket::CWND] = 14_480;
         words[socket::RTT] = 1500;
-        words[socket::BACKOFF_CUBIC] = 1 << 32;
+        words[socket::BACKOFF_CONGESTION] = 1 << 32;
         let socket = Socket(&words);
         assert_eq!((socket.protocol(), socket.state()), ("tcp", "ESTAB"));
         assert_eq!(socket.address(socket::LOCAL).to_string(), "10.0.0.1:80");
+        let mut of_bbr = words;
+        of_bbr[socket::BACKOFF_CONGESTION] = 2 << 32;
+        assert_eq!(Socket(&of_bbr).congestion(), "bbr");
         let line = socket.words().join(" ");
         assert!(line.starts_with("ts sack cubic wscale:0,0 rto:0 rtt:1.5/0 mss:1448"));
         assert!(line.ends_with("cwnd:10"), "{line}");
@@ -239,7 +243,7 @@ mod tests {
     fn absurd_words_are_shown_without_a_panic() {
         let words = [u64::MAX; record::WORDS];
         let socket = Socket(&words);
-        assert_eq!(socket.state(), "UNKNOWN");
+        assert_eq!((socket.state(), socket.congestion()), ("UNKNOWN", "reno"));
         assert!(!socket.words().is_empty());
         assert!(socket.json(&[]).is_object());
     }

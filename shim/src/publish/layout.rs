@@ -265,8 +265,8 @@ pub(crate) mod socket {
     pub(crate) const WINDOWS: usize = 28;
     /// Milliseconds since data was last sent, received.
     pub(crate) const LAST: usize = 29;
-    /// Timeouts in a row; 1 for CUBIC, 0 for NewReno.
-    pub(crate) const BACKOFF_CUBIC: usize = 30;
+    /// Timeouts in a row; 0 for NewReno, 1 for CUBIC, 2 for BBR.
+    pub(crate) const BACKOFF_CONGESTION: usize = 30;
 }
 
 /// States in a record's flags.

@@ -103,7 +103,11 @@ fn put_info(words: &mut Record, info: &TcpInfo) {
         .iter()
         .rev()
         .fold(0, |sum, on| sum << 1 | u64::from(*on));
-    let is_cubic = matches!(info.congestion, CongestionControl::Cubic);
+    let congestion = match info.congestion {
+        CongestionControl::NewReno => 0,
+        CongestionControl::Cubic => 1,
+        CongestionControl::Bbr => 2,
+    };
     for (at, word) in [
         (socket::OPTIONS, options),
         (socket::HAS_INFO, 1),
@@ -133,8 +137,8 @@ fn put_info(words: &mut Record, info: &TcpInfo) {
             pair(ms(info.last_data_sent), ms(info.last_recv)),
         ),
         (
-            socket::BACKOFF_CUBIC,
-            pair(info.backoff.into(), is_cubic.into()),
+            socket::BACKOFF_CONGESTION,
+            pair(info.backoff.into(), congestion),
         ),
     ] {
         words[at] = word;

@@ -10,8 +10,6 @@ mod far;
 mod near;
 mod stage;
 
-use std::env;
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
@@ -26,7 +24,7 @@ use crate::plan::Interface;
 use crate::progress::Progress;
 use crate::{Outcome, Problem, out, run};
 
-/// The first argument of the processes that measure. Nobody types it.
+/// The first argument of the processes that measure.
 const NAME: &str = "measure-part";
 /// Rounds, each of both sides.
 const ROUNDS: usize = 3;
@@ -130,26 +128,12 @@ impl Subject {
 
 /// Becomes one of the processes that measure if the arguments say so.
 pub(crate) fn run_if_asked() -> Option<ExitCode> {
-    let mut arguments = env::args_os().skip(1);
-    if arguments.next()? != NAME {
-        return None;
-    }
-    let words: Result<Vec<_>, _> = arguments.map(OsString::into_string).collect();
-    let words = words.unwrap_or_default();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let done = child::follow_parent().and_then(|()| match words[..] {
+    child::part(NAME, |words| match words {
         ["stage", kind, offloads, library] => stage::main(kind, offloads, Path::new(library)),
         ["far", address, interface] => far::main(address, interface),
         ["near", to] => near::main(to),
-        ["namespace"] => stage::enter_namespace().map(drop),
+        ["namespace"] => stage::enter_namespace(),
         _ => Err(Problem::new("a part of a measurement, to be started by it")),
-    });
-    Some(match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            out::complain(&problem.to_string());
-            ExitCode::FAILURE
-        }
     })
 }
 

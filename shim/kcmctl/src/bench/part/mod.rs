@@ -12,8 +12,6 @@ mod receive;
 mod send;
 mod wire;
 
-use std::env;
-use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{Outcome, Problem, child, out};
 
-/// The first argument of a part. Nobody types it: it is in no help and no completion.
+/// The first argument of a part.
 const NAME: &str = "bench-part";
 
 /// What a part does.
@@ -65,12 +63,12 @@ impl Options {
         all
     }
 
-    fn parse(arguments: &[String]) -> Option<Self> {
+    fn parse(arguments: &[&str]) -> Option<Self> {
         let [role, size, conns, sockets, threads, ms, port] = arguments else {
             return None;
         };
         let options = Self {
-            role: role.clone(),
+            role: (*role).to_owned(),
             size: size.parse().ok()?,
             conns: conns.parse().ok()?,
             sockets: sockets.parse().ok()?,
@@ -91,27 +89,13 @@ impl Options {
 
 /// Becomes a part if the arguments say so. Its measurement is one line of JSON on standard output.
 pub(crate) fn run_if_asked() -> Option<ExitCode> {
-    let mut arguments = env::args_os().skip(1);
-    if arguments.next()? != NAME {
-        return None;
-    }
-    let words: Result<Vec<_>, _> = arguments.map(OsString::into_string).collect();
-    let options = words.ok().and_then(|words| Options::parse(&words));
-    let done = match options {
+    child::part(NAME, |words| match Options::parse(words) {
         Some(options) => run(&options),
         None => Err(Problem::new("a part of the benchmark, to be started by it")),
-    };
-    Some(match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            out::complain(&problem.to_string());
-            ExitCode::FAILURE
-        }
     })
 }
 
 fn run(options: &Options) -> Outcome<()> {
-    child::follow_parent()?;
     if let Some(done) = peer::main(options) {
         return done;
     }
