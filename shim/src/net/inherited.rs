@@ -6,7 +6,7 @@
 use core::net::SocketAddr;
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, sockopt};
 
 use super::lend::Question;
 use super::name::{Door, Name};
@@ -65,6 +65,9 @@ pub(crate) fn adopt(fd: i32) -> bool {
     let Some(name) = Name::of(sys::borrow(fd)).filter(|_| table::in_range(fd)) else {
         return false;
     };
+    if !is_trusted(sys::borrow(fd)) {
+        return false;
+    }
     let asked = name.peer.is_none();
     let known = Inherited::new(name, Settings::default(), asked);
     let ino = sys::inode(sys::borrow(fd));
@@ -73,6 +76,12 @@ pub(crate) fn adopt(fd: i32) -> bool {
     };
     table::install(fd, file);
     true
+}
+
+/// Whether the other end is of this user, or of root, who may have given up being so for us.
+fn is_trusted(fd: impl AsFd) -> bool {
+    let me = rustix::process::geteuid();
+    sockopt::socket_peercred(fd).is_ok_and(|of| of.uid == me || of.uid.is_root())
 }
 
 /// Sees to it that bytes flow. Should the owner not answer, its end shows that it is gone.
@@ -180,7 +189,9 @@ pub(super) fn accept_beneath(
     let (peer, name) = match door.is_kernels {
         true => handed_over(&accepted, door)?,
         false => {
-            let name = Name::of(accepted.as_fd()).ok_or(Errno::ECONNABORTED)?; // a stranger
+            // Abstract addresses are open to everybody: a stranger could name any peer.
+            let name = Name::of(accepted.as_fd()).filter(|_| is_trusted(&accepted));
+            let name = name.ok_or(Errno::ECONNABORTED)?;
             mark(&accepted, fd);
             (name.peer.ok_or(Errno::ECONNABORTED)?, Some(name)) // or the owner is gone
         }

@@ -517,9 +517,23 @@ fn shared_by(copy: &OwnedFd) -> Outcome<&'static File> {
         return Err(Errno::EBADF.into());
     }
     let mut engine = CELL.lock()?;
-    share(&mut engine, name.number);
-    if let Some(relay) = engine.relays.get(&name.number) {
+    // Nobody else can have the whole name while the socket lives.
+    if engine
+        .relays
+        .get(&name.number)
+        .is_some_and(|relay| relay.name == name)
+    {
+        share(&mut engine, name.number);
+    }
+    if let Some(relay) = engine
+        .relays
+        .get(&name.number)
+        .filter(|relay| relay.name == name)
+    {
         return Ok(relay.file);
+    }
+    if !sockopt::socket_acceptconn(copy)? {
+        return Err(Errno::EBADF.into()); // only connected to the listener
     }
     let is_it = |socket: &&Socket| socket.door.as_ref().is_some_and(|door| door.name == name);
     let listener = { engine.sockets() }.find(is_it);
