@@ -268,6 +268,8 @@ pub(crate) fn routed(
         (Err(Exit::Failed(Errno(errno))), _) => (Verdict::StackFailed, *errno),
     };
     let device = iface.and_then(|at| plan.interfaces.get(at));
+    // A socket of the stack takes its place, and the next such decision is a repetition.
+    let is_replaced = verdict == Verdict::Stack && matches!(role, Role::Listen | Role::Connect);
     note(&Decision {
         call: match role {
             Role::Listen => role::LISTEN,
@@ -277,7 +279,10 @@ pub(crate) fn routed(
         },
         verdict,
         fd,
-        inode: sys::inode(sys::borrow(fd)),
+        inode: match is_replaced {
+            true => 0,
+            false => sys::inode(sys::borrow(fd)),
+        },
         answer,
         numbers: [decision.line as u64, 0],
         route: Some(Route {
