@@ -1,6 +1,6 @@
 /* ctl_stack.c: a listener and a connection of the stack, both ends in this process, for kcmctl to look
- * at. To be run with KCMSHIM_STACK='mem: ADDRESS/24' and ADDRESS, not 10.77.0.9. Prints the numbers of the listener and the
- * connection; then obeys standard input, a letter each:
+ * at. To be run with KCMSHIM_STACK='mem: ADDRESS/16' and ADDRESS, in 10.77.0.0/16 and not 10.77.0.9.
+ * Prints the numbers of the listener and the connection; then obeys standard input, a letter each:
  *     r  a UDP socket bound to the wildcard, and connections to 127.0.0.1 and 192.0.2.1, which fail;
  *        prints their numbers
  * and for any other asks for a neighbour that is not there, which makes a frame, and prints "done". */
@@ -20,7 +20,7 @@ static int to(const char *host, int flags)
 /* Sockets that rules, or defaults, give to others than the stack. */
 static void routed(void)
 {
-	struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(5300)};
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(20000 + getpid() % 10000)};
 	int udp = socket(AF_INET, SOCK_DGRAM, 0);
 	CHECK(udp >= 0 && bind(udp, (struct sockaddr *)&at, sizeof at) == 0);
 	printf("%d", udp);

@@ -172,6 +172,19 @@ impl Drop for Runtime {
     }
 }
 
+/// An address of 10.77.0.0/16 for a stack, of which each process needs its own: not 10.77.0.9, which
+/// `ctl_stack.c` looks for in vain.
+#[must_use]
+pub fn stack_address() -> String {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    /// Stacks of one test program, and what is left of 16 bits for programs.
+    const EACH: usize = 16;
+    const PROGRAMS: usize = 4000;
+    let program = process::id() as usize % PROGRAMS;
+    let number = 256 + program * EACH + MADE.fetch_add(1, Ordering::Relaxed) % EACH;
+    format!("10.77.{}.{}", number / 256, number % 256)
+}
+
 /// A running guest.
 #[derive(Debug)]
 pub struct Guest {
@@ -193,7 +206,7 @@ impl Guest {
         Self::start_as(runtime, program::under_shim(guest_program()))
     }
 
-    /// Starts `ctl_stack.c`, whose sockets the stack serves at an address that no other process has.
+    /// Starts `ctl_stack.c`, whose sockets the stack serves at [`stack_address`]es.
     /// Its numbers are those of a listener and of a connection.
     ///
     /// # Panics
@@ -201,7 +214,7 @@ impl Guest {
     #[must_use]
     pub fn start_on_stack(runtime: &Runtime, address: &str) -> Self {
         let mut command = program::under_shim(program::build("ctl_stack", &[]));
-        command.env("KCMSHIM_STACK", format!("mem: {address}/24"));
+        command.env("KCMSHIM_STACK", format!("mem: {address}/16"));
         Self::start_on_stack_as(runtime, address, command)
     }
 

@@ -4,13 +4,14 @@
 use std::fs;
 use std::io::Write;
 
-use kcm_tests::ctl::{Guest, Runtime, Terminal, last_picture};
+use kcm_tests::ctl::{Guest, Runtime, Terminal, last_picture, stack_address};
 use kcm_tests::program;
 
 #[test]
 fn sockets_of_the_stack_are_shown_as_ss_does() {
     let runtime = Runtime::new();
-    let guest = Guest::start_on_stack(&runtime, "10.77.0.2");
+    let address = stack_address();
+    let guest = Guest::start_on_stack(&runtime, &address);
     let pid = guest.pid();
     let shown = runtime.says_at_last(&["ss", &pid], "bytes_received:5");
     let rows: Vec<&str> = shown.lines().collect();
@@ -22,7 +23,7 @@ fn sockets_of_the_stack_are_shown_as_ss_does() {
     let connected = |row: &&str| {
         let words: Vec<_> = row.split_ascii_whitespace().collect();
         words[..2] == ["tcp", "ESTAB"]
-            && words[5] == "10.77.0.2:8080"
+            && words[5] == format!("{address}:8080")
             && words.last() == Some(&guest.tcp.as_str())
     };
     let at = rows.iter().position(connected);
@@ -48,7 +49,7 @@ fn rules(address: &str) -> String {
     format!(
         "[[interface]]
 device = \"mem:\"
-addresses = [\"{address}/24\"]
+addresses = [\"{address}/16\"]
 
 [[rule]]
 name = \"web\"
@@ -67,7 +68,7 @@ use = \"refuse\"
 #[test]
 fn rule_that_decided_is_named_with_its_line() {
     let runtime = Runtime::new();
-    let address = "10.77.0.4";
+    let address = &stack_address();
     let config = runtime.0.join("k.toml");
     fs::write(&config, rules(address)).expect("there is room");
     let mut command = program::under_shim(program::build("ctl_stack", &[]));
@@ -88,7 +89,8 @@ fn rule_that_decided_is_named_with_its_line() {
         "refused: setsockopt of option 19 at level 1 answered Protocol not available".to_owned(),
         format!("accepted from the listener that fd {listener} was"),
         format!("fd {udp}: stack: udp UNCONN"),
-        "both: udp bind on 0.0.0.0:5300 goes to the kernel and to every interface of the stack, by default: wildcard".to_owned(),
+        "both: udp bind on 0.0.0.0:".to_owned(),
+        " goes to the kernel and to every interface of the stack, by default: wildcard".to_owned(),
         format!("fd {local}: passed through to the kernel: socket:["),
         "passed: connect to 127.0.0.1:1 goes to the kernel, by default: loopback".to_owned(),
         format!("fd {documents}: passed through"),
@@ -111,7 +113,7 @@ fn rule_that_decided_is_named_with_its_line() {
 #[test]
 fn counters_of_the_stack_are_in_stat_and_export() {
     let runtime = Runtime::new();
-    let guest = Guest::start_on_stack(&runtime, "10.77.0.5");
+    let guest = Guest::start_on_stack(&runtime, &stack_address());
     let pid = guest.pid();
     // The two ends of one connection, and one that waits for a neighbour.
     let metrics = runtime.says_at_last(&["export"], "kind=\"connections\"} 2");
@@ -157,7 +159,7 @@ fn counters_of_the_stack_are_in_stat_and_export() {
 fn top_lists_who_uses_kcm_and_who_the_stack() {
     let runtime = Runtime::new();
     let kcm = Guest::start(&runtime);
-    let stack = Guest::start_on_stack(&runtime, "10.77.0.6");
+    let stack = Guest::start_on_stack(&runtime, &stack_address());
     for (columns, rows) in [(80, 24), (200, 60)] {
         let mut terminal = Terminal::new(columns, rows);
         let mut top = terminal.spawn(runtime.command(&["top", "-i", "0.05"]));

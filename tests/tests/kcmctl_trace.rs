@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use kcm_tests::ctl::{Guest, Runtime, await_file, text};
+use kcm_tests::ctl::{Guest, Runtime, await_file, stack_address, text};
 use kcm_tests::program;
 
 /// A trace under way.
@@ -254,7 +254,7 @@ fn capture_is_what_tshark_takes_apart() {
 #[test]
 fn frames_of_the_stack_are_what_tshark_takes_apart() {
     let runtime = Runtime::new();
-    let mut guest = Guest::start_on_stack(&runtime, "10.77.0.3");
+    let mut guest = Guest::start_on_stack(&runtime, &stack_address());
     let file = runtime.0.join("frames.pcapng");
     let path = file.to_str().expect("paths here are text");
     let pid = guest.pid();
