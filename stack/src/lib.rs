@@ -1,8 +1,8 @@
 //! TCP/IP engine as a sans-I/O state machine.
 //!
 //! [`Stack`] takes frames and the time, and gives frames, events and the next deadline. It reads
-//! no clock, opens no descriptor, starts no thread and contains no unsafe code; `device` moves
-//! frames and knows no protocol.
+//! no clock, opens no descriptor, starts no thread, and its only unsafe code is a call for wider
+//! registers in the checksum; `device` moves frames and knows no protocol.
 //!
 //! # Inputs
 //! [`Stack::handle_frame`], [`Stack::handle_timeout`], and the socket calls `tcp_*` and `udp_*`.
