@@ -76,10 +76,16 @@ impl Lab {
     /// A command on the guest's side under the library, with the stack on its interface.
     #[must_use]
     pub fn on_stack(&self, program: impl AsRef<OsStr>) -> Command {
+        self.on_stack_with("", program)
+    }
+
+    /// As [`on_stack`](Self::on_stack), with more words in the stack's line.
+    #[must_use]
+    pub fn on_stack_with(&self, words: &str, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.on_guest("env");
         let library = crate::guest::library().display();
         command.arg(format!("LD_PRELOAD={library}"));
-        command.arg(format!("KCMSHIM_STACK=packet:eth0 {GUEST}/24"));
+        command.arg(format!("KCMSHIM_STACK=packet:eth0 {GUEST}/24 {words}"));
         command.arg(program);
         command
     }

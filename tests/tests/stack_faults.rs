@@ -90,6 +90,20 @@ fn transfer(
     guest.rest()
 }
 
+/// One frame of a hundred is lost, one comes twice and one out of order, both ways.
+#[test]
+fn a_transfer_is_whole_over_a_bad_link() {
+    if !can_run() {
+        return;
+    }
+    let program = program::build("stack_faults", &[]);
+    let lab = Lab::new(false);
+    let _server = Running::server(&mut lab.on_peer(&program), &["serve", PEER, BYTES]);
+    let mut guest = lab.on_stack_with("faults=1", &program);
+    let guest = Running::start(&mut guest, &["transfer", PEER, BYTES, PATIENT]);
+    assert_eq!(guest.rest(), ["under way", "gave all", "took all"]);
+}
+
 /// Longer than a few retransmissions, and than the pause the library makes before it tries a device again.
 const AWAY: Duration = Duration::from_millis(400);
 

@@ -1,10 +1,11 @@
 //! Opening the engine: once, when the first socket is given to the stack.
 
 use core::num::NonZeroU16;
+use core::time::Duration;
 use std::fmt::Write;
 
 use kcm_mux::Nanos;
-use kcm_stack::device::{self, Joined, NetDevice, OpenOptions};
+use kcm_stack::device::{self, Fault, Joined, LinkFaults, Loss, NetDevice, OpenOptions};
 use kcm_stack::{Config, IfaceId, Key, Stack};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -95,12 +96,36 @@ fn device(interface: &Interface) -> Result<Box<dyn NetDevice>, String> {
         ..OpenOptions::default()
     };
     let mut queues = device::open(&interface.device, &options).map_err(|why| why.to_string())?;
-    if queues.len() > 1 {
-        let joined = Joined::new(queues).map_err(|why| format!("{}: {why}", interface.device))?;
-        return Ok(Box::new(joined));
+    let device: Box<dyn NetDevice> = match queues.pop() {
+        None => return Err(format!("{}: the device has no queue", interface.device)),
+        Some(only) if queues.is_empty() => only,
+        Some(last) => {
+            queues.push(last);
+            let joined = Joined::new(queues);
+            Box::new(joined.map_err(|why| format!("{}: {why}", interface.device))?)
+        }
+    };
+    Ok(match interface.faults {
+        0 => device,
+        percent => {
+            let seed = sys::random().unwrap_or_else(sys::now);
+            Box::new(Fault::new(device, seed, faults(percent), faults(percent)))
+        }
+    })
+}
+
+/// A link that does to so many of a hundred frames whatever a link may do to frames.
+fn faults(percent: u8) -> LinkFaults {
+    /// Some frames of a bulk transfer overtake one that is held back.
+    const HELD_BACK: Duration = Duration::from_micros(500);
+    let share = f64::from(percent) / 100.0;
+    LinkFaults {
+        loss: Loss::Random(share),
+        duplicate: share,
+        reorder: share,
+        reorder_by: HELD_BACK,
+        ..LinkFaults::default()
     }
-    let only = queues.pop();
-    only.ok_or_else(|| format!("{}: the device has no queue", interface.device))
 }
 
 /// Takes the interface's addresses for this process: two engines with one address would reset each

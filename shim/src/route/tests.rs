@@ -53,7 +53,8 @@ const FIRST: Verdict = Verdict::Stack { iface: Some(0) };
 fn a_line_says_what_a_file_says() {
     let by_line = line(
         "packet:veth0 10.9.0.2/24 fd00::2/64 via 10.9.0.1 via fd00::1 route 10.0.0.0/8 via 10.9.0.7 \
-         route 172.16.0.0/12 mtu=1400 queues=2 offloads=off; tap:kcm0 dhcp wildcard=stack \
+         route 172.16.0.0/12 mtu=1400 queues=2 offloads=off \
+         faults=2; tap:kcm0 dhcp wildcard=stack \
          on_failure=ENETDOWN",
     );
     let by_file = file(
@@ -65,6 +66,7 @@ fn a_line_says_what_a_file_says() {
         mtu = 1400
         queues = 2
         offloads = false
+        faults = 2
         [[interface.route]]
         to = "10.0.0.0/8"
         via = "10.9.0.7"
@@ -83,6 +85,7 @@ fn a_line_says_what_a_file_says() {
     assert_eq!(by_line, by_file);
     let settings = by_line.expect("it is good");
     assert_eq!(settings.interfaces.len(), 2);
+    assert_eq!(settings.interfaces[0].faults, 2);
     assert_eq!(settings.on_failure, Some(OnFailure::Fail(libc::ENETDOWN)));
 }
 

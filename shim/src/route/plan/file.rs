@@ -120,7 +120,7 @@ impl File<'_> {
     }
 
     fn interface(&mut self, table: &DeTable<'_>) -> Option<Interface> {
-        const KEYS: &str = "device, addresses, dhcp, gateway, mtu, queues, offloads, route";
+        const KEYS: &str = "device, addresses, dhcp, gateway, mtu, queues, offloads, faults, route";
         let mut made = Interface::new(String::new());
         for (key, value) in in_order(table) {
             let name = key.get_ref().as_ref();
@@ -132,6 +132,9 @@ impl File<'_> {
                 "mtu" => made.mtu = self.number(name, value, words::mtu),
                 "queues" => made.queues = self.number(name, value, words::queues).unwrap_or(1),
                 "offloads" => made.offloads = self.flag(name, value),
+                "faults" => {
+                    made.faults = self.number(name, value, words::faults).unwrap_or(0);
+                }
                 "route" => {
                     for (at, table) in self.tables("interface.route", value, usize::MAX) {
                         made.routes.extend(self.route(at, table));

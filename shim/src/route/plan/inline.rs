@@ -16,8 +16,8 @@ pub(super) const VARIABLE: &str = "KCMSHIM_STACK";
 
 /// What may stand after a device.
 const WORDS: &str = "ADDRESS/LENGTH, dhcp, via ROUTER, route PREFIX [via ROUTER], mtu=BYTES, \
-                     queues=COUNT, offloads=on|off, wildcard=stack|kernel|both, \
-                     on_failure=kernel|ERRNO";
+                     queues=COUNT, offloads=on|off, faults=PERCENT, \
+                     wildcard=stack|kernel|both, on_failure=kernel|ERRNO";
 
 pub(super) fn read(text: &[u8], settings: &mut Settings, problems: &mut Problems) {
     if text.len() > VALUE_BYTES_MAX {
@@ -53,6 +53,7 @@ impl Interface {
             mtu: None,
             queues: 1,
             offloads: true,
+            faults: 0,
         }
     }
 }
@@ -107,6 +108,7 @@ fn setting(key: &str, value: &str, made: &mut Interface, settings: &mut Settings
     match key {
         "mtu" => made.mtu = Some(words::mtu(number()?).map_err(named)?),
         "queues" => made.queues = words::queues(number()?).map_err(named)?,
+        "faults" => made.faults = words::faults(number()?).map_err(named)?,
         "offloads" => {
             made.offloads = match value {
                 "on" => true,

@@ -55,6 +55,9 @@ pub(crate) struct Interface {
     pub(crate) queues: u16,
     /// Whether checksum and segmentation offloads are used.
     pub(crate) offloads: bool,
+    /// Of a hundred frames in each direction, how many are lost, how many come twice and how many out of
+    /// order: to try a program on a bad link.
+    pub(crate) faults: u8,
 }
 
 /// A prefix that is reached through a router, or on the link itself.

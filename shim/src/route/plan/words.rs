@@ -74,6 +74,16 @@ pub(super) fn queues(number: i64) -> Word<u16> {
         .ok_or_else(|| format!("{number} is not a number of queues from 1 to {QUEUES_MAX}"))
 }
 
+/// Beyond, hardly any connection stays up.
+const FAULTS_MAX: u8 = 30;
+
+pub(super) fn faults(number: i64) -> Word<u8> {
+    u8::try_from(number)
+        .ok()
+        .filter(|n| *n <= FAULTS_MAX)
+        .ok_or_else(|| format!("{number} is not a percentage from 0 to {FAULTS_MAX}"))
+}
+
 pub(super) fn port(number: i64) -> Word<(u16, u16)> {
     match u16::try_from(number) {
         Ok(port) => Ok((port, port)),
