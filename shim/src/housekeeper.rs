@@ -18,7 +18,7 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 use crate::errno::Outcome;
 use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
-use crate::net::{CELL, lend, relay};
+use crate::net::{CELL, handover, lend, relay};
 use crate::share::broker;
 use crate::share::line::Line;
 use crate::share::owner;
@@ -204,7 +204,7 @@ fn serve_device() {
     let Ok(mut engine) = CELL.lock() else { return };
     engine.serve();
     drop(engine);
-    lend::serve();
+    handover::serve();
     broker::end_if_idle();
     let Ok(engine) = CELL.lock() else { return };
     if let Some(entry) = engine.device_entry() {
@@ -390,7 +390,7 @@ impl Keeper {
             }
             let data = event.data.u64();
             if data == CLAIM {
-                lend::on_claim();
+                handover::on_claim();
                 broker::end_if_idle();
                 continue;
             }
@@ -512,7 +512,7 @@ impl Keeper {
         } else if let Ok(mut engine) = CELL.lock() {
             engine.expire(now);
             drop(engine);
-            lend::serve();
+            handover::serve();
             broker::end_if_idle();
         }
     }

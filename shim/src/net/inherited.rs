@@ -8,9 +8,9 @@ use core::net::SocketAddr;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, sockopt};
 
-use super::lend::Question;
 use super::name::{Door, Name};
 use super::options::{self, Settings};
+use super::question::Question;
 use super::{address, fixed, pristine};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;

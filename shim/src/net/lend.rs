@@ -3,32 +3,24 @@
 //! is connected to an end that stays here. That costs the program nothing: its own calls still go to
 //! the engine. A connection becomes *shared* on first use by another process, or when this one closes
 //! it: from then on everybody, this process too, reads and writes the AF_UNIX socket, and the
-//! housekeeper moves the bytes ([`super::relay`]). A connection that no thread of the owner accepts is
-//! handed over at the socket beneath its listener.
+//! housekeeper moves the bytes ([`super::relay`]). What waits on a lent listener is [`super::handover`]'s.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use core::net::SocketAddr;
-use kcm_mux::Nanos;
-use kcm_stack::{ListenerId, TcpId};
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, sockopt,
-};
+use rustix::fd::OwnedFd;
+use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::engine::{CELL, Engine, EngineGuard};
+use super::engine::{CELL, Engine};
 use super::inherited::Inherited;
 use super::name::{Door, Name};
-use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{Socket, State};
-use super::{address, inherited, ioctl, options, ready};
+use super::{address, handover, inherited, ready};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind, lookup, table};
 use crate::share::owner;
 use crate::sync::Mutex;
-use crate::user_mem::UserPtr;
 use crate::{epoll, housekeeper, own, sys};
 
 /// Something is shared: from now on the housekeeper does not wait for the program.
@@ -43,6 +35,10 @@ pub(crate) fn has_door() -> bool {
 
 pub(crate) fn serves_others() -> bool {
     SERVES_OTHERS.load(Ordering::Relaxed)
+}
+
+pub(super) fn note_shared() {
+    SERVES_OTHERS.store(true, Ordering::Relaxed);
 }
 
 /// Where the sockets beneath connections are connected to: a listener, and its address.
@@ -185,7 +181,7 @@ fn connect_beneath(fd: i32, name: &Name) -> Outcome<OwnedFd> {
     Ok(end)
 }
 
-fn unix_stream() -> Outcome<OwnedFd> {
+pub(super) fn unix_stream() -> Outcome<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let kind = SocketType::STREAM;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
@@ -225,7 +221,7 @@ pub(super) fn share(engine: &mut Engine, number: u32) {
     }
     program.set_link(Link::Private);
     program.release();
-    SERVES_OTHERS.store(true, Ordering::Relaxed);
+    note_shared();
     engine.relay_is_due(number);
 }
 
@@ -244,8 +240,8 @@ pub(crate) fn look_for_end(file: &'static File) {
         socket_of(&mut engine, file, |socket| socket.relay = None);
         engine.relays.remove(&number);
     } else if let Some(door) = &socket.door {
-        if is_alive(door) {
-            return look_again();
+        if handover::is_alive(door) {
+            return handover::look_again();
         }
         socket.door = None;
     } else {
@@ -256,170 +252,9 @@ pub(crate) fn look_for_end(file: &'static File) {
     file.release();
 }
 
-fn socket_of(engine: &mut Engine, file: &File, change: impl FnOnce(&mut Socket)) {
+pub(super) fn socket_of(engine: &mut Engine, file: &File, change: impl FnOnce(&mut Socket)) {
     if let Ok(socket) = engine.socket(file) {
         change(socket);
-    }
-}
-
-/// Whether any process has the listener: nobody else can take its address then.
-fn is_alive(door: &Door) -> bool {
-    if door.is_kernels {
-        return is_port_taken(&door.name).unwrap_or(true);
-    }
-    let name = door.name.encode();
-    let (Ok(probe), Ok(name)) = (unix_stream(), SocketAddrUnix::new_abstract_name(&name)) else {
-        return true;
-    };
-    rustix::net::bind(&probe, &name).is_err()
-}
-
-fn is_port_taken(name: &Name) -> Outcome<bool> {
-    let family = if name.v6 {
-        AddressFamily::INET6
-    } else {
-        AddressFamily::INET
-    };
-    let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
-    let probe = sys::raise(rustix::net::socket_with(family, kind, flags, None)?);
-    sockopt::set_socket_reuseaddr(&probe, true)?; // else a connection would do
-    let local = address::in_family(name.local, name.v6);
-    Ok(rustix::net::bind(&probe, &local) == Err(rustix::io::Errno::ADDRINUSE))
-}
-
-/// When listeners that only others hold are looked at again; 0 for never. Nothing tells of their end.
-static LOOK_AT: AtomicU64 = AtomicU64::new(0);
-const LOOK_INTERVAL: Nanos = 1_000_000_000;
-
-/// Another process wants an address that this one has: perhaps nobody needs it here any more.
-pub(crate) fn on_claim() {
-    if let Ok(engine) = CELL.lock() {
-        for claim in engine.claims() {
-            let _ = rustix::net::recv(claim, &mut [0], RecvFlags::DONTWAIT);
-        }
-    }
-    LOOK_AT.store(1, Ordering::Relaxed);
-    serve();
-}
-
-fn look_again() {
-    let at = sys::now().saturating_add(LOOK_INTERVAL);
-    LOOK_AT.store(at, Ordering::Relaxed);
-    housekeeper::wake_by(at);
-}
-
-/// How long a thread of the owner that accepts may take to come for a connection.
-const GRACE: Nanos = 2_000_000;
-
-/// Hands over what waits on lent listeners, and lets go of those that nobody holds any more.
-pub(crate) fn serve() {
-    let Ok(mut engine) = CELL.lock() else { return };
-    let lent = |socket: &Socket| match (&socket.door, socket.state) {
-        (Some(_), State::Listening(id)) => Some((socket.file, id)),
-        _ => None,
-    };
-    let listeners: Vec<_> = engine.sockets().filter_map(lent).collect();
-    for (file, id) in &listeners {
-        serve_listener(&mut engine, file, *id);
-    }
-    drop(engine);
-    let at = LOOK_AT.load(Ordering::Relaxed);
-    if at == 0 {
-        return;
-    }
-    if sys::now() < at {
-        return housekeeper::wake_by(at);
-    }
-    LOOK_AT.store(0, Ordering::Relaxed);
-    for (file, _) in listeners {
-        if file.is_only_lent() {
-            look_for_end(file);
-        }
-    }
-}
-
-fn serve_listener(engine: &mut EngineGuard, file: &'static File, id: ListenerId) {
-    if engine.stack.tcp_accept_queue_len(id).unwrap_or(0) == 0 {
-        return socket_of(engine, file, |socket| socket.waits_since = 0);
-    }
-    let now = sys::now();
-    let Ok(socket) = engine.socket(file) else {
-        return;
-    };
-    if socket.waits_since == 0 {
-        socket.waits_since = now;
-    }
-    let since = socket.waits_since;
-    if socket.accepts && !file.is_only_lent() && now < since.saturating_add(GRACE) {
-        return housekeeper::wake_by(since);
-    }
-    let Some(door) = socket.door.clone() else {
-        return;
-    };
-    let settings = socket.settings.inherited();
-    while let Some(conn) = engine.stack.tcp_accept(id) {
-        if hand_over(engine, conn, &door, settings.clone()).is_err() {
-            let now = engine.now();
-            engine.stack.tcp_abort(now, conn);
-        }
-    }
-}
-
-/// Gives a connection to whoever accepts at the socket beneath its listener.
-fn hand_over(
-    engine: &mut EngineGuard,
-    conn: TcpId,
-    door: &Door,
-    settings: Settings,
-) -> Outcome<()> {
-    let (local, peer) = engine.stack.tcp_addresses(conn).ok_or(Errno::EBADF)?;
-    let (owner, number) = owner::next()?;
-    let (v6, peer) = (door.name.v6, Some(peer));
-    let name = Name {
-        owner,
-        number,
-        v6,
-        local,
-        peer,
-    };
-    let end = match door.is_kernels {
-        true => knock_by_tcp(door, settings.v6_only)?,
-        false => {
-            let end = unix_stream()?;
-            rustix::net::bind(&end, &SocketAddrUnix::new_abstract_name(&name.encode())?)?;
-            let at = door.name.encode();
-            rustix::net::connect(&end, &SocketAddrUnix::new_abstract_name(&at)?)?;
-            end
-        }
-    };
-    own::protect(sys::number(&end));
-    let file = File::new(Kind::Stack, 0, Body::None)?;
-    file.set_stream(true);
-    let mut socket = Socket::new(file, State::Connected(conn), v6, settings);
-    socket.relay = Some(number);
-    let index = engine.add(socket);
-    file.set_net_index(index);
-    engine.add_relay(Relay::handed(name, end, file, door.is_kernels));
-    SERVES_OTHERS.store(true, Ordering::Relaxed);
-    engine.relay_is_due(number);
-    Ok(())
-}
-
-/// A connection to the kernel's listener.
-fn knock_by_tcp(door: &Door, v6_only: bool) -> Outcome<OwnedFd> {
-    let (to, from) = door.loopback(v6_only);
-    let family = match to.is_ipv4() {
-        true => AddressFamily::INET,
-        false => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let end = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    let end = sys::raise(end);
-    sockopt::set_tcp_nodelay(&end, true)?;
-    rustix::net::bind(&end, &from)?;
-    match rustix::net::connect(&end, &to) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(end),
-        Err(why) => Err(why.into()),
     }
 }
 
@@ -505,104 +340,5 @@ pub(super) fn watch_again(engine: &Engine) {
             file.forget_pins(1 + table::ours_in(0, u32::MAX).filter(is_it).count() as u32);
         }
     }
-    look_again();
-}
-
-/// The socket of which `copy` is a copy, from now on shared.
-fn shared_by(copy: &OwnedFd) -> Outcome<&'static File> {
-    let Some(name) = Name::of(copy.as_fd()) else {
-        return handed_over(copy);
-    };
-    if !owner::is_ours(&name.owner) {
-        return Err(Errno::EBADF.into());
-    }
-    let mut engine = CELL.lock()?;
-    // Nobody else can have the whole name while the socket lives.
-    if engine
-        .relays
-        .get(&name.number)
-        .is_some_and(|relay| relay.name == name)
-    {
-        share(&mut engine, name.number);
-    }
-    if let Some(relay) = engine
-        .relays
-        .get(&name.number)
-        .filter(|relay| relay.name == name)
-    {
-        return Ok(relay.file);
-    }
-    if !sockopt::socket_acceptconn(copy)? {
-        return Err(Errno::EBADF.into()); // only connected to the listener
-    }
-    let is_it = |socket: &&Socket| socket.door.as_ref().is_some_and(|door| door.name == name);
-    let listener = { engine.sockets() }.find(is_it);
-    Ok(listener.ok_or(Errno::EBADF)?.file)
-}
-
-/// The socket of a connection that was handed over at a listener of the kernel's, of which `copy` is the
-/// end that was accepted there.
-fn handed_over(copy: &OwnedFd) -> Outcome<&'static File> {
-    let inet = |name: rustix::net::SocketAddrAny| SocketAddr::try_from(name).ok();
-    let peer = rustix::net::getpeername(copy)?.and_then(inet);
-    let peer = peer
-        .filter(|peer| Door::may_hand_over(*peer))
-        .ok_or(Errno::EBADF)?;
-    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let engine = CELL.lock()?;
-    let is_it = |relay: &&Relay| {
-        relay.is_tcp() && rustix::net::getsockname(&relay.fd).ok().and_then(inet) == Some(peer)
-    };
-    let found = { engine.relays.values() }.find(is_it);
-    Ok(found.ok_or(Errno::EBADF)?.file)
-}
-
-/// What another process asks of the socket of which `copy` is a copy.
-pub(crate) fn answer(copy: &OwnedFd, question: Question<'_>) -> Outcome<Vec<u8>> {
-    /// Room for the longest option, `struct tcp_info`.
-    const ANSWER_MAX: usize = 256;
-    let file = shared_by(copy)?;
-    let mut room = [0; ANSWER_MAX];
-    let mut length = ANSWER_MAX as u32;
-    let value = UserPtr::new(room.as_mut_ptr().cast());
-    match question {
-        Question::Share => return Ok(Vec::new()),
-        Question::Name => {
-            let mut engine = CELL.lock()?;
-            let number = engine.socket(file)?.relay.ok_or(Errno::EBADF)?;
-            let relay = engine.relays.get(&number).ok_or(Errno::EBADF)?;
-            return Ok(relay.name.encode());
-        }
-        Question::Get(level, name) => {
-            let length = UserPtr::new(core::ptr::from_mut(&mut length).cast());
-            options::get(file, level, name, value, length)?;
-        }
-        Question::Set(level, name, bytes) => {
-            let value = UserPtr::new(bytes.as_ptr().cast_mut().cast());
-            let length = bytes.len() as u32;
-            // What only the socket beneath has, the asking process has set there.
-            options::set(file, -1, level, name, value, length, || 0)?;
-            return Ok(Vec::new());
-        }
-        Question::Ioctl(request) => {
-            ioctl::ioctl(file, request, value)?;
-            length = size_of::<i32>() as u32;
-        }
-    }
-    Ok(room.get(..length as usize).unwrap_or_default().to_vec())
-}
-
-/// What may be asked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Question<'a> {
-    /// That it be shared.
-    Share,
-    /// What it is called.
-    Name,
-    /// An option's value: level and name.
-    Get(i32, i32),
-    /// That an option get a value.
-    Set(i32, i32, &'a [u8]),
-    /// An ioctl(2) that stores an int.
-    Ioctl(u32),
+    handover::look_again();
 }

@@ -6,7 +6,7 @@ use super::owner::{self, Reply};
 use super::wire::{Op, Request};
 use super::{parcel, remote};
 use crate::errno::{Errno, Exit, Outcome};
-use crate::net::lend::{self, Question};
+use crate::net::question::{self, Question};
 use crate::sys;
 
 /// `Request::a` of each kind of question.
@@ -39,7 +39,7 @@ fn request(question: Question<'_>) -> (Request, &[u8]) {
 pub(crate) fn ask(owner: &[u8], fd: i32, question: Question<'_>) -> Outcome<Vec<u8>> {
     if owner::is_ours(owner) {
         let copy = sys::dup_high(sys::borrow(fd))?;
-        return lend::answer(&copy, question);
+        return question::answer(&copy, question);
     }
     let (request, data) = request(question);
     let fds = [sys::borrow(fd)];
@@ -93,7 +93,7 @@ pub(super) fn answer(request: Request, data: &[u8], copy: Option<OwnedFd>) -> Ou
         IOCTL => Question::Ioctl(request.b as u32),
         _ => return Err(Errno::EINVAL.into()),
     };
-    match lend::answer(&copy, question) {
+    match question::answer(&copy, question) {
         Err(Exit::Native) => Ok((0, NATIVE, Vec::new())),
         Err(why) => Err(why),
         Ok(bytes) if bytes.len() <= SHORT => {

@@ -1,0 +1,117 @@
+//! What other processes ask about the sockets that they have copies of: options, queues, names. They come
+//! over the control connection of `share`, each with a copy, which proves that they have it.
+
+use core::net::SocketAddr;
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::sockopt;
+
+use super::engine::CELL;
+use super::lend::share;
+use super::name::{Door, Name};
+use super::relay::Relay;
+use super::socket::Socket;
+use super::{ioctl, options};
+use crate::errno::{Errno, Outcome};
+use crate::fd::File;
+use crate::share::owner;
+use crate::user_mem::UserPtr;
+
+/// The socket of which `copy` is a copy, from now on shared.
+fn shared_by(copy: &OwnedFd) -> Outcome<&'static File> {
+    let Some(name) = Name::of(copy.as_fd()) else {
+        return handed_over(copy);
+    };
+    if !owner::is_ours(&name.owner) {
+        return Err(Errno::EBADF.into());
+    }
+    let mut engine = CELL.lock()?;
+    // Nobody else can have the whole name while the socket lives.
+    if engine
+        .relays
+        .get(&name.number)
+        .is_some_and(|relay| relay.name == name)
+    {
+        share(&mut engine, name.number);
+    }
+    if let Some(relay) = engine
+        .relays
+        .get(&name.number)
+        .filter(|relay| relay.name == name)
+    {
+        return Ok(relay.file);
+    }
+    if !sockopt::socket_acceptconn(copy)? {
+        return Err(Errno::EBADF.into()); // only connected to the listener
+    }
+    let is_it = |socket: &&Socket| socket.door.as_ref().is_some_and(|door| door.name == name);
+    let listener = { engine.sockets() }.find(is_it);
+    Ok(listener.ok_or(Errno::EBADF)?.file)
+}
+
+/// The socket of a connection that was handed over at a listener of the kernel's, of which `copy` is the
+/// end that was accepted there.
+fn handed_over(copy: &OwnedFd) -> Outcome<&'static File> {
+    let inet = |name: rustix::net::SocketAddrAny| SocketAddr::try_from(name).ok();
+    let peer = rustix::net::getpeername(copy)?.and_then(inet);
+    let peer = peer
+        .filter(|peer| Door::may_hand_over(*peer))
+        .ok_or(Errno::EBADF)?;
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let engine = CELL.lock()?;
+    let is_it = |relay: &&Relay| {
+        relay.is_tcp() && rustix::net::getsockname(&relay.fd).ok().and_then(inet) == Some(peer)
+    };
+    let found = { engine.relays.values() }.find(is_it);
+    Ok(found.ok_or(Errno::EBADF)?.file)
+}
+
+/// What another process asks of the socket of which `copy` is a copy.
+pub(crate) fn answer(copy: &OwnedFd, question: Question<'_>) -> Outcome<Vec<u8>> {
+    /// Room for the longest option, `struct tcp_info`.
+    const ANSWER_MAX: usize = 256;
+    let file = shared_by(copy)?;
+    let mut room = [0; ANSWER_MAX];
+    let mut length = ANSWER_MAX as u32;
+    let value = UserPtr::new(room.as_mut_ptr().cast());
+    match question {
+        Question::Share => return Ok(Vec::new()),
+        Question::Name => {
+            let mut engine = CELL.lock()?;
+            let number = engine.socket(file)?.relay.ok_or(Errno::EBADF)?;
+            let relay = engine.relays.get(&number).ok_or(Errno::EBADF)?;
+            return Ok(relay.name.encode());
+        }
+        Question::Get(level, name) => {
+            let length = UserPtr::new(core::ptr::from_mut(&mut length).cast());
+            options::get(file, level, name, value, length)?;
+        }
+        Question::Set(level, name, bytes) => {
+            let value = UserPtr::new(bytes.as_ptr().cast_mut().cast());
+            let length = bytes.len() as u32;
+            // What only the socket beneath has, the asking process has set there.
+            options::set(file, -1, level, name, value, length, || 0)?;
+            return Ok(Vec::new());
+        }
+        Question::Ioctl(request) => {
+            ioctl::ioctl(file, request, value)?;
+            length = size_of::<i32>() as u32;
+        }
+    }
+    Ok(room.get(..length as usize).unwrap_or_default().to_vec())
+}
+
+/// What may be asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Question<'a> {
+    /// That it be shared.
+    Share,
+    /// What it is called.
+    Name,
+    /// An option's value: level and name.
+    Get(i32, i32),
+    /// That an option get a value.
+    Set(i32, i32, &'a [u8]),
+    /// An ioctl(2) that stores an int.
+    Ioctl(u32),
+}
