@@ -157,68 +157,22 @@ fn write_words<const N: usize>(out: &mut impl Write, words: [(bool, &str); N]) -
 /// # Errors
 /// Those of `out`.
 pub fn write_stats(out: &mut impl Write, totals: &Totals) -> fmt::Result {
-    let (mux, psock) = (totals.mux, totals.psock);
-    write_row(
-        out,
-        "MUX",
-        ["RX-Msgs", "RX-Bytes", "TX-Msgs", "TX-Bytes"],
-        [
-            "TX-Retries",
-            "Attach",
-            "Unattach",
-            "UnattchRsvd",
-            "RX-RdyDrops",
-        ],
-    )?;
-    let traffic = [psock.rx_msgs, psock.rx_bytes, psock.tx_msgs, psock.tx_bytes];
-    write_row(
-        out,
-        "",
-        traffic,
-        [
-            mux.tx_retries,
-            mux.psock_attach,
-            mux.psock_unattach,
-            mux.psock_unattach_rsvd,
-            mux.rx_ready_drops,
-        ],
-    )?;
-    write_row(
-        out,
-        "Psock",
-        ["RX-Msgs", "RX-Bytes", "TX-Msgs", "TX-Bytes"],
-        [
-            "Reserved",
-            "Unreserved",
-            "RX-Aborts",
-            "RX-Intr",
-            "RX-Unrecov",
-            "RX-MemFail",
-            "RX-NeedMor",
-            "RX-BadLen",
-            "RX-TooBig",
-            "RX-Timeout",
-            "TX-Aborts",
-        ],
-    )?;
-    write_row(
-        out,
-        "",
-        traffic,
-        [
-            psock.reserved,
-            psock.unreserved,
-            psock.rx_aborts,
-            psock.rx_interrupted,
-            psock.rx_unrecov_intr,
-            psock.rx_mem_fail,
-            psock.rx_need_more_hdr,
-            psock.rx_bad_hdr_len,
-            psock.rx_msg_too_big,
-            psock.rx_msg_timeouts,
-            psock.tx_aborts,
-        ],
-    )
+    let mux = totals.mux.counters();
+    let [rx_msgs, rx_bytes, tx_msgs, tx_bytes, psock @ ..] = totals.psock.counters();
+    let traffic = [rx_msgs, rx_bytes, tx_msgs, tx_bytes];
+    let (names, numbers) = (traffic.map(name), traffic.map(number));
+    write_row(out, "MUX", names, mux.map(name))?;
+    write_row(out, "", numbers, mux.map(number))?;
+    write_row(out, "Psock", names, psock.map(name))?;
+    write_row(out, "", numbers, psock.map(number))
+}
+
+fn name((name, _): (&'static str, u64)) -> &'static str {
+    name
+}
+
+fn number((_, number): (&'static str, u64)) -> u64 {
+    number
 }
 
 /// One line of kcm_stats: an object, its traffic, and columns of 10.

@@ -65,6 +65,44 @@ pub struct MuxStats {
     pub rx_ready_drops: u64,
 }
 
+impl PsockStats {
+    /// All of them by the names of /proc/net/kcm_stats, in its order.
+    #[must_use]
+    pub fn counters(&self) -> [(&'static str, u64); 15] {
+        [
+            ("RX-Msgs", self.rx_msgs),
+            ("RX-Bytes", self.rx_bytes),
+            ("TX-Msgs", self.tx_msgs),
+            ("TX-Bytes", self.tx_bytes),
+            ("Reserved", self.reserved),
+            ("Unreserved", self.unreserved),
+            ("RX-Aborts", self.rx_aborts),
+            ("RX-Intr", self.rx_interrupted),
+            ("RX-Unrecov", self.rx_unrecov_intr),
+            ("RX-MemFail", self.rx_mem_fail),
+            ("RX-NeedMor", self.rx_need_more_hdr),
+            ("RX-BadLen", self.rx_bad_hdr_len),
+            ("RX-TooBig", self.rx_msg_too_big),
+            ("RX-Timeout", self.rx_msg_timeouts),
+            ("TX-Aborts", self.tx_aborts),
+        ]
+    }
+}
+
+impl MuxStats {
+    /// All of them by the names of /proc/net/kcm_stats, in its order.
+    #[must_use]
+    pub fn counters(&self) -> [(&'static str, u64); 5] {
+        [
+            ("TX-Retries", self.tx_retries),
+            ("Attach", self.psock_attach),
+            ("Unattach", self.psock_unattach),
+            ("UnattchRsvd", self.psock_unattach_rsvd),
+            ("RX-RdyDrops", self.rx_ready_drops),
+        ]
+    }
+}
+
 impl AddAssign for PsockStats {
     fn add_assign(&mut self, other: Self) {
         self.rx_msgs += other.rx_msgs;

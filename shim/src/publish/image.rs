@@ -162,31 +162,21 @@ fn flags<const N: usize>(all: [(bool, u64); N]) -> u64 {
 }
 
 fn mux_counters(stats: &MuxStats) -> [u64; MUX_COUNTERS.len()] {
-    [
-        stats.tx_retries,
-        stats.psock_attach,
-        stats.psock_unattach,
-        stats.psock_unattach_rsvd,
-        stats.rx_ready_drops,
-    ]
+    stats.counters().map(|(_, value)| value)
 }
 
 fn psock_counters(stats: &PsockStats) -> [u64; PSOCK_COUNTERS.len()] {
-    [
-        stats.rx_msgs,
-        stats.rx_bytes,
-        stats.tx_msgs,
-        stats.tx_bytes,
-        stats.reserved,
-        stats.unreserved,
-        stats.rx_aborts,
-        stats.rx_interrupted,
-        stats.rx_unrecov_intr,
-        stats.rx_mem_fail,
-        stats.rx_need_more_hdr,
-        stats.rx_bad_hdr_len,
-        stats.rx_msg_too_big,
-        stats.rx_msg_timeouts,
-        stats.tx_aborts,
-    ]
+    stats.counters().map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_the_page_are_those_of_a_mux_in_order() {
+        let names = |(name, _)| name;
+        assert_eq!(MuxStats::default().counters().map(names), MUX_COUNTERS);
+        assert_eq!(PsockStats::default().counters().map(names), PSOCK_COUNTERS);
+    }
 }
