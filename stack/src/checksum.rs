@@ -66,6 +66,7 @@ impl Sum {
 }
 
 /// Bytes from which on asking the processor and calling a function pays.
+#[cfg(target_arch = "x86_64")]
 const WIDE_MIN: usize = 256;
 
 /// The sum of the 32-bit halves of words.
