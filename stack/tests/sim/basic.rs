@@ -6,6 +6,7 @@ use kcm_stack::{Cause, ConnectOptions, ListenOptions, ListenerId, Ready, RecvErr
 
 use crate::link::LinkConfig;
 use crate::net::{Net, at};
+use crate::world::World;
 
 const SOON: Duration = Duration::from_secs(5);
 

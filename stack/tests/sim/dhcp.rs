@@ -8,6 +8,7 @@ use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr};
 
 use crate::fabric::{Fabric, ip, ip6};
 use crate::link::LinkConfig;
+use crate::world::World;
 
 const LEASED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 77);
 

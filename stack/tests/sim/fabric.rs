@@ -1,11 +1,11 @@
 //! Any number of stacks on any number of switched networks in virtual time.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use kcm_stack::{Config, IfaceId, Instant, InterfaceConfig, Key, Received, Stack};
 
 use crate::link::{Link, LinkConfig, Watchdog};
+use crate::world::World;
 
 /// Where a host's interface is plugged in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,9 +123,14 @@ impl Fabric {
             stack.handle_frame_on(self.now, port.iface, frame, Received::default());
         }
     }
+}
 
-    /// Advances to the next thing that happens; false if nothing will before `until`.
-    pub(crate) fn step(&mut self, until: Instant) -> bool {
+impl World for Fabric {
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn step(&mut self, until: Instant) -> bool {
         self.flush();
         let arrivals = self.links.iter().filter_map(Link::next_arrival);
         let deadlines = self.stacks.iter().filter_map(Stack::next_deadline);
@@ -144,24 +149,5 @@ impl Fabric {
         }
         self.flush();
         true
-    }
-
-    pub(crate) fn run_for(&mut self, d: Duration) {
-        let until = self.now + d;
-        while self.step(until) {}
-    }
-
-    /// Steps until `done` holds; panics when `limit` of virtual time has passed.
-    pub(crate) fn run_until(
-        &mut self,
-        limit: Duration,
-        what: &str,
-        mut done: impl FnMut(&mut Self) -> bool,
-    ) {
-        let until = self.now + limit;
-        while !done(self) {
-            let more = self.step(until);
-            assert!(more || done(self), "not reached within {limit:?}: {what}");
-        }
     }
 }

@@ -13,6 +13,7 @@ use crate::basic::{establish, listen, perfect};
 use crate::link::LinkConfig;
 use crate::net::{MAC, Net, at, ip, ip6};
 use crate::transfer::transfer;
+use crate::world::World;
 
 const SOON: Duration = Duration::from_secs(5);
 

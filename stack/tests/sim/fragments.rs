@@ -8,6 +8,7 @@ use kcm_stack::{PmtuDiscovery, Received, RecvError, SendError, UdpOpts};
 use crate::basic::perfect;
 use crate::link::{LinkConfig, Rng};
 use crate::net::{MAC, Net, at, ip, ip6};
+use crate::world::World;
 
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut rng = Rng(seed);

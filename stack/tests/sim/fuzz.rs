@@ -6,6 +6,7 @@ use kcm_stack::{ConnectOptions, EcnMode, ListenOptions, Received, SockFlag, TcpI
 
 use crate::link::{LinkConfig, Rng};
 use crate::net::{MAC, Net, at, checksum, ip, ip6, too_big_v4, too_big_v6};
+use crate::world::World;
 
 const TRUSTED: Received = Received { checksum_ok: true };
 

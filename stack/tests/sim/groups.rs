@@ -8,6 +8,7 @@ use kcm_stack::{IfaceId, RecvError, SocketError, UdpBindOptions, UdpId, UdpOpts}
 use crate::fabric::{Fabric, ip};
 use crate::link::LinkConfig;
 use crate::net::{checksum, fill_ipv4_checksum, frame};
+use crate::world::World;
 
 const ROUTER: [u8; 6] = [2, 9, 9, 9, 9, 9];
 

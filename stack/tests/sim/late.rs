@@ -7,6 +7,7 @@ use kcm_stack::{CongestionControl, ConnectOptions, ListenOptions, SockOpts};
 
 use crate::link::LinkConfig;
 use crate::net::{MAC, Net, at, ip};
+use crate::world::World;
 
 /// Mbit/s that reach the application in `time`, and the segments sent again.
 fn goodput(

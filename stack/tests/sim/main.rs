@@ -14,3 +14,4 @@ mod net;
 mod paths;
 mod several;
 mod transfer;
+mod world;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kcm_stack::{Config, Event, Instant, Key, Received, Stack};
 
 use crate::link::{Link, LinkConfig, Rng, Watchdog};
+use crate::world::World;
 
 pub(crate) const MAC: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
@@ -171,9 +172,14 @@ impl Net {
             self.stacks[i].handle_frame(self.now, &frame, Received::default());
         }
     }
+}
 
-    /// Advances to the next thing that happens; false if nothing will.
-    pub(crate) fn step(&mut self, until: Instant) -> bool {
+impl World for Net {
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn step(&mut self, until: Instant) -> bool {
         self.flush();
         let next = (0..2).filter_map(|side| self.acts(side)).min();
         let Some(next) = next.filter(|n| *n <= until) else {
@@ -198,28 +204,6 @@ impl Net {
         }
         self.flush();
         true
-    }
-
-    pub(crate) fn run_for(&mut self, d: Duration) {
-        let until = self.now + d;
-        while self.step(until) {}
-    }
-
-    /// Steps until `done` holds; panics when `limit` of virtual time has passed.
-    pub(crate) fn run_until(
-        &mut self,
-        limit: Duration,
-        what: &str,
-        mut done: impl FnMut(&mut Self) -> bool,
-    ) {
-        let until = self.now + limit;
-        while !done(self) {
-            let more = self.step(until);
-            assert!(more || done(self), "not reached within {limit:?}: {what}");
-            if !more {
-                return;
-            }
-        }
     }
 }
 

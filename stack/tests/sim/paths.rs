@@ -10,6 +10,7 @@ use kcm_stack::{ConnectOptions, ListenOptions, TcpId};
 use crate::link::{LinkConfig, Rng};
 use crate::net::{Net, at, fill_ipv4_checksum, ip6};
 use crate::transfer::Peer;
+use crate::world::World;
 
 const SOON: Duration = Duration::from_secs(10);
 

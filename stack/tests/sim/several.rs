@@ -10,6 +10,7 @@ use kcm_stack::{
 
 use crate::fabric::{Fabric, ip, ip6};
 use crate::link::{LinkConfig, Rng};
+use crate::world::World;
 
 const SOON: Duration = Duration::from_secs(10);
 

@@ -9,6 +9,7 @@ use kcm_stack::{
 
 use crate::link::{LinkConfig, Rng};
 use crate::net::{MAC, Net, at, ip};
+use crate::world::World;
 
 /// The byte at each position of a stream; no short period, so misplaced data shows.
 fn pattern(i: u64) -> u8 {
