@@ -1,6 +1,7 @@
 //! Opening the engine: once, when the first socket is given to the stack.
 
 use core::num::NonZeroU16;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::fmt::Write;
 
@@ -149,21 +150,25 @@ fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), String>
 }
 
 /// Takes a name for this process, if no other has it. A broker whose last socket has just been closed
-/// may not have noticed: it is told to look, and has a moment to end.
+/// may not have noticed: it is told to look, and has a moment to end. Once: who still has the name then
+/// will have it when the next socket asks.
 fn take(what: &str) -> Option<OwnedFd> {
     /// A few times what a look and the end of a process take.
     const PATIENCE: Nanos = 200_000_000;
     const AGAIN: Nanos = 5_000_000;
+    static HAS_WAITED: AtomicBool = AtomicBool::new(false);
     let name = format!("kcmshim/{what}");
     let name = SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
     let end = sys::now().saturating_add(PATIENCE);
-    let mut is_told = false;
+    let (mut waits, mut is_told) = (!HAS_WAITED.load(Ordering::Relaxed), false);
     while rustix::net::bind(&fd, &name).is_err() {
-        if sys::now() >= end {
+        if !waits {
             return None;
         }
+        waits = sys::now() < end;
+        HAS_WAITED.store(true, Ordering::Relaxed);
         if !core::mem::replace(&mut is_told, true) {
             let _ = rustix::net::sendto(&fd, &[0], SendFlags::NOSIGNAL, &name);
         }
