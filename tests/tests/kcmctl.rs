@@ -413,7 +413,7 @@ fn run_checks_settings_with_a_sentence_each_and_passes_them_on() {
 fn top_fits_terminals_of_either_size_and_follows_them() {
     let runtime = Runtime::new();
     let guest = Guest::start(&runtime);
-    for (size, other) in [((80, 24), (60, 10)), ((200, 60), (80, 24))] {
+    for (size, other) in [((80, 24), (60, 20)), ((200, 60), (80, 24))] {
         let mut terminal = Terminal::new(size.0, size.1);
         let before = terminal.modes();
         let mut top = terminal.spawn(runtime.command(&["top", "-i", "0.05"]));
