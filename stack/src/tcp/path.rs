@@ -50,6 +50,8 @@ impl Engine {
         let plausible = seq.between(t.c.snd_una, t.c.snd_nxt);
         if plausible {
             let before = t.c.mss;
+            // Whoever claims more than the link carries is lying.
+            let mtu = mtu.min(t.link().mtu);
             mss::sync(t.c, mtu);
             if t.c.mss < before {
                 // Everything larger is lost for a known reason: resend, without blaming
