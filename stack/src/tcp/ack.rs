@@ -399,6 +399,7 @@ impl Tcb<'_> {
             point: self.c.snd_nxt,
             flight: self.c.flight().max(1),
             prior: Some(prior),
+            retrans_ts: self.b.episode.retrans_ts,
             ..Episode::default()
         };
         if self.b.phase != Phase::Reduced {
@@ -441,9 +442,15 @@ impl Tcb<'_> {
         self.c.window.cwnd = pipe + allowed;
     }
 
+    /// What was retransmitted and is still under way counts in the next episode, too: its arrival would
+    /// else look like that of an original (Linux keeps its retrans_stamp alike).
     fn end_episode(&mut self) {
         self.b.phase = Phase::Open;
-        self.b.episode = Episode::default();
+        let is_under_way = self.b.board.has_retransmitted();
+        self.b.episode = Episode {
+            retrans_ts: self.b.episode.retrans_ts.filter(|_| is_under_way),
+            ..Episode::default()
+        };
         self.b.dup_acks = 0;
     }
 

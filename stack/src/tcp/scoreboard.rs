@@ -246,6 +246,12 @@ impl Scoreboard {
         self.lost_hint = 0;
     }
 
+    /// Whether some range not acknowledged was retransmitted and has not been SACKed.
+    pub(crate) fn has_retransmitted(&self) -> bool {
+        let under_way = |s: &Sent| s.is(EVER_RETRANS) && !s.is(SACKED);
+        self.sent.iter().any(under_way)
+    }
+
     /// Undo: nothing is lost after all.
     pub(crate) fn forget_losses(&mut self) {
         for s in &mut self.sent {

@@ -96,6 +96,7 @@ impl Tcb<'_> {
             }
             self.b.episode = Episode {
                 prior: Some(prior),
+                retrans_ts: self.b.episode.retrans_ts,
                 ..Episode::default()
             };
         }
