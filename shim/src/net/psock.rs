@@ -116,6 +116,9 @@ impl Source {
             Ok(bytes) => {
                 let more = ready::IN | ready::RDHUP | ready::HUP | ready::ERR;
                 let more = engine.conn_bits(id) & more != 0;
+                if more {
+                    self.bell.ring(); // who sleeps on it wakes for the rest, as on a kernel socket
+                }
                 (ReadResult::Bytes(bytes), more)
             }
             Err(RecvError::WouldBlock) => {
