@@ -28,7 +28,7 @@ use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{self, BellId, Held, Pin};
 use crate::watch::Watcher;
-use crate::{own, poll, sys};
+use crate::{heap, own, poll, sys};
 
 /// The members of a set that are ours.
 pub(crate) struct EpollSet {
@@ -85,6 +85,9 @@ pub(crate) fn ctl(epfd: i32, op: i32, fd: i32, event: Option<epoll_event>) -> Ou
     let Some(target) = poll::ours(fd) else {
         return Err(Exit::Native);
     };
+    if op == libc::EPOLL_CTL_ADD {
+        heap::check_room()?;
+    }
     let set = match lookup(epfd).filter(|f| f.kind() == Kind::Epoll) {
         Some(set) => set,
         None if op == libc::EPOLL_CTL_ADD && sys::is_epoll(epfd, fd) => adopt(epfd)?,

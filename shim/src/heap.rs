@@ -9,11 +9,12 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use dlmalloc::{Allocator, Dlmalloc};
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap, munmap};
 
+use crate::errno::{Errno, Outcome};
 use crate::sync::{Guard, Mutex, Rank, RawMutex};
 
 /// Memory from the kernel, by raw system calls.
@@ -26,6 +27,10 @@ unsafe impl Allocator for Pages {
         // SAFETY: a fresh mapping overlaps nothing.
         match unsafe { mmap_anonymous(ptr::null_mut(), size, prot, flags) } {
             Ok(start) => (start.cast(), size, 0),
+            Err(_) if size <= LAST_BYTES => {
+                let last = LAST.swap(ptr::null_mut(), Ordering::Relaxed);
+                (last, if last.is_null() { 0 } else { LAST_BYTES }, 0)
+            }
             Err(_) => (ptr::null_mut(), 0, 0),
         }
     }
@@ -61,6 +66,38 @@ unsafe impl Allocator for Pages {
     fn page_size(&self) -> usize {
         4096
     }
+}
+
+/// Pages kept for the day the kernel has none: with them, what has begun is finished. Not resident until
+/// then.
+static LAST: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+/// Far more than any call allocates that is not told beforehand whether there is memory.
+const LAST_BYTES: usize = 1 << 20;
+
+/// Asked before anything grows: whether there is memory to finish it with.
+///
+/// # Errors
+/// ENOMEM.
+#[inline]
+pub(crate) fn check_room() -> Outcome<()> {
+    if LAST.load(Ordering::Relaxed).is_null() {
+        return restock();
+    }
+    Ok(())
+}
+
+#[cold]
+fn restock() -> Outcome<()> {
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+    // SAFETY: a fresh mapping overlaps nothing.
+    let fresh = unsafe { mmap_anonymous(ptr::null_mut(), LAST_BYTES, prot, flags) };
+    let fresh = fresh.map_err(|_| Errno::ENOMEM)?;
+    let other = LAST.swap(fresh.cast(), Ordering::Relaxed);
+    if !other.is_null() {
+        // SAFETY: another thread was quicker; its mapping is nobody's any more.
+        let _ = unsafe { munmap(other.cast(), LAST_BYTES) };
+    }
+    Ok(())
 }
 
 /// Memory for a signal handler that has interrupted the heap itself: handed out once, never freed.

@@ -291,7 +291,7 @@ pub(crate) fn start() -> Outcome<()> {
         epoll::EventFlags::IN,
     )?;
     let numbers = (sys::number(&set), sys::number(&bell));
-    crate::signal::spawn_quiet("kcmshim", move || Keeper::new(set, bell).run())?;
+    crate::signal::spawn_quiet(c"kcmshim", move || Keeper::new(set, bell).run())?;
     own::protect(numbers.0);
     own::protect(numbers.1);
     BELL_FD.store(numbers.1, Ordering::Release);

@@ -16,7 +16,7 @@ use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{BellId, Held, Pin, readable};
 use crate::watch::Watcher;
-use crate::{epoll, net, sys, wait};
+use crate::{epoll, heap, net, sys, wait};
 
 /// Entries that name a file of ours.
 type Ours = Vec<(usize, &'static File)>;
@@ -42,7 +42,7 @@ pub(crate) fn ours(fd: i32) -> Option<&'static File> {
 /// Fills in `revents` of every entry and returns how many have any, as ppoll(2).
 ///
 /// # Errors
-/// EINTR when a signal handler ran.
+/// EINTR when a signal handler ran, ENOMEM.
 pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> Outcome<usize> {
     let ours: Ours = fds
         .iter()
@@ -54,6 +54,7 @@ pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> O
     }
     let mut awake = None; // lets go of the files at the end
     loop {
+        heap::check_room()?;
         CELL.look();
         if look(fds, &ours) {
             merge_native(fds, &ours, Some(0), mask)?;

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+use core::ffi::CStr;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -73,10 +74,15 @@ pub(crate) fn block_all() {
     }
 }
 
-/// Starts a thread that no signal is delivered to.
-pub(crate) fn spawn_quiet(name: &str, run: impl FnOnce() + Send + 'static) -> Outcome<()> {
-    /// The housekeeper's calls are shallow.
-    const STACK_BYTES: usize = 128 << 10;
+/// What a thread runs.
+type Run = Box<dyn FnOnce() + Send>;
+
+/// Starts a detached thread that no signal is delivered to. Not by std, whose threads register
+/// destructors with glibc, which ends the process when it finds no memory for one.
+///
+/// # Errors
+/// EAGAIN.
+pub(crate) fn spawn_quiet(name: &'static CStr, run: impl FnOnce() + Send + 'static) -> Outcome<()> {
     // SAFETY: an all-zero sigset_t is a valid value.
     let mut all: libc::sigset_t = unsafe { core::mem::zeroed() };
     let mut before = all;
@@ -85,11 +91,52 @@ pub(crate) fn spawn_quiet(name: &str, run: impl FnOnce() + Send + 'static) -> Ou
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
     }
-    let builder = std::thread::Builder::new()
-        .name(name.into())
-        .stack_size(STACK_BYTES);
-    let started = builder.spawn(run);
+    let named: Run = Box::new(move || {
+        let _ = rustix::thread::set_name(name);
+        run();
+    });
+    let started = create_thread(Box::into_raw(Box::new(named)));
     // SAFETY: the set that was in force.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut()) };
-    started.map(drop).map_err(|_| Errno::EAGAIN.into())
+    started
+}
+
+fn create_thread(run: *mut Run) -> Outcome<()> {
+    /// The housekeeper's calls are shallow.
+    const STACK_BYTES: usize = 128 << 10;
+    // SAFETY: all zero is what pthread_attr_init overwrites.
+    let (mut thread, mut attr) = unsafe { (core::mem::zeroed(), core::mem::zeroed()) };
+    // SAFETY: the attributes are initialised before use and destroyed once. The thread takes the box,
+    // which is taken back if there is none.
+    unsafe {
+        if libc::pthread_attr_init(&mut attr) != 0 {
+            drop(Box::from_raw(run));
+            return Err(Errno::EAGAIN.into());
+        }
+        libc::pthread_attr_setdetachstate(&mut attr, libc::PTHREAD_CREATE_DETACHED);
+        // A program with much thread-local storage needs more than that: the default has room for it.
+        let stack = libc::pthread_attr_setstacksize(&mut attr, STACK_BYTES);
+        let mut failed = libc::pthread_create(&mut thread, &attr, thread_main, run.cast());
+        if failed == libc::EINVAL && stack == 0 {
+            libc::pthread_attr_setstacksize(&mut attr, DEFAULT_STACK_BYTES);
+            failed = libc::pthread_create(&mut thread, &attr, thread_main, run.cast());
+        }
+        libc::pthread_attr_destroy(&mut attr);
+        if failed != 0 {
+            drop(Box::from_raw(run));
+            return Err(Errno::EAGAIN.into());
+        }
+    }
+    Ok(())
+}
+
+/// What glibc gives a thread where no limit says otherwise.
+const DEFAULT_STACK_BYTES: usize = 8 << 20;
+
+extern "C" fn thread_main(run: *mut c_void) -> *mut c_void {
+    // SAFETY: the box that the creator let go of.
+    let run = unsafe { Box::from_raw(run.cast::<Run>()) };
+    // A panic is a fault of ours, which the program survives.
+    let _ = std::panic::catch_unwind(core::panic::AssertUnwindSafe(run));
+    ptr::null_mut()
 }

@@ -232,6 +232,53 @@ static void no_memory(void)
 	get_one(k, 'a');
 }
 
+/* Everything that grows says ENOMEM when there is no more, again and again, and what was there before
+ * works on as soon as there is memory. */
+static void nothing_left(void)
+{
+	static struct pollfd entries[1000];
+	int k = kcm(SOCK_DGRAM), other = kcm(SOCK_DGRAM), set = epoll_create1(0), refused[5] = {0};
+	struct pair t = attached(k, program);
+	struct rlimit before, low;
+	CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+	low = before;
+	low.rlim_cur = 1;
+	for (size_t i = 0; i < sizeof entries / sizeof *entries; i++)
+		entries[i] = (struct pollfd){k, POLLIN, 0};
+	send_one(t.p, 'a');
+	get_one(k, 'a');
+	CHECK(setrlimit(RLIMIT_AS, &low) == 0);
+	for (int i = 0; i < 3000; i++) {
+		struct epoll_event e = {.events = EPOLLIN};
+		struct timeval now = {0};
+		char data[8];
+		fd_set fds;
+		FD_ZERO(&fds);
+		FD_SET(k, &fds);
+		int made = i % 2 ? clone_kcm(other) : socket(AF_KCM, SOCK_DGRAM, 0);
+		CHECK(made >= 0 || errno == ENOMEM || errno == EMFILE);
+		refused[0] += made < 0 && errno == ENOMEM;
+		int added = made < 0 ? 0 : epoll_ctl(set, EPOLL_CTL_ADD, made, &e);
+		CHECK(added == 0 || errno == ENOMEM || errno == EMFILE);
+		int polled = poll(entries, sizeof entries / sizeof *entries, 0);
+		CHECK(polled >= 0 || errno == ENOMEM);
+		refused[1] += polled < 0;
+		int selected = select(k + 1, &fds, NULL, NULL, &now);
+		CHECK(selected >= 0 || errno == ENOMEM);
+		refused[2] += selected < 0;
+		CHECK(write(t.p, data, p4(data, 4, 'b')) == 8);
+		ssize_t got = recv(k, data, sizeof data, DW);
+		CHECK(got == 8 || (got < 0 && (errno == ENOMEM || errno == EAGAIN)));
+		refused[3] += got < 0 && errno == ENOMEM;
+		refused[4] += got == 8;
+	}
+	CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+	CHECK(refused[0] && refused[1] && refused[2]);
+	CHECK(set_timeout(k, SO_RCVTIMEO, 5000) == 0);
+	for (int left = 3000 - refused[4]; left; left--)
+		get_one(k, 'b');
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -241,7 +288,8 @@ int main(int argc, char **argv)
 		{"no_files_to_make", no_files_to_make}, {"attached_without_files", attached_without_files},
 		{"closed_without_files", closed_without_files}, {"epoll_without_files", epoll_without_files},
 		{"attach_cycles", attach_cycles}, {"socket_cycles", socket_cycles},
-		{"connection_cycles", connection_cycles}, {"no_memory", no_memory}};
+		{"connection_cycles", connection_cycles}, {"no_memory", no_memory},
+		{"nothing_left", nothing_left}};
 	alarm(CHECK_SECONDS);
 	CHECK(getrlimit(RLIMIT_NOFILE, &files) == 0);
 	program = prog_p4();

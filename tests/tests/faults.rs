@@ -28,7 +28,7 @@ parts! {
     fault_cancel: cancellation cancelled_sender jumps closed_while_blocked joined_while_waiting
         registered_before_attach;
     fault_limits: no_files_to_make attached_without_files closed_without_files epoll_without_files
-        attach_cycles socket_cycles connection_cycles no_memory;
+        attach_cycles socket_cycles connection_cycles no_memory nothing_left;
 }
 
 /// Threads, clones, sets and attaches in one process; `ci/soak` does the same for ten minutes.

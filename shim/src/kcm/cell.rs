@@ -4,7 +4,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use kcm_mux::{
-    Event, KcmId, Mux, Nanos, PsockId, ReadBuf, ReadOutcome, ReadResult, SocketType, TxResult,
+    Chunk, Event, KcmId, Mux, Nanos, PsockId, ReadBuf, ReadOutcome, ReadResult, SocketType,
+    TxResult,
 };
 
 use super::connection::{self, Connection};
@@ -301,9 +302,9 @@ impl EngineGuard {
             let Some(id) = self.conns.next_due() else {
                 break;
             };
-            let wants_read = self.mux.wants_read(id);
-            match wants_read.then(|| self.conns.begin_apart(id)).flatten() {
-                Some(fd) => self = self.read_apart(id, fd)?,
+            let wanted = self.mux.wants_read(id);
+            match wanted.then(|| self.conns.begin_apart(id)).flatten() {
+                Some((fd, chunk)) => self = self.read_apart(id, fd, chunk)?,
                 None => self.read_one(id),
             }
         }
@@ -312,9 +313,9 @@ impl EngineGuard {
     }
 
     /// One read pass over the connection, which is [taken](Connections::begin_apart).
-    fn read_apart(mut self, id: PsockId, fd: i32) -> Outcome<Self> {
+    fn read_apart(mut self, id: PsockId, fd: i32, chunk: Chunk) -> Outcome<Self> {
         let cell = self.cell;
-        let mut buf = self.mux.begin_read(id, pool::take());
+        let mut buf = self.mux.begin_read(id, chunk);
         drop(self);
         let room = buf.spare().len();
         let read = connection::read_now(sys::borrow(fd), buf.spare());
@@ -431,8 +432,9 @@ impl Engine {
     fn read_one(&mut self, id: PsockId) {
         if self.mux.wants_read(id)
             && let Some(conn) = self.conns.get_mut(id)
+            && let Some(chunk) = pool::take()
         {
-            let mut buf = self.mux.begin_read(id, pool::take());
+            let mut buf = self.mux.begin_read(id, chunk);
             let result = conn.recv(buf.spare(), self.mux.wants_write(id));
             self.finish_pass(id, buf, result);
         }

@@ -3,14 +3,14 @@
 
 use std::collections::VecDeque;
 
-use kcm_mux::{Mux, PsockId, ReadResult};
+use kcm_mux::{Chunk, Mux, PsockId, ReadResult};
 use libc::pollfd;
 use rustix::event::{PollFlags, epoll};
 use rustix::fd::OwnedFd;
 use smallvec::{SmallVec, smallvec};
 
 use super::connection::Connection;
-use crate::{net, own, sys};
+use crate::{net, own, pool, sys};
 
 /// Connections polled one by one; a mux that has had more gets an epoll descriptor.
 const POLLED_MAX: usize = 16;
@@ -154,14 +154,15 @@ impl Connections {
     }
 
     /// The calling thread reads the connection and gives up the lock meanwhile. `None` if what it has to
-    /// say is not the kernel's alone.
-    pub(super) fn begin_apart(&mut self, id: PsockId) -> Option<i32> {
+    /// say is not the kernel's alone, or memory is short.
+    pub(super) fn begin_apart(&mut self, id: PsockId) -> Option<(i32, Chunk)> {
         let conn = self.get_mut(id)?;
         if conn.claimed || conn.source().is_some() || !conn.unread.is_empty() {
             return None;
         }
+        let chunk = pool::take()?;
         (conn.readable, conn.heard, conn.being_read) = (false, false, true);
-        Some(conn.raw_fd())
+        Some((conn.raw_fd(), chunk))
     }
 
     /// The read has been made, of `room` bytes: what it says of the connection.

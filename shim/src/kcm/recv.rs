@@ -9,7 +9,7 @@ use crate::fd::file::Link;
 use crate::share::native;
 use crate::sync::{Guard, RawBiased};
 use crate::user_mem::Iovecs;
-use crate::{sys, wait};
+use crate::{heap, sys, wait};
 
 /// What one receive call hands to the program.
 #[derive(Clone, Copy)]
@@ -193,7 +193,10 @@ fn fill(file: &'static File, cell: &'static MuxCell, rx: &mut Rx, waits: bool) -
     } else {
         engine.pump();
     }
-    Ok(engine.mux.refill(id, rx))
+    if engine.mux.refill(id, rx) {
+        return Ok(true);
+    }
+    heap::check_room().map(|()| false) // without, nothing more can be read
 }
 
 /// A timeout of 0 nanoseconds means none.

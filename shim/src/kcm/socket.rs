@@ -17,7 +17,7 @@ use crate::fd::{File, Kind, lookup, table};
 use crate::net::psock::{self, Source};
 use crate::sync::{Mutex, Rank};
 use crate::tcp::Left;
-use crate::{bpf, epoll, housekeeper, sys, tcp};
+use crate::{bpf, epoll, heap, housekeeper, sys, tcp};
 
 /// Where each attached TCP socket is, by its cookie: the psock is found whatever number, dup or
 /// process-wide alias the program names it by. Lock order: before the mux.
@@ -66,6 +66,7 @@ pub(crate) fn check_type(ty: i32, protocol: i32) -> Outcome<SocketType> {
 /// A real descriptor for a KCM socket: an unconnected AF_UNIX socket, so that its number, flags,
 /// buffer sizes and `fstat` are the kernel's own.
 fn reserve(flags: SocketFlags) -> Outcome<(i32, &'static File)> {
+    heap::check_room()?;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::SEQPACKET, flags, None)?;
     if !table::in_range(sys::number(&fd)) {
         return Err(Errno::EMFILE.into());
@@ -279,6 +280,7 @@ fn add(
         cookie,
         half_closed,
     } = tcp;
+    heap::check_room()?;
     let cell = file.mux()?;
     let mut attached = ATTACHED.lock()?;
     let mut engine = checked(file, cell)?;
