@@ -50,6 +50,16 @@ pub fn library() -> &'static Path {
     })
 }
 
+/// `libkcmshim.so` built now without optimisation, whatever `KCMSHIM_LIB` says: each of its functions can
+/// be counted.
+///
+/// # Panics
+/// When the library cannot be built.
+#[must_use]
+pub fn countable_library() -> PathBuf {
+    build_library(&profile_dir().with_file_name("debug"))
+}
+
 fn build_library(profile_dir: &Path) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo

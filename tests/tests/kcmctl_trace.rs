@@ -325,7 +325,8 @@ impl Profile {
 
 /// A guest under callgrind, which writes to `file` when it ends.
 fn counted_guest(runtime: &Runtime, file: &Path) -> Guest {
-    let mut command = program::under_shim("valgrind");
+    let mut command = Command::new("valgrind");
+    command.env("LD_PRELOAD", kcm_tests::guest::countable_library());
     command.args(["--quiet", "--tool=callgrind"]);
     command.arg(format!("--callgrind-out-file={}", file.display()));
     command.arg(kcm_tests::ctl::guest_program());
