@@ -43,8 +43,9 @@ pub use events::{Event, Ready};
 pub use ip::iface::IfaceId;
 pub use secret::Key;
 pub use stack::{
-    Checksums, Config, EcnMode, Gso, InterfaceConfig, LinkStats, ListenerId, PartialChecksum,
-    Received, Stack, TcpConfig, TcpId, Transmit, UdpId,
+    Belongs, Checksums, Config, EcnMode, Gso, InterfaceConfig, LinkStats, ListenerId,
+    PartialChecksum, Received, Shard, Stack, TcpConfig, TcpId, Transmit, UdpId, shard_of,
+    shard_of_flow, shard_of_udp,
 };
 pub use tcp::{
     CongestionControl, ConnectOptions, ListenOptions, Seq, SockFlag, SockOpts, State, TcpInfo,

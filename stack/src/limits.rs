@@ -114,6 +114,9 @@ pub const PMTU_EXPIRES: Duration = Duration::from_secs(600);
 /// Interfaces per stack; connections name theirs in a byte.
 pub const IFACES_MAX: usize = 16;
 
+/// Stacks that share their addresses: a set of them is the bits of a word.
+pub const SHARDS_MAX: u8 = 64;
+
 /// Longest wait for an answer from a DHCP server (RFC 2131 §4.1).
 pub const DHCP_RETRY_MAX: Duration = Duration::from_secs(64);
 /// Shortest lease: a server that grants less would have us ask all the time.

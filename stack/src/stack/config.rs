@@ -1,5 +1,6 @@
 //! What stacks, interfaces and TCP are made with.
 
+use super::Shard;
 use crate::limits;
 use crate::secret::Key;
 
@@ -113,6 +114,8 @@ pub struct Config {
     pub tso_bytes: u32,
     /// TCP settings.
     pub tcp: TcpConfig,
+    /// Which of several stacks with the same addresses this one is.
+    pub shard: Shard,
 }
 
 impl Config {
@@ -125,6 +128,7 @@ impl Config {
             checksums: Checksums::default(),
             tso_bytes: 0,
             tcp: TcpConfig::default(),
+            shard: Shard::ONLY,
         }
     }
 

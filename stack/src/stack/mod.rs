@@ -6,6 +6,7 @@ mod frames;
 mod handles;
 mod input;
 mod report;
+mod shard;
 mod tcp;
 mod train;
 mod transmit;
@@ -18,6 +19,7 @@ use smoltcp::wire::EthernetAddress;
 pub use config::{Checksums, Config, EcnMode, InterfaceConfig, TcpConfig};
 pub use frames::{Gso, LinkStats, PartialChecksum, Received, Transmit};
 pub use handles::{ListenerId, TcpId, UdpId};
+pub use shard::{Belongs, Shard, shard_of, shard_of_flow, shard_of_udp};
 
 use crate::addr::Ip;
 use crate::dhcp::Client;
