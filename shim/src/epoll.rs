@@ -22,8 +22,7 @@ use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
 use crate::kcm::MuxCell;
-use crate::net::CELL;
-use crate::net::engine::Turn;
+use crate::net::cells::{self, Turn};
 use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{self, BellId, Held, Pin};
@@ -642,7 +641,7 @@ pub(crate) fn wait(
     let mut awake = None; // lets go of the set at the end
     let mut seen = Seen::at_first(file, until)?;
     loop {
-        CELL.look();
+        cells::first().look();
         if seen.aux {
             drain_aux(file);
         }
@@ -742,7 +741,7 @@ fn sleep(
     bell.arm();
     let raw_bell = bell.bell().raw_fd();
     let turn = before.as_mut().and_then(|before| before.turn.take());
-    let duty = CELL.sleep(id, turn);
+    let duty = cells::first().sleep(id, turn);
     let (turn, device, due) = match duty {
         Some(duty) => (Some(duty.turn), duty.entry, duty.until),
         None => (None, None, None),

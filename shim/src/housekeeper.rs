@@ -18,7 +18,8 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 use crate::errno::Outcome;
 use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
-use crate::net::{CELL, handover, lend, relay};
+use crate::net::cells::{self, ENGINES_MAX, NetCell};
+use crate::net::{handover, lend, relay};
 use crate::share::broker;
 use crate::share::line::Line;
 use crate::share::owner;
@@ -52,11 +53,11 @@ static BELL_FD: AtomicI32 = AtomicI32::new(-1);
 
 /// Tag of the control socket (see `share`).
 const LISTENER: u64 = u64::MAX - 1;
-/// Tag of the stack's device.
-const DEVICE: u64 = u64::MAX - 2;
 /// Tag of what keeps an address from other processes.
-const CLAIM: u64 = u64::MAX - 3;
-/// In the tag of a connection that other processes have copies of: its number follows.
+const CLAIM: u64 = u64::MAX - 2;
+/// Tag of the first engine's device; those of the others come before it.
+const DEVICE: u64 = u64::MAX - 3;
+/// In the tag of a connection that other processes have copies of: its engine and number follow.
 const RELAY: u64 = 1 << 61;
 /// In the tag of a line: cell and KCM socket follow.
 const LINE: u64 = 1 << 63;
@@ -64,6 +65,16 @@ const LINE: u64 = 1 << 63;
 const CLIENT: u64 = 1 << 62;
 /// In the tag of what `publish::trace` waits for.
 const TRACING: u64 = 1 << 60;
+
+fn device_tag(cell: &NetCell) -> u64 {
+    DEVICE - u64::from(cell.index())
+}
+
+/// The engine whose device has this tag.
+fn device_of(tag: u64) -> Option<&'static NetCell> {
+    let index = DEVICE.checked_sub(tag)?;
+    (index < ENGINES_MAX as u64).then(|| cells::at(index as u8))
+}
 
 fn tag(cell: u32, psock: PsockId) -> u64 {
     u64::from(cell) << 32 | u64::from(psock.0)
@@ -179,14 +190,14 @@ pub(crate) fn moved(engine: &mut EngineGuard, psock: PsockId, from: i32) -> rust
     Ok(())
 }
 
-/// The stack's device is open: while no thread of the program is in the shim, this one answers for
-/// it.
-pub(crate) fn watch_device() {
-    let Ok(engine) = CELL.lock() else { return };
+/// An engine and its device are open: while no thread of the program is in the shim, this one answers
+/// for it.
+pub(crate) fn watch_device(cell: &'static NetCell) {
+    let Ok(engine) = cell.lock() else { return };
     let Some(entry) = engine.device_entry() else {
         return;
     };
-    let data = epoll::EventData::new_u64(DEVICE);
+    let data = epoll::EventData::new_u64(device_tag(cell));
     let _ = epoll::add(
         epfd(),
         sys::borrow(entry.fd),
@@ -199,16 +210,16 @@ fn device_flags(events: i16) -> epoll::EventFlags {
     epoll::EventFlags::from_bits_retain(events as u32) | epoll::EventFlags::ONESHOT
 }
 
-/// Does the stack's work and waits for more.
-fn serve_device() {
-    let Ok(mut engine) = CELL.lock() else { return };
+/// Does an engine's work and waits for more.
+fn serve_device(cell: &'static NetCell) {
+    let Ok(mut engine) = cell.lock() else { return };
     engine.serve();
     drop(engine);
     handover::serve();
     broker::end_if_idle();
-    let Ok(engine) = CELL.lock() else { return };
+    let Ok(engine) = cell.lock() else { return };
     if let Some(entry) = engine.device_entry() {
-        let data = epoll::EventData::new_u64(DEVICE);
+        let data = epoll::EventData::new_u64(device_tag(cell));
         let _ = epoll::modify(
             epfd(),
             sys::borrow(entry.fd),
@@ -225,8 +236,9 @@ pub(crate) fn add_claim(claim: &OwnedFd) {
 }
 
 /// Copies of a connection may be with other processes; `fd` is our end.
-pub(crate) fn add_relay(number: u32, fd: &OwnedFd) {
-    let data = epoll::EventData::new_u64(RELAY | u64::from(number));
+pub(crate) fn add_relay(engine: u8, number: u32, fd: &OwnedFd) {
+    let tag = RELAY | u64::from(engine) << 32 | u64::from(number);
+    let data = epoll::EventData::new_u64(tag);
     let flags = WATCH_LINE | epoll::EventFlags::OUT;
     let _ = epoll::add(epfd(), fd, data, flags);
 }
@@ -337,8 +349,8 @@ struct Keeper {
     set: OwnedFd,
     bell: OwnedFd,
     fired: BTreeMap<u64, Fired>,
-    /// Rounds of the stack that the program had made when its timers were last looked at.
-    passes: u32,
+    /// Rounds of each engine that the program had made when its timers were last looked at.
+    passes: [u32; ENGINES_MAX],
 }
 
 impl Keeper {
@@ -347,7 +359,7 @@ impl Keeper {
             set,
             bell,
             fired: BTreeMap::new(),
-            passes: CELL.passes(),
+            passes: core::array::from_fn(|at| cells::at(at as u8).passes()),
         }
     }
 
@@ -394,18 +406,22 @@ impl Keeper {
                 broker::end_if_idle();
                 continue;
             }
-            if data == DEVICE && lend::serves_others() {
-                serve_device();
+            if let Some(cell) = device_of(data) {
+                match lend::serves_others() {
+                    true => serve_device(cell),
+                    false => drop(self.fired.insert(data, Fired::new(cell.passes(), now))),
+                }
                 continue;
             }
             if data & (LINE | CLIENT | RELAY) == RELAY {
                 let is = |flag| { event.flags }.contains(flag);
                 let ended = is(epoll::EventFlags::RDHUP);
-                relay::on_event(data as u32, ended, is(epoll::EventFlags::HUP));
-                continue;
-            }
-            if data == DEVICE {
-                self.fired.insert(data, Fired::new(CELL.passes(), now));
+                relay::on_event(
+                    (data >> 32) as u8,
+                    data as u32,
+                    ended,
+                    is(epoll::EventFlags::HUP),
+                );
                 continue;
             }
             if data & (LINE | CLIENT) != 0 {
@@ -454,14 +470,16 @@ impl Keeper {
             let Some(fired) = self.fired.get_mut(&data) else {
                 continue;
             };
-            let cell = match data {
-                DEVICE => None,
-                _ => match MuxCell::by_index((data >> 32) as u32) {
-                    Some(cell) => Some(cell),
-                    None => continue,
-                },
+            let device = device_of(data);
+            let cell = match device {
+                Some(_) => None,
+                None => MuxCell::by_index((data >> 32) as u32),
             };
-            let passes = cell.map_or(CELL.passes(), MuxCell::passes);
+            let passes = match (device, cell) {
+                (Some(device), _) => device.passes(),
+                (None, Some(cell)) => cell.passes(),
+                (None, None) => continue,
+            };
             if passes != fired.passes {
                 fired.passes = passes;
                 fired.due = now + fired.interval;
@@ -469,9 +487,10 @@ impl Keeper {
                 continue;
             }
             self.fired.remove(&data);
-            match cell {
-                Some(cell) => self.serve(cell, PsockId(data as u32)),
-                None => serve_device(),
+            if let Some(device) = device {
+                serve_device(device);
+            } else if let Some(cell) = cell {
+                self.serve(cell, PsockId(data as u32));
             }
         }
     }
@@ -498,20 +517,22 @@ impl Keeper {
                 WAKES_AT.fetch_min(at, Ordering::Relaxed);
             }
         });
-        if !CELL.is_open() {
-            return;
+        let mut is_served = false;
+        for (cell, known) in cells::all().zip(&mut self.passes) {
+            let passes = cell.passes();
+            if core::mem::replace(known, passes) != passes
+                && !lend::has_door()
+                && !lend::serves_others()
+            {
+                // The program runs its timers as it comes by; its lock is not to be had for nothing.
+                let at = cell.due().max(now).saturating_add(GRACE);
+                WAKES_AT.fetch_min(at, Ordering::Relaxed);
+            } else if let Ok(mut engine) = cell.lock() {
+                engine.expire(now);
+                is_served = true;
+            }
         }
-        let passes = CELL.passes();
-        if core::mem::replace(&mut self.passes, passes) != passes
-            && !lend::has_door()
-            && !lend::serves_others()
-        {
-            // The program runs its timers as it comes by; its lock is not to be had for nothing.
-            let at = CELL.due().max(now).saturating_add(GRACE);
-            WAKES_AT.fetch_min(at, Ordering::Relaxed);
-        } else if let Ok(mut engine) = CELL.lock() {
-            engine.expire(now);
-            drop(engine);
+        if is_served {
             handover::serve();
             broker::end_if_idle();
         }

@@ -10,8 +10,7 @@ use crate::errno::Outcome;
 use crate::fd::{File, Kind, lookup};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
 use crate::kcm::MuxCell;
-use crate::net::CELL;
-use crate::net::engine::Turn;
+use crate::net::cells::{self, Turn};
 use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{BellId, Held, Pin, readable};
@@ -55,7 +54,7 @@ pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> O
     let mut awake = None; // lets go of the files at the end
     loop {
         heap::check_room()?;
-        CELL.look();
+        cells::first().look();
         if look(fds, &ours) {
             merge_native(fds, &ours, Some(0), mask)?;
             return Ok(count(fds));
@@ -151,7 +150,7 @@ fn sleep(
 ) -> Outcome<Option<Watching>> {
     let mut watching = Watching::start(ours)?;
     let turn = before.as_mut().and_then(|before| before.turn.take());
-    let duty = CELL.sleep(watching.id, turn);
+    let duty = cells::first().sleep(watching.id, turn);
     let (device, due) = match duty {
         Some(duty) => {
             watching.turn = Some(duty.turn);

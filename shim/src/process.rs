@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::fd::{File, table};
 use crate::kcm::MuxCell;
-use crate::net::CELL;
+use crate::net::cells;
 use crate::share::{self, owner};
 use crate::{heap, housekeeper, net, own, publish, route, sync, wait};
 
@@ -48,7 +48,7 @@ pub(crate) fn before_fork() -> impl Sized {
 pub(crate) fn after_fork(held: impl Sized) {
     enter_child(held);
     net::lend::inherit();
-    CELL.reset_in_child();
+    cells::reset_in_child();
     share::child::inherit();
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn before_borrowed() {
 /// and this process ends: from now on its threads, the housekeeper among them, find every mux locked.
 pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
     let writer = publish::freeze(); // before the muxes: it waits for them
-    let engines = (MuxCell::freeze_all(), CELL.freeze());
+    let engines = (MuxCell::freeze_all(), cells::freeze());
     let quiet = freeze();
     let child = real();
     match child {
@@ -85,7 +85,7 @@ fn freeze() -> impl Sized {
     (
         owner::freeze(),
         MuxCell::freeze(),
-        CELL.freeze(),
+        cells::freeze(),
         File::freeze(),
         own::freeze(),
         route::freeze(),

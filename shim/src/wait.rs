@@ -18,7 +18,7 @@ use crate::fd::File;
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::connections::Few;
 use crate::kcm::{Engine, MuxCell};
-use crate::net::engine::Turn;
+use crate::net::cells::Turn;
 use crate::poll::Watching;
 use crate::sync::{DoorbellPool, Lent};
 use crate::watch::Watcher;
@@ -179,7 +179,7 @@ pub(crate) fn sleep(
     }
     let timer = engine.mux.next_deadline();
     let duty = match engine.conns.any_on_stack() {
-        true => net::CELL.sleep(id, None),
+        true => net::cells::first().sleep(id, None),
         false => None,
     };
     let mut due = None;

@@ -50,7 +50,7 @@ pub(crate) struct File {
     pub(crate) ino: AtomicU64,
     /// The mux of a KCM socket, or the one that a TCP socket is attached to.
     pub(crate) cell: Slot<MuxCell>,
-    /// Index of the KCM socket in that mux, or of the stack socket in its engine.
+    /// Index of the KCM socket in that mux; of a stack socket, which engine it lives in and its index there.
     id: AtomicU32,
     /// Index of the psock of an attached TCP socket in its mux.
     psock: AtomicU32,
@@ -111,6 +111,10 @@ static RECYCLED: Mutex<Vec<&'static File>> = Mutex::ranked(Rank::Leaf, Vec::new(
 const BLOCKS: u32 = 1;
 const BLOCKS_NOT: u32 = 2;
 const CHANGE: u32 = 4;
+
+/// Of `File::id`: the index of a stack socket, above which its engine stands.
+const NET_INDEX_BITS: u32 = 28;
+const NET_INDEX: u32 = (1 << NET_INDEX_BITS) - 1;
 
 /// Files whose last descriptor was closed by a signal handler that had interrupted its thread under
 /// a lock of ours: they cannot be taken down there. A list that any handler may push to.
@@ -236,11 +240,25 @@ impl File {
     /// Index of a stack socket in its engine.
     #[inline]
     pub(crate) fn net_index(&self) -> u32 {
-        self.id.load(Ordering::Relaxed)
+        self.id.load(Ordering::Relaxed) & NET_INDEX
     }
 
-    pub(crate) fn set_net_index(&self, index: u32) {
-        self.id.store(index, Ordering::Relaxed);
+    /// Which of the engines a stack socket lives in.
+    #[inline]
+    pub(crate) fn net_engine(&self) -> u8 {
+        (self.id.load(Ordering::Acquire) >> NET_INDEX_BITS) as u8
+    }
+
+    /// A stack socket lives in this engine, as its socket of this index.
+    pub(crate) fn set_net_place(&self, engine: u8, index: u32) {
+        let id = u32::from(engine) << NET_INDEX_BITS | index & NET_INDEX;
+        self.id.store(id, Ordering::Release);
+    }
+
+    /// A stack socket takes the place of another's.
+    pub(crate) fn share_net_place(&self, other: &Self) {
+        self.id
+            .store(other.id.load(Ordering::Relaxed), Ordering::Release);
     }
 
     pub(crate) fn bind(&'static self, cell: &'static MuxCell, id: u32) {

@@ -107,7 +107,7 @@ impl Connections {
     /// Lets the stack see what its device has, if a connection is there.
     pub(super) fn move_frames(&self) {
         if self.any_on_stack() {
-            net::CELL.look();
+            net::cells::first().look();
         }
     }
 

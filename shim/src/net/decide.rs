@@ -8,9 +8,8 @@ use kcm_stack::IfaceId;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
 use super::address::{self, Address};
-use super::engine::CELL;
 use super::socket::{self, State};
-use super::{lease, open, pristine, steer, udp};
+use super::{cells, lease, open, pristine, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::route::{self, Decision, Plan, Role, Verdict};
@@ -166,7 +165,7 @@ pub(crate) fn bind(
         return udp::bind(fd, inet.v6, local, device).map(|_| 0);
     }
     let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     socket::bind_in(&mut engine, file, local)?;
     Ok(0)
 }
@@ -186,7 +185,7 @@ pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Out
     }
     let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
     if local.port() != 0 {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         socket::bind_in(&mut engine, file, address::canonical(local))?;
     }
     socket::listen(file, backlog)
@@ -207,7 +206,7 @@ fn listen_both(
     }
     let local = address::canonical(kernel_address(fd, v6));
     let file = socket::join(fd, v6, false, State::Unbound, device)?;
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     socket::bind_in(&mut engine, file, local)?;
     drop(engine);
     socket::listen(file, backlog)
@@ -239,7 +238,7 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     } else {
         let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
         if local.port() != 0 {
-            let mut engine = CELL.lock()?;
+            let mut engine = cells::lock(file)?;
             let local = address::any(remote.is_ipv6(), local.port());
             socket::bind_in(&mut engine, file, local)?;
         }

@@ -3,7 +3,8 @@
 
 use kcm_stack::{IfaceId, UdpId};
 
-use super::engine::{CELL, Engine, EngineGuard};
+use super::cells::{self, EngineGuard};
+use super::engine::Engine;
 use super::socket::State;
 use super::steer;
 use super::udp::groups::owner;
@@ -117,7 +118,7 @@ pub(super) fn set(
                 Wanted::One(iface) => Some(iface),
                 Wanted::Any | Wanted::Stranger => None,
             };
-            let mut engine = CELL.lock()?;
+            let mut engine = cells::lock(file)?;
             engine.socket(file)?.settings.device = device;
             if let Some(id) = udp(&mut engine, file)?
                 && let Some(mut opts) = engine.stack.udp_opts(id).cloned()
@@ -129,7 +130,7 @@ pub(super) fn set(
         }
         GROUPS_V4 | GROUPS_V6 => {
             {
-                let mut engine = CELL.lock()?;
+                let mut engine = cells::lock(file)?;
                 if udp(&mut engine, file)?.is_none() {
                     return Ok(None);
                 }
@@ -141,7 +142,7 @@ pub(super) fn set(
                     (steer::numbered_or_any(number)?, None)
                 }
             };
-            let mut engine = CELL.lock()?;
+            let mut engine = cells::lock(file)?;
             let Some(id) = udp(&mut engine, file)? else {
                 return Ok(None);
             };

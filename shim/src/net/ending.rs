@@ -4,8 +4,7 @@
 
 use kcm_mux::Nanos;
 
-use super::engine::CELL;
-use super::lend;
+use super::{cells, lend};
 use crate::fd::table;
 use crate::interpose::poll::native_ppoll;
 use crate::{housekeeper, process, sys};
@@ -15,9 +14,9 @@ use crate::{housekeeper, process, sys};
 const PATIENCE: Nanos = 20_000_000;
 
 /// Closes every stack socket, and waits a moment for what is on its way. Whether something is left, or
-/// other processes hold sockets of the engine.
+/// other processes hold sockets of an engine.
 pub(crate) fn at_exit() -> bool {
-    if !CELL.is_open() || process::is_foreign() {
+    if !cells::is_open() || process::is_foreign() {
         return false;
     }
     for fd in table::ours_in(0, u32::MAX) {
@@ -33,56 +32,60 @@ pub(crate) fn at_exit() -> bool {
     }
     let end = sys::now().saturating_add(PATIENCE);
     loop {
-        let Ok(mut engine) = CELL.lock() else {
-            return false;
-        };
-        engine.pump();
-        if !engine.stack.is_unfinished() {
-            return false;
+        let (mut until, mut fds, mut is_unfinished) = (end, Vec::new(), false);
+        for cell in cells::all() {
+            let Ok(mut engine) = cell.lock() else {
+                continue;
+            };
+            engine.pump();
+            if engine.stack.is_unfinished() {
+                is_unfinished = true;
+                until = engine.next_deadline().map_or(until, |at| at.min(until));
+                fds.extend(engine.device_entry());
+            }
         }
-        let until = engine.next_deadline().map_or(end, |at| at.min(end));
-        let entry = engine.device_entry();
-        drop(engine);
-        if sys::now() >= end {
-            return true;
+        if !is_unfinished || sys::now() >= end {
+            return is_unfinished;
         }
-        let mut fds: Vec<_> = entry.into_iter().collect();
         let _ = native_ppoll(&mut fds, Some(until.max(1)));
     }
 }
 
 /// Whether a closed connection still has something to get across.
 pub(crate) fn is_unfinished() -> bool {
-    CELL.is_open() && CELL.lock().is_ok_and(|engine| engine.stack.is_unfinished())
+    cells::all().any(|cell| cell.lock().is_ok_and(|engine| engine.stack.is_unfinished()))
 }
 
-/// Whether the engine has any socket.
+/// Whether an engine has any socket.
 pub(crate) fn has_sockets() -> bool {
-    CELL.is_open()
-        && CELL
-            .lock()
+    cells::all().any(|cell| {
+        cell.lock()
             .is_ok_and(|engine| engine.sockets().next().is_some())
+    })
 }
 
 /// Another process may have the addresses from now on.
 pub(crate) fn give_up_addresses() {
-    if CELL.is_open()
-        && let Ok(mut engine) = CELL.lock()
-    {
-        engine.give_up_addresses();
+    for cell in cells::all() {
+        if let Ok(mut engine) = cell.lock() {
+            engine.give_up_addresses();
+        }
     }
 }
 
 /// In a child that goes on with the engine of its parent, which ends.
 pub(crate) fn take_over() {
-    if !CELL.is_open() {
+    if !cells::is_open() {
         return;
     }
-    if housekeeper::start().is_ok() {
-        housekeeper::watch_device();
-    }
-    if let Ok(mut engine) = CELL.lock() {
-        engine.forget_sleepers();
-        lend::watch_again(&engine);
+    let is_kept = housekeeper::start().is_ok();
+    for cell in cells::all() {
+        if is_kept {
+            housekeeper::watch_device(cell);
+        }
+        if let Ok(mut engine) = cell.lock() {
+            engine.forget_sleepers();
+            lend::watch_again(&engine);
+        }
     }
 }

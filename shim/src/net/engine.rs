@@ -1,8 +1,6 @@
-//! The process's TCP/IP engine with its devices, behind one lock. Whoever holds the lock moves frames;
-//! what the engine has to say is passed on when the lock is given back.
+//! A TCP/IP engine with its devices, behind one lock ([`super::cells`]). Whoever holds the lock moves
+//! frames; what the engine has to say is passed on when the lock is given back.
 
-use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::collections::BTreeMap;
 
 use kcm_mux::Nanos;
@@ -18,187 +16,8 @@ use super::relay::Relay;
 use super::socket::{Socket, State};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind};
-use crate::sync::{Guard, Mutex, Rank, RawMutex};
 use crate::wait::{self, BellId};
 use crate::{housekeeper, own, publish, sys};
-
-/// Where the engine lives. Never freed.
-pub(crate) struct NetCell {
-    engine: Mutex<Option<Engine>>,
-    /// Whether `engine` is there, readable without the lock.
-    open: AtomicBool,
-    /// Counts rounds made by the program's own threads: the housekeeper stays out of the way while
-    /// it moves.
-    passes: AtomicU32,
-    /// When the engine last said it has something to do by itself.
-    due: AtomicU64,
-}
-
-/// The one engine of this process.
-pub(crate) static CELL: NetCell = NetCell {
-    engine: Mutex::ranked(Rank::Net, None),
-    open: AtomicBool::new(false),
-    passes: AtomicU32::new(0),
-    due: AtomicU64::new(0),
-};
-
-impl NetCell {
-    /// The engine, locked.
-    ///
-    /// # Errors
-    /// `EBADF` when there is none, `EAGAIN` when this very thread holds it already: a signal
-    /// handler came in between.
-    #[inline]
-    pub(crate) fn lock(&'static self) -> Outcome<EngineGuard> {
-        let guard = self.engine.lock()?;
-        if guard.is_none() {
-            return Err(Errno::EBADF.into());
-        }
-        Ok(EngineGuard {
-            guard,
-            cell: self,
-            now: Cell::new(0),
-        })
-    }
-
-    /// Whether there is an engine.
-    #[inline]
-    pub(crate) fn is_open(&self) -> bool {
-        self.open.load(Ordering::Acquire)
-    }
-
-    /// Puts the engine in that `make` makes, unless one is there.
-    pub(crate) fn open_with<E>(
-        &'static self,
-        make: impl FnOnce() -> Result<Engine, E>,
-    ) -> Outcome<Result<(), E>> {
-        if self.is_open() {
-            return Ok(Ok(()));
-        }
-        let mut engine = self.engine.lock()?;
-        if engine.is_none() {
-            match make() {
-                Ok(made) => *engine = Some(made),
-                Err(why) => return Ok(Err(why)),
-            }
-            self.open.store(true, Ordering::Release);
-        }
-        Ok(Ok(()))
-    }
-
-    pub(crate) fn passes(&self) -> u32 {
-        self.passes.load(Ordering::Relaxed)
-    }
-
-    /// When the engine has something to do by itself, as of the last round.
-    pub(crate) fn due(&self) -> Nanos {
-        self.due.load(Ordering::Relaxed)
-    }
-
-    /// In a forked child: the engine stays with the parent.
-    pub(crate) fn reset_in_child(&self) {
-        self.open.store(false, Ordering::Release);
-        if let Ok(mut engine) = self.engine.lock() {
-            core::mem::forget(engine.take()); // its descriptors are closed as any of ours
-        }
-    }
-
-    /// Holds the engine still for the length of a fork.
-    pub(crate) fn freeze(&'static self) -> impl Sized {
-        self.engine.lock().ok()
-    }
-}
-
-/// The engine, locked. Frames it has to send leave, and waiting threads hear, when it is dropped.
-pub(crate) struct EngineGuard {
-    guard: Guard<'static, RawMutex, Option<Engine>>,
-    cell: &'static NetCell,
-    /// When it was last looked at the clock, 0 for not yet.
-    now: Cell<Nanos>,
-}
-
-impl core::ops::Deref for EngineGuard {
-    type Target = Engine;
-    #[inline]
-    fn deref(&self) -> &Engine {
-        match &*self.guard {
-            Some(engine) => engine,
-            None => unreachable!("checked when the lock was taken"),
-        }
-    }
-}
-
-impl core::ops::DerefMut for EngineGuard {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut Engine {
-        match &mut *self.guard {
-            Some(engine) => engine,
-            None => unreachable!("checked when the lock was taken"),
-        }
-    }
-}
-
-impl Drop for EngineGuard {
-    fn drop(&mut self) {
-        self.settle();
-    }
-}
-
-impl EngineGuard {
-    /// The time at which the lock was taken, or the device last looked at.
-    #[inline]
-    pub(crate) fn now(&self) -> Instant {
-        instant(self.nanos())
-    }
-
-    fn nanos(&self) -> Nanos {
-        if self.now.get() == 0 {
-            self.now.set(sys::now());
-        }
-        self.now.get()
-    }
-
-    /// Moves frames both ways, on behalf of a thread of the program.
-    pub(crate) fn pump(&mut self) {
-        self.cell.passes.fetch_add(1, Ordering::Relaxed);
-        self.look();
-    }
-
-    /// Moves frames both ways, on behalf of nobody who would answer them.
-    pub(crate) fn serve(&mut self) {
-        self.look();
-        self.release_acks();
-    }
-
-    fn look(&mut self) {
-        self.now.set(sys::now());
-        let now = self.now.get();
-        self.exchange(now);
-    }
-
-    /// The program has nothing to say for now that acknowledgements could go with.
-    fn release_acks(&mut self) {
-        let now = self.now();
-        self.stack.tcp_release_acks(now);
-    }
-
-    /// Sends what is to be sent, and passes on what the engine has to say.
-    fn settle(&mut self) {
-        loop {
-            if self.stack.has_output() {
-                let now = self.nanos();
-                self.flush(now);
-            }
-            self.tell_all();
-            if self.due.is_empty() {
-                return;
-            }
-            for number in core::mem::take(&mut self.due) {
-                self.move_relay(number);
-            }
-        }
-    }
-}
 
 /// The engine's time for a moment of CLOCK_MONOTONIC.
 pub(crate) fn instant(now: Nanos) -> Instant {
@@ -212,6 +31,8 @@ pub(super) fn nanos(at: Instant) -> Nanos {
 
 /// What the lock guards.
 pub(crate) struct Engine {
+    /// Which of the process's engines this is.
+    pub(super) index: u8,
     pub(crate) stack: Stack,
     devices: Devices,
     /// Interfaces that get their address by DHCP.
@@ -244,12 +65,14 @@ const NOBODY: u32 = u32::MAX;
 
 impl Engine {
     pub(super) fn new(
+        index: u8,
         stack: Stack,
         devices: Devices,
         leases: Leases,
         claims: Vec<OwnedFd>,
     ) -> Self {
         Self {
+            index,
             stack,
             devices,
             leases,
@@ -361,21 +184,22 @@ impl Engine {
     }
 
     /// One round of the devices: what has arrived, what is due, what is to be sent.
-    fn exchange(&mut self, now: Nanos) {
+    pub(super) fn exchange(&mut self, now: Nanos) {
         self.stack.tcp_release_acks(instant(now));
         self.has_worked |= self.devices.pump(&mut self.stack, now);
         self.leases.follow(&self.stack);
     }
 
     /// Sends what the engine has composed.
-    fn flush(&mut self, now: Nanos) {
+    pub(super) fn flush(&mut self, now: Nanos) {
         self.has_worked = true;
         self.devices.flush(&mut self.stack, now);
     }
 
-    /// Passes on what the engine has to say.
+    /// Passes on what the engine has to say. When it next has something to do by itself, if that may
+    /// have changed.
     #[inline]
-    fn tell_all(&mut self) {
+    pub(super) fn tell_all(&mut self) -> Option<Nanos> {
         let epoch = publish::epoch();
         if self.published != epoch {
             self.published = epoch;
@@ -393,11 +217,9 @@ impl Engine {
             }
         }
         // Timers start and end with frames.
-        if core::mem::take(&mut self.has_worked)
-            && let Some(at) = self.next_deadline()
-        {
-            CELL.due.store(at, Ordering::Relaxed);
-            housekeeper::wake_by(at);
+        match core::mem::take(&mut self.has_worked) {
+            true => self.next_deadline(),
+            false => None,
         }
     }
 
@@ -417,6 +239,12 @@ impl Engine {
         }
     }
 
+    /// The shared connections that have something to do.
+    #[inline]
+    pub(super) fn take_due_relays(&mut self) -> Vec<u32> {
+        core::mem::take(&mut self.due)
+    }
+
     /// A shared connection has something to do.
     pub(super) fn relay_is_due(&mut self, number: u32) {
         let shared = self.relays.get(&number).is_some_and(|r| r.is_shared);
@@ -428,7 +256,7 @@ impl Engine {
     /// Copies of a connection may be with other processes.
     pub(super) fn add_relay(&mut self, relay: Relay) {
         let number = relay.name.number;
-        housekeeper::add_relay(number, &relay.fd);
+        housekeeper::add_relay(self.index, number, &relay.fd);
         self.relays.insert(number, relay);
     }
 
@@ -450,8 +278,13 @@ impl Engine {
         }
     }
 
+    /// Whether the thread with this bell is the one that watches the device.
+    pub(super) fn is_led_by(&self, bell: BellId) -> bool {
+        self.leader == Some(bell)
+    }
+
     /// A thread that sleeps once more, on another bell, keeps its place.
-    fn rename_sleeper(&mut self, old: BellId, new: BellId) {
+    pub(super) fn rename_sleeper(&mut self, old: BellId, new: BellId) {
         let mut all = self.leader.iter_mut().chain(&mut self.followers);
         if let Some(bell) = all.find(|bell| **bell == old) {
             *bell = new;
@@ -460,7 +293,7 @@ impl Engine {
 
     /// The thread is awake again. If it watched the device, another is woken to do so when it goes
     /// back to sleep.
-    fn leave_sleep(&mut self, bell: BellId) {
+    pub(super) fn leave_sleep(&mut self, bell: BellId) {
         if self.leader != Some(bell) {
             self.followers.retain(|b| *b != bell);
             return;
@@ -505,69 +338,5 @@ impl Engine {
     pub(crate) fn udp_bits(&mut self, id: UdpId) -> Bits {
         let is_queued = self.stack.udp_peek(id).is_some();
         ready::datagrams(self.stack.udp_ready(id), is_queued)
-    }
-}
-
-/// A thread asleep on files of the engine. Dropping it ends that.
-pub(crate) struct Turn {
-    cell: &'static NetCell,
-    bell: BellId,
-}
-
-/// What a sleeping thread watches for the engine.
-pub(crate) struct Duty {
-    pub(crate) turn: Turn,
-    /// The device, if it falls to this thread.
-    pub(crate) entry: Option<pollfd>,
-    /// When the engine has something to do.
-    pub(crate) until: Option<Nanos>,
-}
-
-impl NetCell {
-    /// The thread with this bell goes to sleep, perhaps once more after `before`. `None` without an
-    /// engine.
-    pub(crate) fn sleep(&'static self, bell: BellId, before: Option<Turn>) -> Option<Duty> {
-        if !self.is_open() {
-            return None;
-        }
-        let mut engine = self.lock().ok()?;
-        if let Some(before) = before {
-            engine.rename_sleeper(before.bell, bell);
-            core::mem::forget(before);
-        } else {
-            engine.enter_sleep(bell);
-        }
-        Some(self.begin_sleep(&mut engine, bell))
-    }
-
-    /// As [`sleep`](Self::sleep), for a thread that has the engine and has entered.
-    pub(crate) fn begin_sleep(&'static self, engine: &mut EngineGuard, bell: BellId) -> Duty {
-        let leads = engine.leader == Some(bell);
-        let turn = Turn { cell: self, bell };
-        // What is sent when the lock is given back is part of the answer.
-        engine.release_acks();
-        engine.settle();
-        Duty {
-            turn,
-            entry: leads.then(|| engine.device_entry()).flatten(),
-            until: leads.then(|| engine.next_deadline()).flatten(),
-        }
-    }
-
-    /// Moves frames for a thread of the program that is about to look at its files.
-    pub(crate) fn look(&'static self) {
-        if self.is_open()
-            && let Ok(mut engine) = self.lock()
-        {
-            engine.pump();
-        }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        if let Ok(mut engine) = self.cell.lock() {
-            engine.leave_sleep(self.bell);
-        }
     }
 }

@@ -10,7 +10,7 @@ use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::address;
-use super::engine::{CELL, EngineGuard};
+use super::cells::{self, EngineGuard};
 use super::lend::{look_for_end, note_shared, socket_of, unix_stream};
 use super::name::{Door, Name};
 use super::options::Settings;
@@ -53,7 +53,7 @@ const LOOK_INTERVAL: Nanos = 1_000_000_000;
 
 /// Another process wants an address that this one has: perhaps nobody needs it here any more.
 pub(crate) fn on_claim() {
-    if let Ok(engine) = CELL.lock() {
+    for engine in cells::all().filter_map(|cell| cell.lock().ok()) {
         for claim in engine.claims() {
             let _ = rustix::net::recv(claim, &mut [0], RecvFlags::DONTWAIT);
         }
@@ -73,16 +73,18 @@ const GRACE: Nanos = 2_000_000;
 
 /// Hands over what waits on lent listeners, and lets go of those that nobody holds any more.
 pub(crate) fn serve() {
-    let Ok(mut engine) = CELL.lock() else { return };
     let lent = |socket: &Socket| match (&socket.door, socket.state) {
         (Some(_), State::Listening(id)) => Some((socket.file, id)),
         _ => None,
     };
-    let listeners: Vec<_> = engine.sockets().filter_map(lent).collect();
-    for (file, id) in &listeners {
-        serve_listener(&mut engine, file, *id);
+    let mut listeners = Vec::new();
+    for mut engine in cells::all().filter_map(|cell| cell.lock().ok()) {
+        let here: Vec<_> = engine.sockets().filter_map(lent).collect();
+        for (file, id) in &here {
+            serve_listener(&mut engine, file, *id);
+        }
+        listeners.extend(here);
     }
-    drop(engine);
     let at = LOOK_AT.load(Ordering::Relaxed);
     if at == 0 {
         return;
@@ -157,8 +159,7 @@ fn hand_over(
     file.set_stream(true);
     let mut socket = Socket::new(file, State::Connected(conn), v6, settings);
     socket.relay = Some(number);
-    let index = engine.add(socket);
-    file.set_net_index(index);
+    engine.enlist(socket);
     engine.add_relay(Relay::handed(name, end, file, door.is_kernels));
     note_shared();
     engine.relay_is_due(number);

@@ -1,8 +1,7 @@
 //! ioctl(2) on stack sockets.
 
-use super::engine::CELL;
 use super::socket::State;
-use super::stream;
+use super::{cells, stream};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::user_mem::{self, UserPtr};
@@ -18,7 +17,7 @@ const PROTOCOL: core::ops::RangeInclusive<u32> = 0x89e0..=0x89ef;
 
 /// sockatmark(3).
 pub(crate) fn at_mark(file: &'static File) -> Outcome<i32> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     match engine.socket(file)?.state {
         State::Connecting(id) | State::Connected(id) => Ok(engine.stack.tcp_at_mark(id).into()),
         State::Unbound | State::Bound(_) => Ok(0),
@@ -35,7 +34,7 @@ pub(crate) fn ioctl(file: &'static File, request: u32, arg: UserPtr) -> Outcome<
     if !matches!(request, FIONREAD | SIOCOUTQ | SIOCOUTQNSD | SIOCATMARK) {
         return Err(Exit::Native);
     }
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let answer = match engine.socket(file)?.state {
         State::Connecting(id) | State::Connected(id) => {
             let unread = stream::unread(&mut engine, id);

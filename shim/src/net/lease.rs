@@ -7,8 +7,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use kcm_mux::Nanos;
 use kcm_stack::{IfaceId, Stack};
 
-use super::engine::CELL;
-use super::open;
+use super::{cells, open};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::interpose::poll::native_ppoll;
 use crate::route::{self, Decision, OnFailure, Plan, Prefix, Verdict};
@@ -107,7 +106,7 @@ pub(super) fn wait(plan: &'static Plan, on_failure: OnFailure) -> Outcome<()> {
     open::open(plan, on_failure)?;
     let end = sys::now().saturating_add(PATIENCE);
     loop {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::first().lock()?;
         engine.pump();
         let (until, entry) = (engine.next_deadline(), engine.device_entry());
         drop(engine);
@@ -135,7 +134,7 @@ fn give_up(plan: &Plan) {
     if STATE.swap(MISSING, Ordering::Relaxed) == MISSING {
         return;
     }
-    let missing = CELL.lock().ok().and_then(|engine| engine.leases.missing());
+    let missing = { cells::first().lock().ok() }.and_then(|engine| engine.leases.missing());
     if let Some(interface) = missing.and_then(|at| plan.interfaces.get(at)) {
         let seconds = PATIENCE / 1_000_000_000;
         let device = &interface.device;

@@ -10,12 +10,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::engine::{CELL, Engine};
+use super::engine::Engine;
 use super::inherited::Inherited;
 use super::name::{Door, Name};
 use super::relay::Relay;
 use super::socket::{Socket, State};
-use super::{address, handover, inherited, ready};
+use super::{address, cells, handover, inherited, ready};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind, lookup, table};
@@ -46,7 +46,7 @@ static DOOR: Mutex<Option<(OwnedFd, Vec<u8>)>> = Mutex::new(None);
 
 /// Before a fork: every socket that a child can use is lent.
 pub(crate) fn lend_all() {
-    if !CELL.is_open() {
+    if !cells::is_open() {
         return;
     }
     for fd in table::ours_in(0, u32::MAX) {
@@ -66,7 +66,7 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     if file.link() != Link::Private {
         return Ok(());
     }
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     match socket.state {
         State::Listening(_) => {
@@ -95,7 +95,7 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
 
 fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
     let (owner, number) = owner::next()?;
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     let (v6, peer) = (socket.v6, None);
     let local = socket.bound.unwrap_or(address::any(v6, 0));
@@ -137,7 +137,7 @@ fn lend_connection(
     let _in_flight = owner::in_flight();
     let name = name(owner::next()?);
     let end = connect_beneath(fd, &name)?;
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     engine.socket(file)?;
     if !file.retain() {
         return Err(Errno::EBADF.into());
@@ -198,7 +198,7 @@ pub(super) fn share(engine: &mut Engine, number: u32) {
         return;
     };
     keeper.set_stream(true);
-    keeper.set_net_index(program.net_index());
+    keeper.share_net_place(program);
     let socket = engine.socket(program).ok();
     let Some(socket) = socket.filter(|socket| socket.psock.is_none()) else {
         return keeper.release();
@@ -228,7 +228,9 @@ pub(super) fn share(engine: &mut Engine, number: u32) {
 /// A lent socket has lost its last descriptor here, or its other end reports that the last copy
 /// anywhere is gone.
 pub(crate) fn look_for_end(file: &'static File) {
-    let Ok(mut engine) = CELL.lock() else { return };
+    let Ok(mut engine) = cells::lock(file) else {
+        return;
+    };
     let Ok(socket) = engine.socket(file) else {
         return;
     };
@@ -260,12 +262,14 @@ pub(super) fn socket_of(engine: &mut Engine, file: &File, change: impl FnOnce(&m
 
 /// In the child of a fork, while the parent's engine can still be read: its copies of what is lent.
 pub(crate) fn inherit() {
-    if !CELL.is_open() {
+    if !cells::is_open() {
         return;
     }
-    let Ok(mut engine) = CELL.lock() else { return };
     for fd in table::ours_in(0, u32::MAX) {
         let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Stack) else {
+            continue;
+        };
+        let Ok(mut engine) = cells::lock(file) else {
             continue;
         };
         let Ok(socket) = engine.socket(file) else {
@@ -290,13 +294,11 @@ pub(crate) fn inherit() {
 
 /// Whether other processes hold sockets of this engine.
 pub(crate) fn is_needed() -> bool {
-    if !CELL.is_open() {
-        return false;
-    }
-    let Ok(engine) = CELL.lock() else {
-        return false;
-    };
-    !engine.relays.is_empty() || { engine.sockets() }.any(|socket| socket.door.is_some())
+    cells::all().any(|cell| {
+        cell.lock().is_ok_and(|engine| {
+            !engine.relays.is_empty() || { engine.sockets() }.any(|socket| socket.door.is_some())
+        })
+    })
 }
 
 /// A program is about to be executed that gets copies of these sockets. One that knows us finds them by
@@ -313,7 +315,9 @@ pub(crate) fn before_program(sockets: &[(i32, &'static File)], knows_us: bool) {
 
 /// Somebody who may know nothing of us gets a copy of a lent socket.
 fn give_away(file: &'static File) {
-    let Ok(mut engine) = CELL.lock() else { return };
+    let Ok(mut engine) = cells::lock(file) else {
+        return;
+    };
     if let Ok(Some(number)) = engine.socket(file).map(|socket| socket.relay) {
         share(&mut engine, number);
     }
@@ -328,7 +332,7 @@ pub(crate) fn lendable(fd: i32) -> Option<(i32, &'static File)> {
 /// In a process that goes on with the engine of its parent.
 pub(super) fn watch_again(engine: &Engine) {
     for (number, relay) in &engine.relays {
-        housekeeper::add_relay(*number, &relay.fd);
+        housekeeper::add_relay(engine.index, *number, &relay.fd);
     }
     for claim in engine.claims() {
         housekeeper::add_claim(claim);

@@ -6,7 +6,7 @@ use kcm_stack::UdpSendOptions;
 use libc::msghdr;
 
 use super::address::{self, Address};
-use super::engine::CELL;
+use super::cells;
 use super::socket::State;
 use super::udp::control::Told;
 use super::{stream, udp};
@@ -25,7 +25,7 @@ pub(crate) struct From {
 }
 
 fn is_udp(file: &File) -> Outcome<(bool, bool)> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     Ok((matches!(socket.state, State::Udp(_)), socket.v6))
 }

@@ -2,12 +2,13 @@
 //!
 //! A socket is the kernel's until bind, listen or connect names an address that the plan gives to the
 //! stack; then a stack socket takes its place behind the same number. The thread that calls does
-//! the work: it moves frames between the device and the engine, whose one lock ([`engine`]) it holds.
+//! the work: it moves frames between the device and the engine, whose one lock ([`cells`]) it holds.
 //! A thread that has to wait sleeps on the device ([`sleep`]); while no thread is here, the
 //! housekeeper answers for the engine.
 
 pub(crate) mod address;
 mod carry;
+pub(crate) mod cells;
 mod decide;
 mod device;
 mod devices;
@@ -39,7 +40,6 @@ pub(crate) mod transfer;
 pub(crate) mod udp;
 
 pub(crate) use decide::{bind, connect, listen, send_mmsg, send_msg, send_to};
-pub(crate) use engine::CELL;
 pub(crate) use shown::{Shown, Tallies};
 
 use crate::fd::File;
@@ -47,7 +47,7 @@ use socket::State;
 
 /// What poll(2) shows of a stack socket now.
 pub(crate) fn bits(file: &'static File) -> ready::Bits {
-    let Ok(mut engine) = CELL.lock() else {
+    let Ok(mut engine) = cells::lock(file) else {
         return 0;
     };
     match engine.socket(file).map(|s| s.state) {

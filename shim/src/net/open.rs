@@ -12,9 +12,9 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::devices::Devices;
-use super::engine::{CELL, Engine, instant};
+use super::engine::{Engine, instant};
 use super::lease::Leases;
-use super::steer;
+use super::{cells, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::interpose::poll::native_ppoll;
 use crate::route::{Interface, OnFailure, Plan};
@@ -25,13 +25,13 @@ use crate::{housekeeper, log, own, publish, sys};
 /// # Errors
 /// What [`OnFailure`] wants: the kernel's answer, or an errno.
 pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<()> {
-    if CELL.is_open() {
+    if cells::is_open() {
         return Ok(());
     }
-    match CELL.open_with(|| make(plan))? {
+    match cells::first().open_with(|| make(plan))? {
         Ok(()) => {
             housekeeper::start()?;
-            housekeeper::watch_device();
+            housekeeper::watch_device(cells::first());
             publish::stack_opened();
             Ok(())
         }
@@ -85,7 +85,7 @@ fn make(plan: &'static Plan) -> Result<Engine, String> {
         steer::learn(plan, fd.as_fd());
     }
     let devices = Devices::new(devices).map_err(|_| "the process has no descriptor left")?;
-    Ok(Engine::new(stack, devices, leases, claims))
+    Ok(Engine::new(0, stack, devices, leases, claims))
 }
 
 /// Opens the device of an interface, all its queues as one.

@@ -8,7 +8,7 @@ use kcm_stack::{CongestionControl, IfaceId, SockFlag, SockOpts, State as TcpStat
 use rustix::fd::AsFd;
 use rustix::net::sockopt;
 
-use super::engine::{CELL, EngineGuard};
+use super::cells::{self, EngineGuard};
 use super::socket::State;
 use super::udp::options::Wants;
 use super::{device, errors, fixed, info, socket, udp};
@@ -244,7 +244,7 @@ pub(crate) fn get(
     value: UserPtr,
     length: UserPtr,
 ) -> Outcome<i32> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let (state, v6) = {
         let socket = engine.socket(file)?;
         (socket.state, socket.v6)
@@ -388,7 +388,7 @@ pub(crate) fn set(
         saved.set();
     }
     {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         let socket = engine.socket(file)?;
         let udp = matches!(socket.state, State::Udp(_));
         if fixed::foreign_level(level, udp, socket.v6).is_some() {
@@ -437,7 +437,7 @@ pub(crate) fn set(
         _ => {}
     }
     let known = {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         engine.socket(file)?.settings.int(level, name).is_some()
     };
     if !known && level == libc::SOL_SOCKET {
@@ -461,7 +461,7 @@ pub(crate) fn set(
     if let Some(at) = flag_at(level, name)
         && let Some((_, _, flag)) = FLAGS.get(at)
     {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         let now = engine.now();
         if let Some(id) = engine.socket(file)?.conn() {
             let _ = engine.stack.tcp_set_flag(now, id, *flag, value != 0);
@@ -483,7 +483,7 @@ fn change(
     file: &'static File,
     edit: impl FnOnce(&mut Settings) -> Result<(), Errno>,
 ) -> Outcome<i32> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let now = engine.now();
     let socket = engine.socket(file)?;
     edit(&mut socket.settings)?;

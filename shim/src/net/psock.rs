@@ -13,7 +13,7 @@ use kcm_stack::{RecvError, SendError, State as TcpState};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::engine::{CELL, EngineGuard};
+use super::cells::{self, EngineGuard};
 use super::{errors, ready, stream};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
@@ -66,7 +66,7 @@ pub(crate) struct Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        if let Ok(mut engine) = CELL.lock()
+        if let Ok(mut engine) = cells::lock(self.pin.file())
             && let Ok(socket) = engine.socket(self.pin.file())
         {
             socket.psock = None;
@@ -84,7 +84,7 @@ impl Source {
             pin: Pin::new(file)?,
             bell: Arc::new(Bell::new()?),
         };
-        CELL.lock()?.socket(file)?.psock = Some(Arc::clone(&source.bell));
+        cells::lock(file)?.socket(file)?.psock = Some(Arc::clone(&source.bell));
         Ok(source)
     }
 
@@ -96,7 +96,7 @@ impl Source {
     /// Takes up to `buf.len()` bytes out of the receive queue; also says whether another read may find
     /// something. `keep_rung`: the bell is somebody else's to silence, who waits for room.
     pub(crate) fn recv(&self, buf: &mut [u8], keep_rung: bool) -> (ReadResult, bool) {
-        let mut engine = match CELL.lock() {
+        let mut engine = match cells::lock(self.pin.file()) {
             Ok(engine) => engine,
             // A signal handler that came in between: later.
             Err(Exit::Failed(Errno::EAGAIN)) => return (ReadResult::WouldBlock, true),
@@ -135,7 +135,7 @@ impl Source {
     /// Hands the engine as much of `parts` as it takes. When that is not all, the bell rings once there
     /// is room.
     pub(crate) fn send(&self, parts: &[&[u8]]) -> TxResult {
-        let mut engine = match CELL.lock() {
+        let mut engine = match cells::lock(self.pin.file()) {
             Ok(engine) => engine,
             Err(Exit::Failed(Errno::EAGAIN)) => return TxResult::Sent(0),
             Err(_) => return TxResult::Failed(libc::EPIPE),
@@ -156,7 +156,7 @@ impl Source {
 
     /// Silences the bell and says whether a send finds room, or an error.
     pub(crate) fn look(&self) -> bool {
-        let Ok(mut engine) = CELL.lock() else {
+        let Ok(mut engine) = cells::lock(self.pin.file()) else {
             return false;
         };
         self.bell.silence();
@@ -167,7 +167,7 @@ impl Source {
 
     /// SO_RCVBUF as getsockopt(2) shows it.
     pub(crate) fn rcvbuf(&self) -> u32 {
-        let Ok(mut engine) = CELL.lock() else {
+        let Ok(mut engine) = cells::lock(self.pin.file()) else {
             return 0;
         };
         let settings = engine.socket(self.pin.file()).map(|s| s.settings.rcvbuf());
@@ -182,7 +182,7 @@ impl Source {
 
     /// Bytes to read and bytes not yet acknowledged.
     pub(crate) fn queues(&self) -> (usize, usize) {
-        let Ok(mut engine) = CELL.lock() else {
+        let Ok(mut engine) = cells::lock(self.pin.file()) else {
             return (0, 0);
         };
         let conn = engine.socket(self.pin.file()).ok().and_then(|s| s.conn());
@@ -194,7 +194,7 @@ impl Source {
 /// How a connection stands that is to be attached: whether its peer has ended the stream. `None` when it
 /// is in no state to be attached.
 pub(crate) fn attachable(file: &'static File) -> Outcome<Option<bool>> {
-    let mut engine: EngineGuard = CELL.lock()?;
+    let mut engine: EngineGuard = cells::lock(file)?;
     engine.pump();
     let Some(id) = engine.socket(file)?.conn() else {
         return Ok(None);

@@ -6,12 +6,12 @@ use core::net::SocketAddr;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::sockopt;
 
-use super::engine::CELL;
+use super::engine::Engine;
 use super::lend::share;
 use super::name::{Door, Name};
 use super::relay::Relay;
 use super::socket::Socket;
-use super::{ioctl, options};
+use super::{cells, ioctl, options};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::share::owner;
@@ -25,28 +25,24 @@ fn shared_by(copy: &OwnedFd) -> Outcome<&'static File> {
     if !owner::is_ours(&name.owner) {
         return Err(Errno::EBADF.into());
     }
-    let mut engine = CELL.lock()?;
     // Nobody else can have the whole name while the socket lives.
-    if engine
-        .relays
-        .get(&name.number)
-        .is_some_and(|relay| relay.name == name)
-    {
-        share(&mut engine, name.number);
-    }
-    if let Some(relay) = engine
-        .relays
-        .get(&name.number)
-        .filter(|relay| relay.name == name)
-    {
-        return Ok(relay.file);
+    let named = |relay: Option<&Relay>| relay.is_some_and(|relay| relay.name == name);
+    let connection = find(|engine| {
+        if named(engine.relays.get(&name.number)) {
+            share(engine, name.number);
+        }
+        let relay = engine.relays.get(&name.number);
+        relay.filter(|relay| named(Some(relay))).map(|r| r.file)
+    });
+    if let Some(file) = connection? {
+        return Ok(file);
     }
     if !sockopt::socket_acceptconn(copy)? {
         return Err(Errno::EBADF.into()); // only connected to the listener
     }
     let is_it = |socket: &&Socket| socket.door.as_ref().is_some_and(|door| door.name == name);
-    let listener = { engine.sockets() }.find(is_it);
-    Ok(listener.ok_or(Errno::EBADF)?.file)
+    let listener = find(|engine| { engine.sockets() }.find(is_it).map(|socket| socket.file));
+    Ok(listener?.ok_or(Errno::EBADF)?)
 }
 
 /// The socket of a connection that was handed over at a listener of the kernel's, of which `copy` is the
@@ -58,12 +54,27 @@ fn handed_over(copy: &OwnedFd) -> Outcome<&'static File> {
         .filter(|peer| Door::may_hand_over(*peer))
         .ok_or(Errno::EBADF)?;
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let engine = CELL.lock()?;
     let is_it = |relay: &&Relay| {
         relay.is_tcp() && rustix::net::getsockname(&relay.fd).ok().and_then(inet) == Some(peer)
     };
-    let found = { engine.relays.values() }.find(is_it);
-    Ok(found.ok_or(Errno::EBADF)?.file)
+    let found = find(|engine| {
+        { engine.relays.values() }
+            .find(is_it)
+            .map(|relay| relay.file)
+    });
+    Ok(found?.ok_or(Errno::EBADF)?)
+}
+
+/// What one of the engines has.
+fn find(
+    mut look: impl FnMut(&mut Engine) -> Option<&'static File>,
+) -> Outcome<Option<&'static File>> {
+    for cell in cells::all() {
+        if let Some(found) = look(&mut *cell.lock()?) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// What another process asks of the socket of which `copy` is a copy.
@@ -77,7 +88,7 @@ pub(crate) fn answer(copy: &OwnedFd, question: Question<'_>) -> Outcome<Vec<u8>>
     match question {
         Question::Share => return Ok(Vec::new()),
         Question::Name => {
-            let mut engine = CELL.lock()?;
+            let mut engine = cells::lock(file)?;
             let number = engine.socket(file)?.relay.ok_or(Errno::EBADF)?;
             let relay = engine.relays.get(&number).ok_or(Errno::EBADF)?;
             return Ok(relay.name.encode());

@@ -16,10 +16,10 @@ use rustix::fd::OwnedFd;
 use rustix::io::{Errno as Sys, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags, Shutdown, sockopt};
 
-use super::engine::{CELL, Engine, instant};
-use super::lend;
+use super::engine::{Engine, instant};
 use super::name::Name;
 use super::socket::State;
+use super::{cells, lend};
 use crate::fd::File;
 use crate::{own, sys};
 
@@ -126,8 +126,10 @@ impl Relay {
 
 /// Something has happened at our end of a connection: others have written, closed for writing (`ended`),
 /// or closed (`gone`).
-pub(crate) fn on_event(number: u32, ended: bool, gone: bool) {
-    let Ok(mut engine) = CELL.lock() else { return };
+pub(crate) fn on_event(engine: u8, number: u32, ended: bool, gone: bool) {
+    let Ok(mut engine) = cells::at(engine).lock() else {
+        return;
+    };
     let Some(relay) = engine.relays.get_mut(&number) else {
         return;
     };

@@ -9,7 +9,8 @@ use kcm_stack::device::{
 use kcm_stack::{TcpInfo, TcpStats, UdpStats};
 use rustix::fd::BorrowedFd;
 
-use super::engine::{Engine, EngineGuard};
+use super::cells::EngineGuard;
+use super::engine::Engine;
 use super::info;
 use super::socket::State;
 use crate::publish::trace;

@@ -5,7 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use kcm_mux::Nanos;
 
-use super::engine::{CELL, Engine, Turn};
+use super::cells::{self, Turn};
+use super::engine::Engine;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::interpose::poll::native_ppoll;
@@ -44,7 +45,7 @@ pub(crate) fn set_busy_poll(length: Nanos) {
 }
 
 /// Looks at the device until `done`, for as long as the user has asked to. Whether it is done.
-pub(crate) fn busy_poll(until: Option<Nanos>, mut done: impl FnMut() -> bool) -> bool {
+fn busy_poll(file: &File, until: Option<Nanos>, mut done: impl FnMut() -> bool) -> bool {
     let length = BUSY_POLL.load(Ordering::Relaxed);
     if length == 0 {
         return false;
@@ -52,7 +53,7 @@ pub(crate) fn busy_poll(until: Option<Nanos>, mut done: impl FnMut() -> bool) ->
     let end = sys::now().saturating_add(length);
     let end = until.map_or(end, |until| until.min(end));
     while sys::now() < end {
-        CELL.look();
+        cells::of(file).look();
         if done() {
             return true;
         }
@@ -86,7 +87,7 @@ pub(crate) fn beside(
     pin: &mut Option<Pin>,
     mut ready: impl FnMut(&mut Engine) -> bool,
 ) -> Outcome<()> {
-    let spun = busy_poll(until, || match CELL.lock() {
+    let spun = busy_poll(file, until, || match cells::lock(file) {
         Ok(mut engine) => ready(&mut engine),
         Err(_) => true,
     });
@@ -108,7 +109,7 @@ pub(crate) fn unpinned(
 ) -> Outcome<()> {
     loop {
         once(file, None, None, Some(until), &mut ready)?;
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         if ready(&mut engine) {
             return Ok(());
         }
@@ -124,7 +125,7 @@ fn once(
 ) -> Outcome<()> {
     wait::abandon();
     let (bell, id) = wait::lend()?;
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     engine.pump();
     if ready(&mut engine) {
         return Ok(());
@@ -132,7 +133,7 @@ fn once(
     bell.arm();
     file.watch.add(Watcher::Thread(id));
     engine.enter_sleep(id);
-    let duty = CELL.begin_sleep(&mut engine, id);
+    let duty = engine.begin_sleep(id);
     drop(engine);
     let mut fds = [wait::readable(-1); 3];
     if let Some(fd) = bell.bell().raw_fd() {
@@ -155,7 +156,7 @@ fn once(
     if let Some(Held::Net(stay)) = &held {
         stay.bell.disarm(fds[0].revents != 0);
     }
-    CELL.look();
+    cells::of(file).look();
     drop(held);
     match slept {
         Ok(_) if until.is_some_and(|at| at <= sys::now()) => Err(Exit::Failed(Errno::EAGAIN)),

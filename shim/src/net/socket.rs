@@ -9,7 +9,8 @@ use kcm_stack::{IfaceId, ListenOptions, ListenerId, State as TcpState, TcpId, Ud
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
 use super::address::{self, Address};
-use super::engine::{CELL, Engine, EngineGuard};
+use super::cells::{self, EngineGuard};
+use super::engine::Engine;
 use super::name::Door;
 use super::options::Settings;
 use super::psock::Bell;
@@ -148,13 +149,10 @@ fn enrol(
     };
     settings.device = device;
     settings.keep_timeouts(file);
-    let mut engine = CELL.lock()?;
-    let index = engine.add(Socket {
+    cells::first().lock()?.enlist(Socket {
         ended,
         ..Socket::new(file, state, v6, settings.clone())
     });
-    file.set_net_index(index);
-    drop(engine);
     table::install(fd, file);
     epoll::kernel_set::move_registrations(fd, file);
     Ok(settings)
@@ -181,7 +179,7 @@ pub(crate) fn bind(file: &'static File, addr: UserPtr, length: u32) -> Outcome<i
         Address::Inet(local) => address::canonical(local),
         Address::Unspecified | Address::Other => return Err(Errno::EINVAL.into()),
     };
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     check_local(&engine, local)?;
     match engine.socket(file)?.state {
         State::Unbound => bind_in(&mut engine, file, local).map(|()| 0),
@@ -244,7 +242,7 @@ fn free_port(engine: &Engine, file: &File, local: SocketAddr) -> Outcome<u16> {
 
 /// listen(2).
 pub(crate) fn listen(file: &'static File, backlog: i32) -> Outcome<i32> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     let local = match socket.state {
         State::Unbound => address::any(socket.v6, 0),
@@ -289,7 +287,7 @@ pub(crate) fn accept(
     let mut pin = None;
     let mut slept = false;
     loop {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         let listener = listener(&mut engine, file)?;
         if !has_connection(&mut engine, listener) {
             engine.pump();
@@ -328,7 +326,7 @@ pub(crate) fn accept(
 
 /// What is known of a listener on which other processes may accept too.
 fn shared(file: &File) -> Outcome<Option<(Door, Settings)>> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     socket.accepts |= socket.door.is_some();
     let door = socket.door.clone();
@@ -392,7 +390,7 @@ fn adopt_connection(
     listener_file: &'static File,
     file: &'static File,
 ) -> Outcome<Option<SocketAddr>> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(listener_file)?;
     let id = listener(&mut engine, listener_file)?;
     let Some(conn) = engine.stack.tcp_accept(id) else {
         return Ok(None);
@@ -403,8 +401,7 @@ fn adopt_connection(
     };
     settings.keep_timeouts(file);
     let peer = engine.stack.tcp_addresses(conn).map(|(_, peer)| peer);
-    let index = engine.add(Socket::new(file, State::Connected(conn), v6, settings));
-    file.set_net_index(index);
+    engine.enlist(Socket::new(file, State::Connected(conn), v6, settings));
     let peer = peer.unwrap_or(address::any(v6, 0));
     Ok(Some(address::in_family(peer, v6)))
 }
@@ -440,7 +437,7 @@ pub(crate) fn connect(file: &'static File, fd: i32, addr: UserPtr, length: u32) 
 
 /// connect(2) to an address whose family is the socket's.
 pub(crate) fn connect_to(file: &'static File, fd: i32, remote: SocketAddr) -> Outcome<i32> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     match engine.socket(file)?.state {
         State::Connected(_) | State::Listening(_) => return Err(Errno::EISCONN.into()),
         State::Connecting(id) => {
@@ -512,7 +509,7 @@ fn await_connection(mut engine: EngineGuard, file: &'static File, fd: i32) -> Ou
             Err(Exit::Failed(Errno::EAGAIN)) => return Err(Errno::EINPROGRESS.into()),
             done => done?,
         }
-        engine = CELL.lock()?;
+        engine = cells::lock(file)?;
     }
 }
 
@@ -542,7 +539,7 @@ pub(crate) fn lose(engine: &mut Engine, file: &File) -> Outcome<()> {
 
 /// connect(2) with AF_UNSPEC.
 fn disconnect(file: &'static File) -> Outcome<i32> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let now = engine.now();
     match engine.socket(file)?.state {
         State::Udp(_) => return super::udp::connect(&mut engine, file, None),
@@ -577,7 +574,7 @@ pub(crate) fn shutdown(file: &'static File, how: i32) -> Outcome<i32> {
         libc::SHUT_RDWR => (true, true),
         _ => return Err(Errno::EINVAL.into()),
     };
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let now = engine.now();
     match engine.socket(file)?.state {
         State::Connecting(id) | State::Connected(id) => {
@@ -610,7 +607,7 @@ pub(crate) fn local_name(file: &'static File, addr: UserPtr, length: UserPtr) ->
     if file.speaks() && super::udp::is_udp(file)? && !super::udp::is_for_stack(file, None)? {
         return Err(Exit::Native); // bound to the same port, or connected
     }
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let (local, v6) = local_of(&mut engine, file)?;
     drop(engine);
     address::write(address::in_family(local, v6), addr, length)?;
@@ -635,7 +632,7 @@ pub(crate) fn peer_name(file: &'static File, addr: UserPtr, length: UserPtr) -> 
     if file.speaks() && super::udp::is_udp(file)? && !super::udp::is_for_stack(file, None)? {
         return Err(Exit::Native);
     }
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     let (state, v6) = (socket.state, socket.v6);
     let peer = match state {
@@ -662,7 +659,9 @@ pub(crate) fn peer_name(file: &'static File, addr: UserPtr, length: UserPtr) -> 
 /// The last descriptor of a stack socket is gone.
 pub(crate) fn last_close(file: &'static File) {
     linger(file);
-    let Ok(mut engine) = CELL.lock() else { return };
+    let Ok(mut engine) = cells::lock(file) else {
+        return;
+    };
     let now = engine.now();
     if engine.socket(file).is_err() {
         return;
@@ -683,7 +682,9 @@ pub(crate) fn last_close(file: &'static File) {
 
 /// SO_LINGER: close(2) waits until the peer has everything, or the time is over. Signals end it too.
 fn linger(file: &'static File) {
-    let Ok(mut engine) = CELL.lock() else { return };
+    let Ok(mut engine) = cells::lock(file) else {
+        return;
+    };
     let now = engine.now();
     let Ok(socket) = engine.socket(file) else {
         return;

@@ -4,7 +4,8 @@ use core::sync::atomic::Ordering;
 
 use kcm_stack::{RecvError, SendError, TcpId};
 
-use super::engine::{CELL, Engine, EngineGuard};
+use super::cells::{self, EngineGuard};
+use super::engine::Engine;
 use super::socket::{State, waits};
 use super::{errors, ready, sleep};
 use crate::errno::{Errno, Exit, Outcome};
@@ -26,7 +27,7 @@ pub(super) fn source(engine: &mut Engine, file: &File) -> Outcome<Option<TcpId>>
 
 /// recv(2) and its kin on a connection.
 pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) -> Outcome<Received> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     if flags & libc::MSG_OOB != 0 {
         return urgent(&mut engine, file, dst, flags);
     }
@@ -92,7 +93,7 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
                 _ => receiving.finish(),
             };
         }
-        engine = CELL.lock()?;
+        engine = cells::lock(file)?;
     }
 }
 
@@ -218,7 +219,7 @@ fn urgent(engine: &mut EngineGuard, file: &File, dst: Iovecs<'_>, flags: i32) ->
 /// send(2) and its kin on a connection.
 pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) -> Outcome<usize> {
     let parts = src.gather()?;
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let mut sent = 0;
     match some(&mut engine, file, &parts, src.total(), flags)? {
         Sent::All => return Ok(src.total()),
@@ -261,7 +262,7 @@ fn rest(
         if let Err(why) = waited {
             return partial(sent, why);
         }
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         if sent > 0 && has_failed(&mut engine, file) {
             return Ok(sent); // the error is the next call's
         }

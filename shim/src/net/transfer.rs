@@ -6,7 +6,7 @@ use rustix::fs::FileType;
 use rustix::io::{self, ReadWriteFlags};
 use rustix::net::RecvFlags;
 
-use super::engine::CELL;
+use super::cells;
 use super::socket::waits;
 use super::{sleep, stream};
 use crate::errno::{Errno, Exit, Outcome};
@@ -149,7 +149,7 @@ pub(crate) fn from_pipe(
 fn await_room(file: &'static File, waits: bool) -> Outcome<usize> {
     let mut pin = None;
     loop {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         engine.pump();
         let id = engine.socket(file)?.conn().ok_or(Errno::ENOTCONN)?;
         let room = engine.stack.tcp_send_room(id);

@@ -17,10 +17,10 @@ use rustix::net::sockopt;
 use control::Told;
 use options::Wants;
 
-use super::address;
-use super::engine::{CELL, Engine, EngineGuard};
+use super::cells::EngineGuard;
+use super::engine::Engine;
 use super::socket::{self, State, waits};
-use super::{errors, ready, sleep, steer};
+use super::{address, cells, errors, ready, sleep, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::interpose::message::native_datagram;
@@ -38,7 +38,7 @@ fn id_of(engine: &mut Engine, file: &File) -> Outcome<UdpId> {
 
 /// Whether the file is a UDP socket.
 pub(crate) fn is_udp(file: &File) -> Outcome<bool> {
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     Ok(matches!(engine.socket(file)?.state, State::Udp(_)))
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn bind(
         sockopt::socket_recv_buffer_size(old),
         sockopt::socket_send_buffer_size(old),
     ];
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::first().lock()?;
     let id = engine
         .stack
         .udp_bind_with(local, &bind)
@@ -104,10 +104,9 @@ fn set_options(engine: &mut Engine, id: UdpId, opts: UdpOpts) {
 
 /// The outcome of putting the socket `id` behind a number; it ends if that failed.
 fn enrolled(id: UdpId, wants: Wants, file: Outcome<&'static File>) -> Outcome<&'static File> {
-    let mut engine = CELL.lock()?;
     match file {
-        Ok(file) => engine.socket(file)?.settings.wants = wants,
-        Err(_) => engine.stack.udp_close(id),
+        Ok(file) => cells::lock(file)?.socket(file)?.settings.wants = wants,
+        Err(_) => cells::first().lock()?.stack.udp_close(id),
     }
     file
 }
@@ -123,7 +122,7 @@ pub(crate) fn join(
     let old = sys::borrow(fd);
     let bind = bind_options(old, v6, device);
     let (opts, wants) = options::of_kernel_socket(old, v6);
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::first().lock()?;
     let id = engine
         .stack
         .udp_bind_with(address::any(v6, port), &bind)
@@ -144,7 +143,7 @@ pub(crate) fn is_for_stack(file: &File, to: Option<SocketAddr>) -> Outcome<bool>
     let to = match to {
         Some(to) => to,
         None => {
-            let mut engine = CELL.lock()?;
+            let mut engine = cells::lock(file)?;
             let id = id_of(&mut engine, file)?;
             match engine.stack.udp_addresses(id) {
                 Some((_, Some(peer))) => peer,
@@ -228,7 +227,7 @@ pub(crate) fn send(
     let mut pin = None;
     let mut slept = false;
     loop {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         let id = id_of(&mut engine, file)?;
         let now = engine.now();
         match engine.stack.udp_send_with(now, id, to, &options, &parts) {
@@ -274,7 +273,7 @@ pub(crate) fn recv(
     let mut pin = None;
     let mut slept = false;
     loop {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         let id = id_of(&mut engine, file)?;
         if engine.stack.udp_peek(id).is_none() {
             engine.pump();

@@ -29,7 +29,7 @@ pub(crate) use self::sites::{
     attached, cloned, inherited, io_uring, left_to_kernel, option, pair, parser, routed, socket,
     stack_option, unattached, unsupported,
 };
-use crate::net::CELL;
+use crate::net::cells;
 use crate::sync::Mutex;
 use crate::{housekeeper, process, sys};
 
@@ -74,7 +74,7 @@ impl Writer {
         DUE.store(u64::MAX, Ordering::Relaxed);
         let complete = self.image.observe(patient);
         // The stack is looked at by the housekeeper alone.
-        if !complete || !patient && CELL.is_open() {
+        if !complete || !patient && cells::is_open() {
             schedule(now); // the counters follow
         }
         if self.page.is_none() {

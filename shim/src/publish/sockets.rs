@@ -7,7 +7,7 @@ use kcm_stack::{CongestionControl, TcpInfo};
 use super::image::Record;
 use super::journal::put_address;
 use super::layout::{STACK_COUNTERS, STACK_SOCKETS, record, socket};
-use crate::net::{CELL, Shown, Tallies};
+use crate::net::{Shown, Tallies, cells};
 
 /// What the stack was like when the housekeeper last looked.
 pub(super) struct Seen {
@@ -33,21 +33,23 @@ impl Seen {
     /// Looks at every socket; there is none while the stack serves nothing here.
     pub(super) fn look() -> Self {
         let mut seen = Self::new();
-        if !CELL.is_open() {
-            return seen;
+        for mut engine in cells::all().filter_map(|cell| cell.lock().ok()) {
+            seen.is_open = true;
+            add(&mut seen.counters, &counters(&engine.tallies()));
+            add(&mut seen.sockets, &engine.kinds());
+            let shown = engine.shown(record::MAX - seen.records.len());
+            drop(engine);
+            seen.records.extend(shown.iter().map(of));
         }
-        let Ok(mut engine) = CELL.lock() else {
-            return seen;
-        };
-        seen.is_open = true;
-        seen.counters = counters(&engine.tallies());
-        seen.sockets = engine.kinds();
-        let shown = engine.shown(record::MAX);
-        drop(engine);
         let all: u64 = seen.sockets.iter().sum();
         seen.left_out = all.saturating_sub(record::MAX as u64);
-        seen.records.extend(shown.iter().map(of));
         seen
+    }
+}
+
+fn add(sum: &mut [u64], more: &[u64]) {
+    for (sum, more) in sum.iter_mut().zip(more) {
+        *sum += more;
     }
 }
 

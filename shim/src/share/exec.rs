@@ -10,7 +10,7 @@ use super::{broker, inherit, name, owner, program, remote, rights, stack};
 use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
 use crate::net::name::Name;
-use crate::net::{CELL, lend};
+use crate::net::{cells, lend};
 use crate::sync::Mutex;
 use crate::user_mem::UserPtr;
 use crate::{process, sys};
@@ -40,7 +40,7 @@ pub(crate) fn before(next: Next<impl FnOnce() -> Option<Vec<u8>>>) {
     }
     let (inherited, of_stack) = (inherited(kcm_at), inherited(lend::lendable));
     let none = inherited.is_empty() && of_stack.is_empty();
-    if none && !owner::has_lines() && !CELL.is_open() {
+    if none && !owner::has_lines() && !cells::is_open() {
         return;
     }
     if let Some(knows) = next.loads_us() {

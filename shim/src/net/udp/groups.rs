@@ -6,10 +6,9 @@ use kcm_stack::IfaceId;
 
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
-use crate::net::engine::CELL;
-use crate::net::errors;
 use crate::net::socket::State;
 use crate::net::steer;
+use crate::net::{cells, errors};
 use crate::route;
 use crate::user_mem::{self, UserPtr};
 
@@ -36,7 +35,7 @@ pub(crate) fn set(
         libc::IPPROTO_IP => group_v4(value, length)?,
         _ => group_v6(value, length)?,
     };
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let State::Udp(id) = engine.socket(file)?.state else {
         return Ok(None);
     };

@@ -8,7 +8,8 @@ use rustix::fd::BorrowedFd;
 use super::groups;
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
-use crate::net::engine::{CELL, Engine};
+use crate::net::cells;
+use crate::net::engine::Engine;
 use crate::net::socket::State;
 use crate::net::steer;
 use crate::sys;
@@ -190,7 +191,7 @@ pub(crate) fn set(
         return Ok(None);
     };
     {
-        let mut engine = CELL.lock()?;
+        let mut engine = cells::lock(file)?;
         if !matches!(engine.socket(file)?.state, State::Udp(_)) {
             return Ok(None);
         }
@@ -201,7 +202,7 @@ pub(crate) fn set(
         0 if level == libc::IPPROTO_IP => 0,
         _ => return Err(Errno::EINVAL.into()),
     };
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     let State::Udp(id) = socket.state else {
         return Ok(None);
@@ -252,7 +253,7 @@ pub(crate) fn is_beneath(level: i32, name: i32) -> bool {
 /// overhead for each datagram.
 pub(crate) fn follow_rcvbuf(file: &File, fd: i32) -> Outcome<()> {
     let size = sys::option_int(sys::borrow(fd), libc::SOL_SOCKET, libc::SO_RCVBUF);
-    let mut engine = CELL.lock()?;
+    let mut engine = cells::lock(file)?;
     if let (State::Udp(id), Some(bytes)) = (engine.socket(file)?.state, size) {
         engine.stack.udp_set_rcvbuf(id, bytes.max(0) as usize);
     }
