@@ -120,6 +120,11 @@ impl Ip {
         }
     }
 
+    /// One of those groups.
+    pub(crate) const fn is_solicited_node(self) -> bool {
+        self.hi == 0xff02 << 48 && self.lo >> 24 == 0x1_ff
+    }
+
     /// Link-local, multicast and limited broadcast destinations never leave by a router.
     pub(crate) const fn is_limited_broadcast(self) -> bool {
         self.is_v4() && self.to_v4().is_broadcast()

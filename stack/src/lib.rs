@@ -40,6 +40,7 @@ mod udp;
 pub use dhcp::DhcpLease;
 pub use error::{Cause, RecvError, SendError, SocketError};
 pub use events::{Event, Ready};
+pub use ip::Addressing;
 pub use ip::iface::IfaceId;
 pub use secret::Key;
 pub use stack::{

@@ -9,11 +9,11 @@ use crate::error::SocketError;
 use crate::limits::ADDRESSES_MAX;
 
 /// An address of ours.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Address {
-    ip: Ip,
+    pub(super) ip: Ip,
     pub(super) prefix_len: u8,
-    iface: IfaceId,
+    pub(super) iface: IfaceId,
 }
 
 impl Address {
@@ -29,7 +29,7 @@ impl Address {
 }
 
 /// All addresses, in the order they were added.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Addresses {
     list: Vec<Address>,
 }
@@ -58,6 +58,10 @@ impl Addresses {
             iface,
         });
         Ok(true)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Address> {
+        self.list.iter()
     }
 
     pub(super) fn remove(&mut self, iface: IfaceId, ip: Ip) -> Option<Address> {

@@ -42,7 +42,8 @@ impl IpLayer {
     }
 
     /// A packet arrived; false if it is malformed. Only the interface that has the address answers,
-    /// so that two interfaces on one link do not contradict each other.
+    /// so that two interfaces on one link do not contradict each other, and only the shard that speaks
+    /// for the host.
     pub(crate) fn arp_arrives(&mut self, iface: IfaceId, bytes: &[u8], now: Instant) -> bool {
         let Ok(packet) = ArpPacket::new_checked(bytes) else {
             return false;
@@ -62,7 +63,8 @@ impl IpLayer {
         if sender.is_valid_source() && !self.is_ours(sender) {
             self.learn(iface, sender, sha, for_us, now);
         }
-        if for_us && operation == ArpOperation::Request && sha.is_unicast() {
+        let asked = for_us && operation == ArpOperation::Request && sha.is_unicast();
+        if asked && self.shard.speaks_for_host() {
             let repr = ArpRepr::EthernetIpv4 {
                 operation: ArpOperation::Reply,
                 source_hardware_addr: self.ifaces[iface.index()].mac,

@@ -7,14 +7,16 @@ use super::reassembly::FRAGMENT_HEADER;
 use super::{IpLayer, IpMeta, NoWay};
 use crate::addr::Ip;
 use crate::secret::Key;
+use crate::stack::Shard;
 use crate::time::Instant;
 
 /// Identification of fragmented datagrams. Nobody but the destination can tell what comes next, and
 /// no value returns to a pair of hosts soon (RFC 7739 §5.3): a counter of the pair's bucket, from a
-/// keyed start.
+/// keyed start. Stacks that share their addresses share the numbers out.
 #[derive(Debug)]
 pub(super) struct Idents {
     key: Key,
+    shard: Shard,
     counters: Box<[u32; BUCKETS]>,
 }
 
@@ -22,9 +24,10 @@ pub(super) struct Idents {
 const BUCKETS: usize = 256;
 
 impl Idents {
-    pub(super) fn new(key: Key) -> Self {
+    pub(super) fn new(key: Key, shard: Shard) -> Self {
         Self {
             key,
+            shard,
             counters: Box::new([0; BUCKETS]),
         }
     }
@@ -34,7 +37,10 @@ impl Idents {
         let hash = self.key.siphash(&[sh, sl, dh, dl]);
         let counter = &mut self.counters[hash as usize % BUCKETS];
         *counter = counter.wrapping_add(1);
-        ((hash >> 32) as u32).wrapping_add(*counter)
+        let numbers: u64 = if src.is_v4() { 1 << 16 } else { 1 << 32 };
+        let own = numbers / u64::from(self.shard.count());
+        let first = own * u64::from(self.shard.index());
+        (first + ((hash >> 32) + u64::from(*counter)) % own) as u32
     }
 }
 
@@ -116,10 +122,23 @@ mod tests {
     #[test]
     fn identifications_do_not_repeat_soon_and_differ_between_keys() {
         let ip = |n: u32| Ip::v4(Ipv4Addr::from_bits(n));
-        let mut a = Idents::new(Key([1; 16]));
+        let mut a = Idents::new(Key([1; 16]), Shard::ONLY);
         let seen: BTreeSet<u16> = (0..65_536).map(|_| a.next(ip(1), ip(2)) as u16).collect();
         assert_eq!(seen.len(), 65_536);
-        let mut b = Idents::new(Key([2; 16]));
+        let mut b = Idents::new(Key([2; 16]), Shard::ONLY);
         assert_ne!(a.next(ip(1), ip(2)), b.next(ip(1), ip(2)));
+    }
+
+    #[test]
+    fn shards_never_use_the_same_identification() {
+        let ip = |n: u32| Ip::v4(Ipv4Addr::from_bits(n));
+        let own = 65_536 / 3;
+        let shards = (0..3).map(|index| Shard::new(index, 3).unwrap());
+        let mut all = shards.map(|s| Idents::new(Key([1; 16]), s));
+        let seen: BTreeSet<u16> = all
+            .by_ref()
+            .flat_map(|mut i| (0..own).map(move |_| i.next(ip(1), ip(2)) as u16))
+            .collect();
+        assert_eq!(seen.len(), 3 * own);
     }
 }

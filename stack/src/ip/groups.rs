@@ -10,6 +10,7 @@ use crate::addr::Ip;
 use crate::error::SocketError;
 use crate::limits::GROUPS_MAX;
 use crate::secret::{Key, Rng};
+use crate::stack::Shard;
 use crate::time::Instant;
 
 /// Robustness Variable: how often a change is reported, in case a report is lost.
@@ -81,15 +82,17 @@ pub(crate) struct Groups {
     routers: BTreeMap<(IfaceId, bool), (Version, Instant)>,
     next_at: Instant,
     rng: Rng,
+    shard: Shard,
 }
 
 impl Groups {
-    pub(crate) fn new(key: Key) -> Self {
+    pub(crate) fn new(key: Key, shard: Shard) -> Self {
         Self {
             groups: BTreeMap::new(),
             routers: BTreeMap::new(),
             next_at: Instant::FAR_FUTURE,
             rng: Rng::new(key),
+            shard,
         }
     }
 
@@ -125,7 +128,7 @@ impl Groups {
 
     /// The first user came or the last one went: told at once, and again.
     fn changed(&mut self, iface: IfaceId, group: Ip, users: u32) {
-        let silent = is_never_reported(group);
+        let silent = is_never_reported(group, self.shard);
         let last_reporter = self
             .groups
             .get(&(iface, group))
@@ -168,7 +171,7 @@ impl Groups {
                 && group.is_v4() == v4
                 && q.group.is_none_or(|wanted| wanted == *group)
                 && g.users > 0
-                && !is_never_reported(*group);
+                && !is_never_reported(*group, self.shard);
             if asked {
                 let wait = self.rng.below(q.within.as_micros() as u64 + 1);
                 g.answer_due = g.answer_due.min(now.plus_us(wait));
@@ -249,10 +252,11 @@ impl Groups {
 }
 
 /// All hosts and all nodes are everywhere, and what stays in the host concerns no router (RFC 3376
-/// §6, RFC 3810 §6).
-fn is_never_reported(group: Ip) -> bool {
+/// §6, RFC 3810 §6). Of stacks that share their addresses, one reports the groups that come with these.
+fn is_never_reported(group: Ip, shard: Shard) -> bool {
     group == Ip::ALL_HOSTS
         || group == Ip::ALL_NODES
+        || group.is_solicited_node() && !shard.speaks_for_host()
         || !group.is_v4() && group.to_v6().octets()[1] & 0xf < 2
 }
 
@@ -273,7 +277,7 @@ mod tests {
 
     #[test]
     fn changes_are_told_twice_and_only_the_first_and_last_user_change_anything() {
-        let mut g = Groups::new(Key([1; 16]));
+        let mut g = Groups::new(Key([1; 16]), Shard::ONLY);
         let mut now = Instant::from_millis(10);
         for _ in 0..2 {
             g.join(ON, group(1)).unwrap();
@@ -297,7 +301,7 @@ mod tests {
 
     #[test]
     fn queries_are_answered_in_time_and_older_routers_in_their_version() {
-        let mut g = Groups::new(Key([2; 16]));
+        let mut g = Groups::new(Key([2; 16]), Shard::ONLY);
         let mut now = Instant::from_millis(10);
         for n in 0..20 {
             g.join(ON, group(n)).unwrap();
@@ -347,7 +351,7 @@ mod tests {
 
     #[test]
     fn groups_are_bounded() {
-        let mut g = Groups::new(Key([3; 16]));
+        let mut g = Groups::new(Key([3; 16]), Shard::ONLY);
         let ip = |n: usize| Ip::v4(Ipv4Addr::from_bits(0xef00_0000 + n as u32));
         for n in 0..GROUPS_MAX {
             g.join(ON, ip(n)).unwrap();

@@ -2,6 +2,7 @@
 //! half that every protocol above shares.
 
 mod addresses;
+mod addressing;
 mod arp;
 mod extensions;
 mod fragment;
@@ -24,9 +25,10 @@ use crate::addr::Ip;
 use crate::error::SocketError;
 use crate::limits::{CONTROL_FRAMES_MAX, IFACES_MAX};
 use crate::secret::Key;
-use crate::stack::{InterfaceConfig, Transmit};
+use crate::stack::{InterfaceConfig, Shard, Transmit};
 use crate::time::Instant;
 use addresses::Addresses;
+pub use addressing::Addressing;
 pub(crate) use extensions::Extensions;
 use fragment::Idents;
 use groups::Groups;
@@ -56,11 +58,12 @@ pub(crate) struct IpLayer {
     pub(crate) groups: Groups,
     pub(crate) fragments_out: u64,
     pub(crate) control_drops: u64,
+    shard: Shard,
 }
 
 impl IpLayer {
     /// With one interface, without addresses.
-    pub(crate) fn new(first: &InterfaceConfig, key: Key) -> Self {
+    pub(crate) fn new(first: &InterfaceConfig, key: Key, shard: Shard) -> Self {
         Self {
             ifaces: vec![Iface::new(first)],
             addresses: Addresses::default(),
@@ -70,11 +73,12 @@ impl IpLayer {
             looped: VecDeque::new(),
             spare: Vec::new(),
             ident: 0,
-            idents: Idents::new(key),
+            idents: Idents::new(key, shard),
             fragments: Reassembler::default(),
-            groups: Groups::new(key.derive(1)),
+            groups: Groups::new(key.derive(1), shard),
             fragments_out: 0,
             control_drops: 0,
+            shard,
         }
     }
 

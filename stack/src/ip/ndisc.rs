@@ -37,6 +37,9 @@ impl IpLayer {
                 if !dad && let Some(mac) = lladdr.and_then(ethernet) {
                     self.learn(iface, src, mac, true, now);
                 }
+                if !self.shard.speaks_for_host() {
+                    return;
+                }
                 let (dst, flags) = if dad {
                     (Ip::ALL_NODES, NdiscNeighborFlags::OVERRIDE)
                 } else {

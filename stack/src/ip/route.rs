@@ -6,7 +6,7 @@ use crate::error::SocketError;
 use crate::limits::ROUTES_MAX;
 
 /// Where packets for a prefix go.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Route {
     net: Ip,
     prefix_len: u8,
@@ -30,7 +30,7 @@ pub(crate) struct Hop {
 
 /// Routes sorted by falling prefix length, so that the first match is the longest; among equals the
 /// one added first. A host has a handful; a lookup happens per connection, not per packet.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct RouteTable {
     routes: Vec<Route>,
 }
@@ -68,6 +68,11 @@ impl RouteTable {
         let before = self.routes.len();
         self.routes.retain(|r| !r.is_for(net, prefix_len, iface));
         self.routes.len() < before
+    }
+
+    /// Interfaces that routes name, with repetitions.
+    pub(super) fn ifaces(&self) -> impl Iterator<Item = IfaceId> {
+        self.routes.iter().map(|r| r.iface)
     }
 
     /// The neighbour to hand a packet for `dst` to, over `bound` if the socket insists; `None`

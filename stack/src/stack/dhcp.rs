@@ -23,10 +23,11 @@ impl Stack {
     /// a lease is granted and removed when it ends.
     ///
     /// # Errors
-    /// `NoInterface`; `InvalidState` if a client runs there.
+    /// `NoInterface`; `InvalidState` if a client runs there, or on a shard that is not the first.
     pub fn dhcp_start(&mut self, now: Instant, iface: IfaceId) -> Result<(), SocketError> {
         let link = self.ip.iface(iface).ok_or(SocketError::NoInterface)?;
-        if self.dhcp.iter().any(|(i, _)| *i == iface) {
+        let runs = self.dhcp.iter().any(|(i, _)| *i == iface);
+        if runs || !self.shard.speaks_for_host() {
             return Err(SocketError::InvalidState);
         }
         let key = self.dhcp_key.derive(iface.scope_id().into());

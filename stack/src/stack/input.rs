@@ -376,6 +376,7 @@ impl Stack {
                     self.stats.malformed += 1;
                 }
             }
+            IpProtocol::Tcp | IpProtocol::Udp if !self.is_own(p) => {}
             IpProtocol::Tcp => self.tcp_packet(now, p),
             IpProtocol::Udp => {
                 let arrival = Arrival {
@@ -392,6 +393,22 @@ impl Stack {
                 }
             }
             _ => self.stats.malformed += 1,
+        }
+    }
+
+    /// Whether a TCP or UDP packet is this shard's. Fragments come to all of them, and made whole still do.
+    fn is_own(&self, p: &Packet<'_>) -> bool {
+        if self.shard.count() == 1 {
+            return true;
+        }
+        // What has no ports is counted as malformed, once.
+        let Some(&[a, b, c, d]) = p.transport.first_chunk() else {
+            return self.shard.speaks_for_host();
+        };
+        let (src, dst) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        match p.protocol {
+            IpProtocol::Tcp => self.shard.has_flow(dst, src),
+            _ => self.shard.has_udp(dst),
         }
     }
 
@@ -432,7 +449,8 @@ impl Stack {
     }
 
     /// Sends an ICMP error about a packet from `flow.0` to `flow.1`, where the rules allow one: not
-    /// about groups (RFC 1122 §3.2.2), and within the budget.
+    /// about groups (RFC 1122 §3.2.2), and within the budget. Ports are the shard's own; what all shards
+    /// find wrong, one says.
     fn complain(
         &mut self,
         now: Instant,
@@ -441,7 +459,10 @@ impl Stack {
         complaint: Complaint,
         packet: &[u8],
     ) {
-        if self.ip.is_ours_on(iface, flow.1)
+        let is_ours_to_say =
+            complaint == Complaint::PortUnreachable || self.shard.speaks_for_host();
+        if is_ours_to_say
+            && self.ip.is_ours_on(iface, flow.1)
             && flow.0.is_valid_source()
             && self.icmp_budget.take(now)
         {

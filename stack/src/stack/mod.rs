@@ -13,6 +13,7 @@ mod transmit;
 mod udp;
 
 use core::net::{IpAddr, SocketAddr};
+use std::collections::VecDeque;
 
 use smoltcp::wire::EthernetAddress;
 
@@ -25,8 +26,8 @@ use crate::addr::Ip;
 use crate::dhcp::Client;
 use crate::error::SocketError;
 use crate::events::Event;
-use crate::ip::IpLayer;
 use crate::ip::iface::IfaceId;
+use crate::ip::{Addressing, IpLayer};
 use crate::limits;
 use crate::rate::RateLimit;
 use crate::secret::Key;
@@ -55,6 +56,9 @@ pub struct Stack {
     dhcp: Vec<(IfaceId, Client)>,
     dhcp_key: Key,
     icmp_budget: RateLimit,
+    shard: Shard,
+    /// Frames of ours to ourselves that another shard is to see.
+    strays: VecDeque<(IfaceId, Vec<u8>)>,
     /// Within a batch, what the next frame is likely to look like.
     train: Option<Train>,
     /// The last TCP packet belonged to the same connection as the one before: its addresses.
@@ -65,14 +69,16 @@ pub struct Stack {
 impl Stack {
     /// A stack with one interface, without addresses.
     pub fn new(config: &Config, now: Instant) -> Self {
-        let first = config.first_interface();
+        let (first, shard) = (config.first_interface(), config.shard);
         Self {
-            ip: IpLayer::new(&first, config.key.derive(102)),
-            tcp: Engine::new(&config.tcp, config.key.derive(100), &first, now),
-            udp: Udp::new(config.key.derive(101)),
+            ip: IpLayer::new(&first, config.key.derive(102), shard),
+            tcp: Engine::new(&config.tcp, config.key.derive(100), &first, shard, now),
+            udp: Udp::new(config.key.derive(101), shard),
             dhcp: Vec::new(),
             dhcp_key: config.key.derive(103),
-            icmp_budget: RateLimit::new(limits::ICMP_ERRORS_PER_SEC),
+            icmp_budget: RateLimit::new(limits::ICMP_ERRORS_PER_SEC / u32::from(shard.count())),
+            shard,
+            strays: VecDeque::new(),
             train: None,
             follows: None,
             stats: LinkStats::default(),
@@ -161,6 +167,20 @@ impl Stack {
     /// Removes the route of a prefix over an interface; false if there is none.
     pub fn remove_route(&mut self, iface: IfaceId, net: IpAddr, prefix_len: u8) -> bool {
         self.ip.remove_route(net.into(), prefix_len, iface)
+    }
+
+    /// The addresses and routes of all interfaces.
+    pub fn addressing(&self) -> Addressing {
+        self.ip.addressing()
+    }
+
+    /// Replaces the addresses and routes of all interfaces by those of another stack, which shares
+    /// them: all of them, or none.
+    ///
+    /// # Errors
+    /// `NoInterface` if they name one that this stack does not have, `LimitReached`.
+    pub fn set_addressing(&mut self, to: &Addressing) -> Result<(), SocketError> {
+        self.ip.set_addressing(to)
     }
 
     /// Enters a neighbour's Ethernet address, as if it had announced itself on the interface that

@@ -85,7 +85,7 @@ pub(crate) const GOLDEN: u32 = 0x9e37_79b1;
 /// Zero to zero.
 const fn spread(key: u16, count: u8) -> u8 {
     let fraction = (key as u32).wrapping_mul(GOLDEN) >> 16;
-    (fraction * count as u32 >> 16) as u8
+    ((fraction * count as u32) >> 16) as u8
 }
 
 /// The shard, of `count`, of a TCP connection.

@@ -12,7 +12,8 @@ impl Stack {
     /// Starts a connection; CONNECTED and WRITABLE, or ERROR, follow as an event.
     ///
     /// # Errors
-    /// `InvalidAddress`, `AddressNotAvailable`, `AddressInUse`, `PortsExhausted`, `NoRoute`.
+    /// `InvalidAddress`, `AddressNotAvailable` (also for a local port whose packets would not come back
+    /// to this [shard](crate::Shard)), `AddressInUse`, `PortsExhausted`, `NoRoute`.
     pub fn tcp_connect(
         &mut self,
         now: Instant,

@@ -1,8 +1,9 @@
 //! Frames out.
 
-use super::{Received, Stack, Transmit};
+use super::{Belongs, Received, Stack, Transmit, shard_of};
 use crate::ip::ETHERNET;
 use crate::ip::iface::IfaceId;
+use crate::limits::CONTROL_FRAMES_MAX;
 use crate::time::Instant;
 
 /// Bytes of IP and TCP headers in front of what a device segments.
@@ -52,7 +53,7 @@ impl Stack {
     ) -> Option<Transmit> {
         loop {
             while let Some((from, frame)) = self.ip.take_looped() {
-                self.handle_frame_on(now, from, &frame, Received { checksum_ok: true });
+                self.comes_back(now, from, frame);
             }
             if self.ip.neighbors.has_work() {
                 for frame in self.ip.run_neighbors(now) {
@@ -72,6 +73,31 @@ impl Stack {
                 return None;
             }
         }
+    }
+
+    /// A frame of ours to ourselves, or our copy of one to a group.
+    fn comes_back(&mut self, now: Instant, iface: IfaceId, frame: Vec<u8>) {
+        let for_whom = shard_of(&frame, self.shard.count());
+        if for_whom == Belongs::All || for_whom == Belongs::To(self.shard.index()) {
+            self.handle_frame_on(now, iface, &frame, Received { checksum_ok: true });
+            if for_whom != Belongs::All {
+                return;
+            }
+        }
+        if self.strays.len() < CONTROL_FRAMES_MAX {
+            self.strays.push_back((iface, frame));
+        } else {
+            self.ip.control_drops += 1;
+        }
+    }
+
+    /// The next frame of ours to ourselves that another shard is to see, with the interface it seems to
+    /// come from: the one that [`shard_of`](crate::shard_of) names, or all others. Its checksums are
+    /// good. To be asked for when `poll_transmit` has nothing more; a stack that is the only one has
+    /// none.
+    #[must_use]
+    pub fn take_stray(&mut self) -> Option<(IfaceId, Vec<u8>)> {
+        self.strays.pop_front()
     }
 
     /// Whether `poll_transmit` may have something.

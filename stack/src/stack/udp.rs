@@ -14,7 +14,8 @@ impl Stack {
     /// Opens a UDP socket; port 0 chooses one. `reuse`: SO_REUSEADDR or SO_REUSEPORT.
     ///
     /// # Errors
-    /// `AddressNotAvailable`, `AddressInUse`, `PortsExhausted`.
+    /// `AddressNotAvailable` (also for a port of another [shard](crate::Shard)), `AddressInUse`,
+    /// `PortsExhausted`.
     pub fn udp_bind(&mut self, local: SocketAddr, reuse: bool) -> Result<UdpId, SocketError> {
         let reuse = if reuse { Reuse::Address } else { Reuse::No };
         let options = UdpBindOptions {

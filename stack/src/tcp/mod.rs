@@ -57,7 +57,7 @@ use crate::limits::{CHALLENGE_ACKS_PER_SEC, IFACES_MAX};
 use crate::rate::RateLimit;
 use crate::secret::{Key, Rng};
 use crate::slab::Slab;
-use crate::stack::{InterfaceConfig, TcpConfig, TcpId};
+use crate::stack::{InterfaceConfig, Shard, TcpConfig, TcpId};
 use crate::time::Instant;
 use buffer::BlockPool;
 use conn::{Busy, Conn, Flags, NONE};
@@ -139,10 +139,17 @@ pub(crate) struct Engine {
     port_key: Key,
     cookie_key: Key,
     rng: Rng,
+    shard: Shard,
 }
 
 impl Engine {
-    pub(crate) fn new(config: &TcpConfig, key: Key, first: &InterfaceConfig, now: Instant) -> Self {
+    pub(crate) fn new(
+        config: &TcpConfig,
+        key: Key,
+        first: &InterfaceConfig,
+        shard: Shard,
+        now: Instant,
+    ) -> Self {
         let mut engine = Self {
             conns: Slab::new(),
             busy: Slab::new(),
@@ -170,6 +177,7 @@ impl Engine {
             port_key: key.derive(4),
             cookie_key: key.derive(5),
             rng: Rng::new(key.derive(6)),
+            shard,
         };
         engine.add_link(first);
         engine

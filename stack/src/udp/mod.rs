@@ -20,7 +20,7 @@ use crate::limits::{
     CONTROL_FRAMES_MAX, EPHEMERAL_PORTS, SOCKET_GROUPS_MAX, UDP_OVERHEAD_BYTES, UDP_RCVBUF_BYTES,
 };
 use crate::secret::{Key, Rng};
-use crate::stack::UdpId;
+use crate::stack::{Shard, UdpId};
 
 const HEADER: usize = 8;
 const CHECKSUM_AT: usize = 6;
@@ -112,11 +112,12 @@ pub(crate) struct Udp {
     rng: Rng,
     /// Spreads flows over SO_REUSEPORT sockets.
     port_key: Key,
+    shard: Shard,
     pub(crate) stats: UdpStats,
 }
 
 impl Udp {
-    pub(crate) fn new(key: Key) -> Self {
+    pub(crate) fn new(key: Key, shard: Shard) -> Self {
         Self {
             sockets: Vec::new(),
             free: Vec::new(),
@@ -125,6 +126,7 @@ impl Udp {
             waiting: Vec::new(),
             rng: Rng::new(key),
             port_key: key.derive(1),
+            shard,
             stats: UdpStats::default(),
         }
     }
@@ -151,6 +153,7 @@ impl Udp {
         }
         let port = match local.port {
             0 => self.free_port().ok_or(SocketError::PortsExhausted)?,
+            p if !self.shard.has_udp(p) => return Err(SocketError::AddressNotAvailable),
             p => p,
         };
         let shares = |s: &Socket| options.reuse != Reuse::No && s.reuse == options.reuse;
@@ -205,7 +208,7 @@ impl Udp {
         let start = self.rng.below(n);
         (0..n)
             .map(|i| EPHEMERAL_PORTS.start() + ((start + i) % n) as u16)
-            .find(|p| !self.by_port.contains_key(p))
+            .find(|p| self.shard.has_udp(*p) && !self.by_port.contains_key(p))
     }
 
     /// Fixes the peer: only its datagrams and its ICMP errors arrive. `None` dissolves.

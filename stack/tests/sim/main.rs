@@ -13,5 +13,6 @@ mod link;
 mod net;
 mod paths;
 mod several;
+mod shards;
 mod transfer;
 mod world;

@@ -106,6 +106,9 @@ impl Engine {
             None => ip.source_for(remote.ip, iface)?,
         };
         let (tuple, isn) = match wanted.map(|w| w.port).filter(|p| *p != 0) {
+            Some(port) if !self.shard.has_flow(port, remote.port) => {
+                return Err(SocketError::AddressNotAvailable);
+            }
             Some(port) => {
                 let t = FourTuple {
                     local: Endpoint { ip: local_ip, port },
@@ -172,7 +175,7 @@ impl Engine {
     }
 
     /// RFC 6056 algorithm 3: a keyed offset per destination plus a random one, skipping taken ports.
-    /// As Linux, no port is left untried.
+    /// As Linux, no port is left untried whose packets come back to this shard.
     fn ephemeral(
         &mut self,
         local_ip: Ip,
@@ -192,7 +195,7 @@ impl Engine {
         let first = h % range + self.rng.below(u64::from(range)) as u32;
         for n in 0..range {
             let port = (lo + (first + n) % range) as u16;
-            if self.binds.ports.contains_key(&port) {
+            if !self.shard.has_flow(port, remote.port) || self.binds.ports.contains_key(&port) {
                 continue;
             }
             let t = FourTuple {
