@@ -7,6 +7,7 @@ use kcm_stack::device::{
     Checksum, DeviceError, FrameMeta, Joined, NetDevice, OpenOptions, RxChecksum, TransmitError,
     Wait, open,
 };
+use kcm_stack::{Belongs, shard_of};
 use std::net::UdpSocket;
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -169,48 +170,140 @@ fn software_checksums_are_right_where_offload_is_switched_off() {
     );
 }
 
+/// A frame from A to B with the ports where the header of its family ends, and at its end a number.
+fn ported(v4: bool, options: usize, protocol: u8, ports: [u16; 2], number: u32) -> Kept {
+    let mut data = [&MAC_B[..], &MAC_A].concat();
+    if v4 {
+        let len = 20 + options as u8 * 4 + 24;
+        data.extend([
+            8,
+            0,
+            0x45 + options as u8,
+            0,
+            0,
+            len,
+            0,
+            1,
+            0x40,
+            0,
+            64,
+            protocol,
+            0,
+            0,
+        ]);
+        data.extend([IP_A, IP_B].concat());
+        data.resize(34 + options * 4, 1);
+    } else {
+        data.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 24, protocol, 64]);
+        data.resize(54, 0xfd);
+    }
+    data.extend(ports.map(u16::to_be_bytes).concat());
+    data.extend([0; 16]);
+    data.extend(number.to_be_bytes());
+    Kept {
+        data,
+        meta: FrameMeta::NONE,
+    }
+}
+
+/// Frames of every kind that `shard_of` tells apart, each with its place at its end.
+fn every_kind() -> Vec<Kept> {
+    let mut frames = Vec::new();
+    let mut add = |make: &dyn Fn(u32) -> Kept| frames.push(make(frames.len() as u32));
+    for n in 0..64u16 {
+        let ports = [40_000 + 2 * n, 6379];
+        let datagram = [53, 1_000 + n];
+        for options in [0, 1, 10] {
+            add(&|number| ported(true, options, 6, ports, number));
+            add(&|number| ported(true, options, 17, datagram, number));
+        }
+        add(&|number| ported(false, 0, 6, ports, number));
+        add(&|number| ported(false, 0, 17, datagram, number));
+    }
+    for protocol in [0, 1, 2, 41, 44, 58, 132] {
+        add(&|number| ported(true, 0, protocol, [1, 2], number));
+        add(&|number| ported(false, 0, protocol, [1, 2], number));
+    }
+    let patched = |at: usize, bytes: [u8; 2]| {
+        move |number| {
+            let mut frame = ported(true, 0, 6, [7, 8], number);
+            frame.data[at..at + 2].copy_from_slice(&bytes);
+            frame
+        }
+    };
+    // First, middle and last fragment; ARP and what is no IP.
+    for flags in [0x2000u16, 0x2001, 0x0001, 0x1fff] {
+        add(&patched(20, flags.to_be_bytes()));
+    }
+    for kind in [[8, 6], [0x88, 0xb5], [0, 40]] {
+        add(&patched(12, kind));
+    }
+    // A header that ends behind the frame.
+    add(&patched(14, [0x4f, 0]));
+    frames
+}
+
 #[test]
-fn fanout_gives_each_frame_to_one_queue_and_each_flow_to_the_same() {
+fn fanout_gives_each_frame_to_the_queue_of_its_shard() {
     in_namespace(
-        "fanout_gives_each_frame_to_one_queue_and_each_flow_to_the_same",
+        "fanout_gives_each_frame_to_the_queue_of_its_shard",
         Rights::User,
         || {
             let (mut a, b) = pair();
             drop(b);
-            let four = OpenOptions {
-                queues: NonZeroU16::new(4).unwrap(),
-                ..OpenOptions::default()
-            };
-            let mut queues = open("packet:v1", &four).unwrap();
-            assert_eq!(queues.len(), 4);
-            let frames: Vec<Kept> = (0..640)
-                .map(|n| udp(1000 + n % 64, 2000, &n.to_be_bytes()))
-                .collect();
-            send(&mut a, &frames);
-            let mut owner = [None; 64];
-            let mut seen = vec![0; 640];
-            let mut joined_count = 0;
-            while joined_count < 640 {
-                for (index, queue) in queues.iter_mut().enumerate() {
-                    for frame in take(queue).unwrap().iter().filter(|f| is_ours(&f.data)) {
-                        let n = u16::from_be_bytes(frame.data[42..44].try_into().unwrap());
-                        seen[usize::from(n)] += 1;
-                        let flow = owner[usize::from(n) % 64].get_or_insert(index);
-                        assert_eq!(*flow, index, "flow of frame {n}");
-                        joined_count += 1;
+            for count in [2, 3, 4, 7] {
+                let several = OpenOptions {
+                    queues: NonZeroU16::new(count.into()).unwrap(),
+                    ..OpenOptions::default()
+                };
+                let mut queues = open("packet:v1", &several).unwrap();
+                assert_eq!(queues.len(), usize::from(count));
+                let mut frames = every_kind();
+                // Super-frames, whose payload lies apart from their headers.
+                frames.extend((1..9).map(|n| tcp(n, &vec![n as u8; 60_000], Some(1460))));
+                send(&mut a, &frames);
+                let queue_of = |frame: &[u8]| match shard_of(frame, count) {
+                    Belongs::To(index) => usize::from(index),
+                    Belongs::All => 0,
+                };
+                let mut waiting = frames;
+                while let Some(first) = waiting.first() {
+                    let due = &mut queues[queue_of(&first.data)];
+                    wait(due, Wait::Readable);
+                    for (index, queue) in queues.iter_mut().enumerate() {
+                        // Each comes once, and in order within its queue.
+                        for frame in take(queue).unwrap() {
+                            let at = waiting.iter().position(|w| w.data == frame.data);
+                            // The kernel's own chatter.
+                            let Some(at) = at else { continue };
+                            assert_eq!(index, queue_of(&frame.data), "{:02x?}", frame.data);
+                            waiting.remove(at);
+                        }
                     }
                 }
-            }
-            assert!(seen.iter().all(|count| *count == 1));
-            let used = (0..4).filter(|queue| owner.contains(&Some(*queue))).count();
-            assert!(used >= 3, "64 flows used {used} of 4 queues");
+                // What others on this side send is not received.
+                let mut neighbour = open_one("packet:v1", &OpenOptions::default());
+                send(&mut neighbour, &every_kind());
+                expect(&mut a, 64);
+                let is_made = |frame: &Kept| frame.data[6..12] == MAC_A;
+                for queue in &mut queues {
+                    assert!(!take(queue).unwrap().iter().any(is_made));
+                }
 
-            // The same four as one device, with one descriptor to wait on.
-            let mut joined = Joined::new(queues).unwrap();
-            send(&mut a, &frames);
-            assert_eq!(expect(&mut joined, 640).len(), 640);
-            send(&mut joined, &frames[..10]);
-            assert_eq!(expect(&mut a, 10), &frames[..10]);
+                // The same queues as one device, with one descriptor to wait on.
+                let mut joined = Joined::new(queues).unwrap();
+                let frames: Vec<Kept> = (0..640).map(|n| udp(53, 1000 + n, b"joined")).collect();
+                send(&mut a, &frames);
+                assert_eq!(expect(&mut joined, 640).len(), 640);
+                send(&mut joined, &frames[..10]);
+                // Behind what the neighbour has sent.
+                let sent = |frame: &Kept| frame.data.ends_with(b"joined");
+                let mut back = 0;
+                while back < 10 {
+                    wait(&a, Wait::Readable);
+                    back += take(&mut a).unwrap().iter().filter(|f| sent(f)).count();
+                }
+            }
         },
     );
 }

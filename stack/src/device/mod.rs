@@ -1,5 +1,5 @@
 //! Packet devices: Ethernet frames in, Ethernet frames out. Only [`pump`], which joins a device to an
-//! engine, knows IP or TCP.
+//! engine, and `fanout`, which has the kernel tell engines' frames apart, know IP or TCP.
 //!
 //! One [`NetDevice`] is one queue: a receive ring, a transmit ring and the descriptor that wakes its
 //! reader. A device with several queues is opened as several values, so that each engine, thread or
@@ -28,6 +28,7 @@
 
 mod doorbell;
 mod error;
+mod fanout;
 mod fault;
 mod joined;
 mod memory;

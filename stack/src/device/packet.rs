@@ -12,11 +12,12 @@
 //! `PACKET_VNET_HDR` goes with every frame, so checksums and segmentation stay where they are cheap:
 //! in the NIC, or nowhere at all between two ends on one machine.
 
+use super::fanout::{self, Choice};
 use super::open::Facts;
 use super::sys::abi_packet::{
-    Membership, PACKET_ADD_MEMBERSHIP, PACKET_COPY_THRESH, PACKET_FANOUT,
-    PACKET_FANOUT_FLAG_UNIQUEID, PACKET_FANOUT_HASH, PACKET_IGNORE_OUTGOING, PACKET_MR_ALLMULTI,
-    PACKET_STATISTICS, PACKET_VERSION, PACKET_VNET_HDR, SOL_PACKET, Statistics, TPACKET_V2,
+    Membership, PACKET_ADD_MEMBERSHIP, PACKET_COPY_THRESH, PACKET_IGNORE_OUTGOING,
+    PACKET_MR_ALLMULTI, PACKET_STATISTICS, PACKET_VERSION, PACKET_VNET_HDR, SOL_PACKET, Statistics,
+    TPACKET_V2,
 };
 use super::sys::call::{self, LinkAddr};
 use super::sys::packet_ring::{PacketRing, Slot};
@@ -27,6 +28,7 @@ use super::{
     meta::VNET_HDR_LEN,
     parts::{ScatterList, copy_together, total_len},
 };
+use crate::limits::SHARDS_MAX;
 use core::cell::Cell;
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::{Errno, IoSlice};
@@ -67,6 +69,9 @@ const IDLE_MAX: u32 = 16;
 /// From this size on, gathering in the kernel beats copying into the arena.
 const GATHER_BYTES_MIN: usize = 4096;
 
+/// What errors of a fanout group name.
+const FANOUT: &str = "setsockopt(PACKET_FANOUT)";
+
 /// One queue of an interface, through a packet socket.
 pub struct PacketDevice {
     socket: OwnedFd,
@@ -89,7 +94,9 @@ struct TxArena {
 }
 
 impl PacketDevice {
-    /// Opens `options.queues` sockets on an interface, joined to a fanout group when there are several.
+    /// Opens `options.queues` sockets on an interface, joined to a fanout group when there are several:
+    /// each is given the frames of the [shard](crate::shard_of) of its number, the first also those that
+    /// are for all; on kernels that take no program, flows by their hash.
     ///
     /// # Errors
     ///
@@ -97,24 +104,51 @@ impl PacketDevice {
     pub fn open(interface: &IfName, options: &OpenOptions) -> Result<Vec<Self>, OpenError> {
         let device = format!("packet:{}", interface.as_str());
         let facts = Facts::of(&device, interface.as_str(), options)?;
-        let mut queues = Vec::new();
-        let mut group = None;
-        for _ in 0..options.queues.get() {
-            let queue = Self::open_queue(&device, &facts, options)?;
-            if options.queues.get() > 1 {
-                let joined = join_fanout(queue.socket.as_fd(), group);
-                group = Some(joined.map_err(|errno| OpenError::System {
-                    device: device.clone(),
-                    call: "setsockopt(PACKET_FANOUT)",
-                    errno,
-                })?);
+        match u8::try_from(options.queues.get()) {
+            Ok(1) => Self::open_queue(&device, &facts, options, false).map(|only| vec![only]),
+            Ok(count) if count <= SHARDS_MAX => {
+                match Self::open_group(&device, &facts, options, Choice::Shard { count }) {
+                    Err(OpenError::System { call: FANOUT, .. }) => {
+                        Self::open_group(&device, &facts, options, Choice::Hash)
+                    }
+                    result => result,
+                }
             }
+            _ => Self::open_group(&device, &facts, options, Choice::Hash),
+        }
+    }
+
+    fn open_group(
+        device: &str,
+        facts: &Facts,
+        options: &OpenOptions,
+        choice: Choice,
+    ) -> Result<Vec<Self>, OpenError> {
+        let failed = |errno| OpenError::System {
+            device: device.into(),
+            call: FANOUT,
+            errno,
+        };
+        let mut group = fanout::Group::new(choice);
+        let mut queues = Vec::new();
+        for _ in 0..options.queues.get() {
+            let queue = Self::open_queue(device, facts, options, true)?;
+            group.join(queue.socket.as_fd()).map_err(failed)?;
             queues.push(queue);
+        }
+        for queue in &queues {
+            fanout::let_in(queue.socket.as_fd()).map_err(failed)?;
         }
         Ok(queues)
     }
 
-    fn open_queue(device: &str, facts: &Facts, options: &OpenOptions) -> Result<Self, OpenError> {
+    /// Opens a socket; one that is to join a group receives nothing before it is let in.
+    fn open_queue(
+        device: &str,
+        facts: &Facts,
+        options: &OpenOptions,
+        joins: bool,
+    ) -> Result<Self, OpenError> {
         let failed = |call| {
             move |errno| match errno {
                 Errno::PERM | Errno::ACCESS => OpenError::Permission {
@@ -173,6 +207,9 @@ impl PacketDevice {
         };
         call::set_option(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &all_multicast)
             .map_err(failed("setsockopt(PACKET_ADD_MEMBERSHIP)"))?;
+        if joins {
+            fanout::hold_back(fd).map_err(failed("setsockopt(SO_ATTACH_FILTER)"))?;
+        }
         bind(fd, &LinkAddr::all_protocols(facts.index)).map_err(failed("bind(AF_PACKET)"))?;
         Ok(Self {
             socket,
@@ -332,16 +369,6 @@ fn send_batch(
         .map(|(p, c)| MMsgHdr::new(p, c))
         .collect();
     sendmmsg(socket, &mut messages, SendFlags::DONTWAIT)
-}
-
-/// Joins a fanout group, or makes one; returns its identifier.
-fn join_fanout(socket: BorrowedFd<'_>, group: Option<u32>) -> Result<u32, Errno> {
-    let value = match group {
-        Some(group) => group | PACKET_FANOUT_HASH << 16,
-        None => (PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_UNIQUEID) << 16,
-    };
-    call::set_option(socket, SOL_PACKET, PACKET_FANOUT, &value)?;
-    call::option::<u32>(socket, SOL_PACKET, PACKET_FANOUT).map(|value| value & 0xffff)
 }
 
 fn capabilities(facts: &Facts, options: &OpenOptions) -> Capabilities {

@@ -570,7 +570,7 @@ fn the_host_talks_to_itself_across_shards() {
         let id = w.shards[home].udp_bind(own(port), false).unwrap();
         receivers.push((home, id, own(port)));
     }
-    for index in 0..w.shards.len() {
+    for (index, listener) in listeners.into_iter().enumerate() {
         let from = w.shards[index].udp_bind(own(0), false).unwrap();
         for (home, id, to) in &receivers {
             let now = w.now;
@@ -595,7 +595,7 @@ fn the_host_talks_to_itself_across_shards() {
         let none = ConnectOptions::default();
         let caller = w.shards[index].tcp_connect(now, own(80), &none).unwrap();
         w.run_for(Duration::from_millis(1));
-        let called = w.shards[index].tcp_accept(listeners[index]).unwrap();
+        let called = w.shards[index].tcp_accept(listener).unwrap();
         w.say((Some(index), caller), "self");
         w.run_for(Duration::from_millis(1));
         assert!(w.hears((Some(index), called), "self"));

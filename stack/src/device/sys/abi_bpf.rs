@@ -1,9 +1,23 @@
-//! bpf(2): the four commands that put a redirect program on an interface (linux/bpf.h).
+//! bpf(2): the four commands that put a redirect program on an interface (linux/bpf.h); and the
+//! instructions of the classic programs that sockets take (linux/filter.h).
 
 use rustix::fd::OwnedFd;
 
 /// One instruction, encoded.
 pub(in crate::device) type Insn = u64;
+
+/// One instruction of a classic program: `struct sock_filter`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::device) struct ClassicInsn {
+    pub(in crate::device) code: u16,
+    /// Instructions to skip when a comparison holds, and when it does not.
+    pub(in crate::device) jt: u8,
+    pub(in crate::device) jf: u8,
+    pub(in crate::device) k: u32,
+}
+const _: () = assert!(size_of::<ClassicInsn>() == size_of::<libc::sock_filter>());
+const _: () = assert!(align_of::<ClassicInsn>() == align_of::<libc::sock_filter>());
 
 const MAP_CREATE: u32 = 0;
 const MAP_UPDATE_ELEM: u32 = 2;

@@ -15,6 +15,12 @@ pub(in crate::device) const PACKET_FANOUT: i32 = libc::PACKET_FANOUT;
 /// Linux 4.20: frames this machine sends are not shown to the socket.
 pub(in crate::device) const PACKET_IGNORE_OUTGOING: i32 = 23;
 pub(in crate::device) const TPACKET_V2: i32 = 1;
+/// Linux 4.3: the program of `PACKET_FANOUT_CBPF`.
+pub(in crate::device) const PACKET_FANOUT_DATA: i32 = 22;
+/// Each frame to the member whose number a classic program returns.
+pub(in crate::device) const PACKET_FANOUT_CBPF: u32 = 6;
+/// Frames this machine sends are not shown to the group; older kernels ignore it.
+pub(in crate::device) const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: u32 = 0x4000;
 /// Frames of a flow to one member, by the flow's hash.
 pub(in crate::device) const PACKET_FANOUT_HASH: u32 = 0;
 /// The kernel picks an identifier nobody uses (Linux 4.12).

@@ -4,7 +4,7 @@
 //! interpose, and set `errno`; neither is wanted below the engine.
 
 use super::super::BorrowedFd;
-use super::abi_bpf::Attr;
+use super::abi_bpf::{Attr, ClassicInsn};
 use core::ffi::c_long;
 use rustix::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use rustix::io::Errno;
@@ -36,6 +36,29 @@ pub(in crate::device) fn set_option<T: Plain>(
         size_of::<T>(),
     ];
     // SAFETY: setsockopt reads `size_of::<T>()` bytes at the fourth argument, which is a live `T`.
+    unsafe { raw(libc::SYS_setsockopt, args) }.map(drop)
+}
+
+/// setsockopt(2) of a classic BPF program, which the kernel checks and copies.
+pub(in crate::device) fn set_program(
+    socket: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    program: &[ClassicInsn],
+) -> Result<(), Errno> {
+    let head = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::INVAL)?,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    let args = [
+        socket.as_raw_fd() as usize,
+        level as usize,
+        name as usize,
+        core::ptr::from_ref(&head) as usize,
+        size_of::<libc::sock_fprog>(),
+    ];
+    // SAFETY: setsockopt reads a `sock_fprog` at the fourth argument, and as many instructions as it
+    // says at its pointer, which is a live slice of them; it writes neither.
     unsafe { raw(libc::SYS_setsockopt, args) }.map(drop)
 }
 
