@@ -18,7 +18,7 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
         },
         Kind::Stack if file.is_stream() => net::stream::recv(file, fd, dst, flags),
         Kind::Stack => net::message::recv(file, fd, dst, flags, 0).map(|from| from.got),
-        Kind::Inherited => net::inherited::recv(file, fd),
+        Kind::Inherited => net::inherited::recv(file, fd, flags),
         Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
     }
 }

@@ -118,3 +118,53 @@ fn a_daemon_serves_after_its_parent_has_ended() {
         program::run(lab.on_peer(&program).args(["client", GUEST]));
     }
 }
+
+/// Processes that find the address taken are served by the engine of the one that has it.
+#[test]
+fn a_child_opens_connections_as_on_the_kernel() {
+    if !is_runnable() {
+        return;
+    }
+    let (program, peer) = (
+        program::build("stack_guests", &[]),
+        program::build("stack_share", &[]),
+    );
+    let trace = |on_stack: bool| {
+        let lab = Lab::new(!on_stack);
+        let mut peer = lab.on_peer(&peer);
+        peer.args(["peer", PEER]);
+        let _peer = Server::start(peer);
+        let output = program::run(on(&lab, on_stack, &program).args(["trace", PEER]));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (kernel, ours) = (trace(false), trace(true));
+    assert!(kernel.ends_with("done\n"), "{kernel}");
+    assert_eq!(kernel, ours);
+}
+
+/// As above, for a process that has nothing to do with the owner.
+#[test]
+fn an_unrelated_process_uses_the_address_too() {
+    if !is_runnable() {
+        return;
+    }
+    let (program, peer) = (
+        program::build("stack_guests", &[]),
+        program::build("stack_share", &[]),
+    );
+    let lab = Lab::new(false);
+    let mut serves = lab.on_peer(&peer);
+    serves.args(["peer", PEER]);
+    let _peer = Server::start(serves);
+    let mut holds = lab.on_stack(&program);
+    holds.args(["hold", PEER]);
+    let holds = Server::start(holds);
+    let ask = || {
+        let output = program::run(lab.on_stack(&program).args(["echo", PEER]));
+        assert_eq!(output.stdout, b"hello comes back\n");
+    };
+    ask();
+    ask();
+    drop(holds);
+    ask();
+}

@@ -44,6 +44,31 @@ pub(crate) fn move_registrations(fd: i32, file: &'static File) {
     }
 }
 
+/// How sets have `fd`, which is about to name another socket: they have it no more.
+pub(crate) fn take_registrations(fd: i32) -> Vec<(i32, epoll_event)> {
+    let Ok(mut created) = CREATED.lock() else {
+        return Vec::new();
+    };
+    created.retain(|epfd| is_epoll(*epfd));
+    let holders: Vec<i32> = created.iter().copied().filter(|e| holds(*e, fd)).collect();
+    drop(created);
+    let take = |epfd: i32| {
+        let event = registration(epfd, fd)?;
+        epoll::delete(sys::borrow(epfd), sys::borrow(fd)).ok()?;
+        Some((epfd, event))
+    };
+    holders.into_iter().filter_map(take).collect()
+}
+
+/// The sets have what `fd` names now.
+pub(crate) fn register_again(fd: i32, registered: Vec<(i32, epoll_event)>) {
+    for (epfd, event) in registered {
+        let flags = epoll::EventFlags::from_bits_retain(event.events);
+        let data = epoll::EventData::new_u64(event.u64);
+        let _ = epoll::add(sys::borrow(epfd), sys::borrow(fd), data, flags);
+    }
+}
+
 /// A registration that changes nothing before it is taken back.
 fn try_add(epfd: i32, fd: i32) -> Result<(), rustix::io::Errno> {
     let (epfd, fd) = (sys::borrow(epfd), sys::borrow(fd));

@@ -151,7 +151,7 @@ hooks! {
         let native = || unsafe { next::connect(fd, addr, len) };
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::connect(f, fd, at(addr), len),
-            Kind::Inherited => Err(Errno::EISCONN.into()),
+            Kind::Inherited => net::guest::connect_again(f, fd, at(addr), len),
             _ => refuse("connect", f, || check_address(at(addr), len)),
         }, || routed(|| net::connect(fd, at(addr), len), native))
     }
@@ -167,7 +167,7 @@ hooks! {
                 }
                 net::socket::listen(f, backlog)
             }
-            Kind::Inherited => net::inherited::listen(f),
+            Kind::Inherited => net::guest::listen(f, fd, backlog),
             _ => refuse("listen", f, || Ok(())),
         }, || routed(|| net::listen(fd, backlog, native), native))
     }
@@ -211,7 +211,7 @@ hooks! {
         let native = || unsafe { next::getpeername(fd, addr, len) };
         on(fd, |f| match f.kind() {
             Kind::Stack => net::socket::peer_name(f, at(addr), at(len)),
-            Kind::Inherited => net::inherited::peer_name(f, at(addr), at(len)),
+            Kind::Inherited => net::inherited::peer_name(f, fd, at(addr), at(len)),
             _ => refuse("getpeername", f, || Ok(())),
         }, native)
     }

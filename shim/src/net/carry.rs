@@ -2,11 +2,12 @@
 //! stack sockets do not have are not carried: asked for, they are what they are.
 
 use kcm_stack::CongestionControl;
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
-use rustix::net::sockopt;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::options::{CONGESTION_MAX, OVERHEAD, Settings};
 use super::{fixed, pristine};
+use crate::errno::Outcome;
 use crate::{log, sys};
 
 /// SO_BUF_LOCK: which buffer sizes the program has set.
@@ -96,6 +97,25 @@ impl Settings {
         }
         new
     }
+}
+
+/// A socket of the kernel's with these settings.
+pub(super) fn as_kernel_socket(settings: &Settings, v6: bool) -> Outcome<OwnedFd> {
+    let family = match v6 {
+        true => AddressFamily::INET6,
+        false => AddressFamily::INET,
+    };
+    let flags = SocketFlags::CLOEXEC;
+    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let default = Settings::default();
+    for (level, name) in CARRIED {
+        if let Some(value) = settings.int(level, name)
+            && Some(value) != default.int(level, name)
+        {
+            sys::set_option_int(fd.as_fd(), level, name, value);
+        }
+    }
+    Ok(fd)
 }
 
 /// TCP_CONGESTION, if it is one that the engine has too.

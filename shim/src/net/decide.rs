@@ -8,11 +8,13 @@ use kcm_stack::IfaceId;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
 use super::address::{self, Address};
+use super::guest::{self, Candidate, Host};
+use super::open::{self, Place};
 use super::socket::{self, State};
-use super::{cells, lease, open, pristine, steer, udp};
+use super::{cells, lease, pristine, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
-use crate::route::{self, Decision, Plan, Role, Verdict};
+use crate::route::{self, Decision, OnFailure, Plan, Role, Verdict};
 use crate::user_mem::{self, Iovecs, UserPtr};
 use crate::{message, publish, sys};
 
@@ -82,15 +84,34 @@ fn decide(
     Ok(route::decide(plan, role, addr))
 }
 
-/// Opens the engine if the plan wants the socket on the stack, and tells the interface it is to keep to;
-/// else the kernel's or nobody's.
+/// What is to become of a socket that the plan wants on the stack.
+struct Ruling {
+    verdict: Verdict,
+    /// The interface it is to keep to.
+    device: Option<IfaceId>,
+    place: Place,
+    on_failure: OnFailure,
+}
+
+impl Ruling {
+    /// The engine is this process's, or what the plan says holds when it is not.
+    fn here(self) -> Outcome<Self> {
+        match self.place {
+            Place::Here => Ok(self),
+            Place::With(_) => Err(open::policy(self.on_failure)),
+        }
+    }
+}
+
+/// Opens the engine, or finds who has one, if the plan wants the socket on the stack; else it is the
+/// kernel's or nobody's.
 fn verdict(
     plan: &'static Plan,
     role: Role,
     fd: i32,
     inet: Inet,
     addr: SocketAddr,
-) -> Outcome<(Verdict, Option<IfaceId>)> {
+) -> Outcome<Ruling> {
     let decision = decide(plan, role, fd, addr)?;
     let mut device = None;
     let outcome = match decision.verdict {
@@ -101,8 +122,35 @@ fn verdict(
             open::open(plan, decision.on_failure)
         }),
     };
-    publish::routed(plan, (role, fd, addr), &decision, &outcome);
-    outcome.map(|()| (decision.verdict, device))
+    let told = outcome.as_ref().map(|_| ()).map_err(|why| *why);
+    publish::routed(plan, (role, fd, addr), &decision, &told);
+    Ok(Ruling {
+        verdict: decision.verdict,
+        device,
+        place: outcome?,
+        on_failure: decision.on_failure,
+    })
+}
+
+/// Has the process that has the address do the call. Should it end meanwhile, another look tells who has
+/// the address now; `None` if that is this process.
+fn as_guest<T>(
+    mut ruling: Ruling,
+    look: impl Fn() -> Outcome<Ruling>,
+    call: impl Fn(&Host) -> Outcome<T>,
+) -> Outcome<(Ruling, Option<T>)> {
+    /// Owners that end one after the other.
+    const TRIES: usize = 3;
+    for _ in 0..TRIES {
+        let Place::With(host) = &ruling.place else {
+            return Ok((ruling, None));
+        };
+        match call(host) {
+            Err(Exit::Failed(Errno::EPIPE)) => ruling = look()?,
+            done => return done.map(|done| (ruling, Some(done))),
+        }
+    }
+    Err(open::policy(ruling.on_failure))
 }
 
 /// What the socket is bound to before the call.
@@ -152,10 +200,22 @@ pub(crate) fn bind(
     {
         return Err(Exit::Native); // a client: where it sends will tell
     }
-    let (verdict, device) = verdict(plan, role, fd, inet, local)?;
+    let look = || verdict(plan, role, fd, inet, local);
+    let ruling = look()?;
     let local = address::canonical(local);
+    let ruling = if inet.udp {
+        ruling.here()?
+    } else {
+        let v6 = inet.v6;
+        let call = |host: &Host| guest::bind(host, Candidate { fd, v6, local });
+        match as_guest(ruling, look, call)? {
+            (_, Some(_)) => return Ok(0),
+            (ruling, None) => ruling,
+        }
+    };
+    let device = ruling.device;
     if inet.udp {
-        if let Verdict::Both { .. } = verdict {
+        if let Verdict::Both { .. } = ruling.verdict {
             let done = native();
             if done != 0 {
                 return Ok(done);
@@ -179,14 +239,25 @@ pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Out
         return Err(Exit::Native);
     }
     let local = bound(fd, inet);
-    let (verdict, device) = verdict(plan, Role::Listen, fd, inet, local)?;
-    if let Verdict::Both { .. } = verdict {
-        return listen_both(fd, inet.v6, device, backlog, native);
+    let look = || verdict(plan, Role::Listen, fd, inet, local);
+    let ruling = look()?;
+    if let Verdict::Both { .. } = ruling.verdict {
+        return listen_both(fd, inet.v6, ruling, look, backlog, native);
     }
+    let (v6, at) = (inet.v6, address::canonical(local));
+    let call = |host: &Host| {
+        let file = guest::bind(host, Candidate { fd, v6, local: at })?;
+        guest::listen(file, fd, backlog)
+    };
+    let (ruling, done) = as_guest(ruling, look, call)?;
+    if let Some(done) = done {
+        return Ok(done);
+    }
+    let device = ruling.device;
     let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
     if local.port() != 0 {
         let mut engine = cells::lock(file)?;
-        socket::bind_in(&mut engine, file, address::canonical(local))?;
+        socket::bind_in(&mut engine, file, at)?;
     }
     socket::listen(file, backlog)
 }
@@ -196,7 +267,8 @@ pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Out
 fn listen_both(
     fd: i32,
     v6: bool,
-    device: Option<IfaceId>,
+    ruling: Ruling,
+    look: impl Fn() -> Outcome<Ruling>,
     backlog: i32,
     native: impl FnOnce() -> i32,
 ) -> Outcome<i32> {
@@ -205,7 +277,12 @@ fn listen_both(
         return Ok(done);
     }
     let local = address::canonical(kernel_address(fd, v6));
-    let file = socket::join(fd, v6, false, State::Unbound, device)?;
+    let call = |host: &Host| guest::listen_both(host, Candidate { fd, v6, local }, backlog);
+    let (ruling, done) = as_guest(ruling, look, call)?;
+    if let Some(done) = done {
+        return Ok(done);
+    }
+    let file = socket::join(fd, v6, false, State::Unbound, ruling.device)?;
     let mut engine = cells::lock(file)?;
     socket::bind_in(&mut engine, file, local)?;
     drop(engine);
@@ -230,16 +307,22 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     } else {
         Role::Connect
     };
-    let (_, device) = verdict(plan, role, fd, inet, remote)?;
+    let look = || verdict(plan, role, fd, inet, remote);
+    let ruling = look()?;
     let remote = address::canonical(remote);
+    let local = address::any(remote.is_ipv6(), local.port());
     let file = if inet.udp {
-        let local = address::any(remote.is_ipv6(), local.port());
-        udp::bind(fd, inet.v6, local, device)?
+        udp::bind(fd, inet.v6, local, ruling.here()?.device)?
     } else {
-        let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
+        let v6 = inet.v6;
+        let call = |host: &Host| guest::connect(host, Candidate { fd, v6, local }, remote);
+        let (ruling, done) = as_guest(ruling, look, call)?;
+        if let Some(done) = done {
+            return Ok(done);
+        }
+        let file = socket::replace(fd, inet.v6, false, State::Unbound, ruling.device)?;
         if local.port() != 0 {
             let mut engine = cells::lock(file)?;
-            let local = address::any(remote.is_ipv6(), local.port());
             socket::bind_in(&mut engine, file, local)?;
         }
         file
@@ -261,7 +344,7 @@ fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     if !inet.udp || !local.ip().is_unspecified() {
         return Err(Exit::Native);
     }
-    verdict(plan, Role::UdpSend, fd, inet, remote)?;
+    verdict(plan, Role::UdpSend, fd, inet, remote)?.here()?;
     if local.port() == 0 {
         rustix::net::bind(sys::borrow(fd), &address::any(inet.v6, 0))?;
     }

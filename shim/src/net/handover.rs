@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use kcm_mux::Nanos;
 use kcm_stack::{ListenerId, TcpId};
 use rustix::fd::OwnedFd;
-use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::address;
 use super::cells::{self, EngineGuard};
@@ -51,13 +51,22 @@ fn is_port_taken(name: &Name) -> Outcome<bool> {
 static LOOK_AT: AtomicU64 = AtomicU64::new(0);
 const LOOK_INTERVAL: Nanos = 1_000_000_000;
 
-/// Another process wants an address that this one has: perhaps nobody needs it here any more.
+/// Other processes call at the claims of the addresses: they want sockets there. Perhaps nobody needs the
+/// addresses here any more.
 pub(crate) fn on_claim() {
+    let mut callers = Vec::new();
     for engine in cells::all().filter_map(|cell| cell.lock().ok()) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         for claim in engine.claims() {
-            let _ = rustix::net::recv(claim, &mut [0], RecvFlags::DONTWAIT);
+            callers.extend(rustix::net::accept_with(claim, flags));
         }
     }
+    callers.into_iter().for_each(owner::welcome);
+    look_now();
+}
+
+/// Lets go of listeners that nobody holds any more.
+pub(super) fn look_now() {
     LOOK_AT.store(1, Ordering::Relaxed);
     serve();
 }

@@ -6,18 +6,20 @@
 use core::net::SocketAddr;
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, sockopt};
+use rustix::net::sockopt::Timeout;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
 
 use super::name::{Door, Name};
 use super::options::{self, Settings};
 use super::question::Question;
-use super::{address, fixed, pristine};
+use super::{address, fixed, guest, pristine};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::message::native_recv;
 use crate::kcm::options::{put_bytes, put_int};
 use crate::kcm::recv::Received;
+use crate::share::name::is_trusted;
 use crate::share::stack::{ask, tell};
 use crate::sys;
 use crate::user_mem::{self, Iovecs, UserPtr};
@@ -25,13 +27,28 @@ use crate::user_mem::{self, Iovecs, UserPtr};
 /// What is known of such a socket.
 #[derive(Clone)]
 pub(crate) struct Inherited {
-    name: Name,
+    pub(super) name: Name,
     /// Options as far as this process knows them, should the owner not answer.
-    settings: Settings,
+    pub(super) settings: Settings,
     /// The owner knows that others use it.
     asked: bool,
     /// The kernel's listener.
-    is_kernels: bool,
+    pub(super) is_kernels: bool,
+    pub(super) phase: Phase,
+}
+
+/// How far connect(2) has come with a guest's connection ([`super::guest`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// It has told its outcome, or was called elsewhere.
+    Open,
+    Connecting,
+    /// There is a connection, which a second call has yet to tell.
+    Established,
+    /// There is none, and why, until that is told.
+    Failed(Option<Errno>),
+    /// There is none, and the call has told so.
+    Unconnected,
 }
 
 impl Inherited {
@@ -41,6 +58,7 @@ impl Inherited {
             settings,
             asked,
             is_kernels: false,
+            phase: Phase::Open,
         }
     }
 
@@ -52,7 +70,13 @@ impl Inherited {
     }
 }
 
-fn known(file: &File) -> Outcome<Inherited> {
+pub(super) fn set_phase(file: &File, phase: Phase) {
+    if let Ok(Body::Inherited(known)) = file.body.lock().as_deref_mut() {
+        known.phase = phase;
+    }
+}
+
+pub(super) fn known(file: &File) -> Outcome<Inherited> {
     match &*file.body.lock()? {
         Body::Inherited(known) => Ok(known.clone()),
         _ => Err(Errno::EBADF.into()),
@@ -78,12 +102,6 @@ pub(crate) fn adopt(fd: i32) -> bool {
     true
 }
 
-/// Whether the other end is of this user, or of root, who may have given up being so for us.
-fn is_trusted(fd: impl AsFd) -> bool {
-    let me = rustix::process::geteuid();
-    sockopt::socket_peercred(fd).is_ok_and(|of| of.uid == me || of.uid.is_root())
-}
-
 /// Sees to it that bytes flow. Should the owner not answer, its end shows that it is gone.
 pub(crate) fn hold(file: &'static File, fd: i32) {
     let owner = match file.body.lock().as_deref_mut() {
@@ -104,8 +122,9 @@ pub(crate) fn hold_at(fd: i32) {
 }
 
 /// Any receive: by the socket beneath.
-pub(crate) fn recv(file: &'static File, fd: i32) -> Outcome<Received> {
+pub(crate) fn recv(file: &'static File, fd: i32, flags: i32) -> Outcome<Received> {
     hold(file, fd);
+    guest::arrive(file, fd, flags, Timeout::Recv)?;
     Err(Exit::Native)
 }
 
@@ -115,6 +134,7 @@ pub(crate) fn send(file: &'static File, fd: i32, flags: i32) -> Outcome<usize> {
         return Err(Errno::EOPNOTSUPP.into());
     }
     hold(file, fd);
+    guest::arrive(file, fd, flags, Timeout::Send)?;
     let ended = i32::from(sys::poll_bits(fd, 0)) & i32::from(libc::POLLERR | libc::POLLHUP) != 0;
     if ended
         && let Some(error @ 1..) =
@@ -135,21 +155,12 @@ pub(crate) fn recv_unnamed(
     /// What one call moves at most.
     const BYTES_MAX: usize = 64 << 10;
     hold(file, fd);
+    guest::arrive(file, fd, flags, Timeout::Recv)?;
     let mut bytes = Vec::with_capacity(dst.total().min(BYTES_MAX));
     let got = native_recv(fd, &mut bytes, flags)?;
     dst.scatter([&*bytes], bytes.len())?;
     let bytes = got.length.min(bytes.len());
     Ok(Received { bytes, flags: 0 })
-}
-
-/// listen(2): a listener's backlog is the owner's to change.
-pub(crate) fn listen(file: &File) -> Outcome<i32> {
-    let known = known(file)?;
-    match known.name.peer {
-        Some(_) => Err(Errno::EINVAL.into()),
-        None if known.is_kernels => Err(Exit::Native),
-        None => Ok(0),
-    }
 }
 
 /// accept4(2) on an inherited listener.
@@ -252,13 +263,25 @@ fn mark(accepted: impl AsFd, listener: i32) {
 
 /// getsockname(2).
 pub(crate) fn local_name(file: &File, addr: UserPtr, length: UserPtr) -> Outcome<i32> {
-    let Name { local, v6, .. } = known(file)?.name;
+    let known = known(file)?;
+    let Name { mut local, v6, .. } = known.name;
+    if let Phase::Failed(_) | Phase::Unconnected = known.phase {
+        local = address::any(v6, local.port());
+    }
     address::write(address::in_family(local, v6), addr, length)?;
     Ok(0)
 }
 
 /// getpeername(2).
-pub(crate) fn peer_name(file: &File, addr: UserPtr, length: UserPtr) -> Outcome<i32> {
+pub(crate) fn peer_name(
+    file: &'static File,
+    fd: i32,
+    addr: UserPtr,
+    length: UserPtr,
+) -> Outcome<i32> {
+    if let Phase::Connecting | Phase::Failed(_) | Phase::Unconnected = guest::settle(file, fd)? {
+        return Err(Errno::ENOTCONN.into());
+    }
     let Name { peer, v6, .. } = known(file)?.name;
     let peer = peer.ok_or(Errno::ENOTCONN)?;
     address::write(address::in_family(peer, v6), addr, length)?;
@@ -287,7 +310,7 @@ fn refuse(level: i32, name: i32, v6: bool) -> Option<Errno> {
 
 /// getsockopt(2).
 pub(crate) fn get(
-    file: &File,
+    file: &'static File,
     fd: i32,
     level: i32,
     name: i32,
@@ -307,7 +330,10 @@ pub(crate) fn get(
         }
         (libc::SOL_SOCKET, libc::SO_DOMAIN) => return put_int(libc::AF_INET, value, length),
         (libc::SOL_SOCKET, libc::SO_PROTOCOL) => return put_int(libc::IPPROTO_TCP, value, length),
-        (libc::SOL_SOCKET, libc::SO_TYPE | libc::SO_ERROR | libc::SO_ACCEPTCONN) => {
+        (libc::SOL_SOCKET, libc::SO_ERROR) => {
+            return put_int(guest::take_error(file, fd)?, value, length);
+        }
+        (libc::SOL_SOCKET, libc::SO_TYPE | libc::SO_ACCEPTCONN) => {
             return Err(Exit::Native);
         }
         _ => {}

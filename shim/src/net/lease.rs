@@ -7,8 +7,9 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use kcm_mux::Nanos;
 use kcm_stack::{IfaceId, Stack};
 
-use super::{cells, open};
-use crate::errno::{Errno, Exit, Outcome};
+use super::cells;
+use super::open::{self, Place};
+use crate::errno::Outcome;
 use crate::interpose::poll::native_ppoll;
 use crate::route::{self, Decision, OnFailure, Plan, Prefix, Verdict};
 use crate::{log, sys};
@@ -103,7 +104,9 @@ pub(super) fn matters(plan: &Plan, decision: &Decision<'_>, address: SocketAddr)
 /// What [`OnFailure`] wants, if there is no engine or one lease was not granted in time. Whoever comes
 /// after that does not wait again.
 pub(super) fn wait(plan: &'static Plan, on_failure: OnFailure) -> Outcome<()> {
-    open::open(plan, on_failure)?;
+    if let Place::With(_) = open::open(plan, on_failure)? {
+        return Err(open::policy(on_failure)); // what was granted to that process is not known here
+    }
     let end = sys::now().saturating_add(PATIENCE);
     loop {
         let mut engine = cells::first().lock()?;
@@ -123,10 +126,7 @@ pub(super) fn wait(plan: &'static Plan, on_failure: OnFailure) -> Outcome<()> {
         let mut fds: Vec<_> = entry.into_iter().collect();
         let _ = native_ppoll(&mut fds, Some(until.max(1))); // a signal only makes it look earlier
     }
-    Err(match on_failure {
-        OnFailure::Kernel => Exit::Native,
-        OnFailure::Fail(errno) => Errno(errno).into(),
-    })
+    Err(open::policy(on_failure))
 }
 
 /// From now on nobody waits. Said once.

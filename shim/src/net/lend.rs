@@ -37,6 +37,10 @@ pub(crate) fn serves_others() -> bool {
     SERVES_OTHERS.load(Ordering::Relaxed)
 }
 
+pub(super) fn note_door() {
+    HAS_DOOR.store(true, Ordering::Relaxed);
+}
+
 pub(super) fn note_shared() {
     SERVES_OTHERS.store(true, Ordering::Relaxed);
 }
@@ -116,7 +120,7 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
         return Err(Errno::EBADF.into());
     }
     engine.socket(file)?.door = Some(Door { name, is_kernels });
-    HAS_DOOR.store(true, Ordering::Relaxed);
+    note_door();
     file.set_link(Link::Tied);
     drop(engine);
     if is_kernels {
@@ -151,7 +155,7 @@ fn lend_connection(
 
 /// Connects the socket behind `fd`, whose own address becomes `name`, and returns the other end, with
 /// the byte in its queue that means nothing (see [`super::relay`]).
-fn connect_beneath(fd: i32, name: &Name) -> Outcome<OwnedFd> {
+pub(super) fn connect_beneath(fd: i32, name: &Name) -> Outcome<OwnedFd> {
     let mut door = DOOR.lock()?;
     if door.is_none() {
         let at = crate::share::name::fresh()?;

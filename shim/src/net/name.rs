@@ -14,7 +14,7 @@ const OWNER: &[u8] = b"kcmshim/";
 const V6: u8 = 1;
 const LISTENS: u8 = 2;
 /// One address: sixteen bytes and the port.
-const ADDRESS_BYTES: usize = 18;
+pub(crate) const ADDRESS_BYTES: usize = 18;
 const TAIL_BYTES: usize = 1 + 2 * ADDRESS_BYTES;
 
 /// The parts of such an address.
@@ -74,7 +74,7 @@ impl Name {
         bytes
     }
 
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let rest = bytes.strip_prefix(PREFIX)?;
         let (text, tail) = rest.split_at_checked(rest.len().checked_sub(TAIL_BYTES)?)?;
         let mut words = str::from_utf8(text).ok()?.strip_suffix('/')?.split('/');
@@ -112,7 +112,8 @@ impl Name {
     }
 }
 
-fn put(bytes: &mut Vec<u8>, address: SocketAddr) {
+/// Writes one address.
+pub(crate) fn put(bytes: &mut Vec<u8>, address: SocketAddr) {
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
@@ -121,7 +122,8 @@ fn put(bytes: &mut Vec<u8>, address: SocketAddr) {
     bytes.extend_from_slice(&address.port().to_be_bytes());
 }
 
-fn get(bytes: &[u8]) -> Option<SocketAddr> {
+/// Reads one address.
+pub(crate) fn get(bytes: &[u8]) -> Option<SocketAddr> {
     let (ip, port) = bytes.split_first_chunk::<16>()?;
     let port = u16::from_be_bytes(port.try_into().ok()?);
     Some(SocketAddr::new(IpAddr::from(*ip).to_canonical(), port))

@@ -1,5 +1,6 @@
 //! Opening the engine: once, when the first socket is given to the stack.
 
+use core::net::IpAddr;
 use core::num::NonZeroU16;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -9,49 +10,118 @@ use kcm_mux::Nanos;
 use kcm_stack::device::{self, Fault, Joined, LinkFaults, Loss, NetDevice, OpenOptions};
 use kcm_stack::{Config, IfaceId, Key, Stack};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::devices::Devices;
 use super::engine::{Engine, instant};
+use super::guest::{self, Host};
 use super::lease::Leases;
 use super::{cells, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::interpose::poll::native_ppoll;
 use crate::route::{Interface, OnFailure, Plan};
-use crate::{housekeeper, log, own, publish, sys};
+use crate::share::owner;
+use crate::{housekeeper, log, own, publish, share, sys};
 
-/// The engine is there, or what the plan says holds when it is not.
+/// Whose engine serves the sockets of this process.
+pub(crate) enum Place {
+    /// This process's own.
+    Here,
+    /// That of the process which has the address.
+    With(Host),
+}
+
+/// Why there is no engine.
+enum Why {
+    /// Another process has the address of this claim.
+    Taken(IpAddr, Vec<u8>),
+    /// A sentence.
+    Failed(String),
+}
+
+impl From<String> for Why {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+/// The engine is there, or another process's, or what the plan says holds when neither is.
 ///
 /// # Errors
 /// What [`OnFailure`] wants: the kernel's answer, or an errno.
-pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<()> {
+pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place> {
+    /// A few times what it takes a process to end, or to come from bind(2) to listen(2).
+    const PATIENCE: Nanos = 200_000_000;
+    const AGAIN: Nanos = 5_000_000;
+    static HAS_WAITED: AtomicBool = AtomicBool::new(false);
     if cells::is_open() {
-        return Ok(());
+        return Ok(Place::Here);
     }
-    match cells::first().open_with(|| make(plan))? {
-        Ok(()) => {
-            housekeeper::start()?;
-            housekeeper::watch_device(cells::first());
-            publish::stack_opened();
-            Ok(())
+    let end = sys::now().saturating_add(PATIENCE);
+    let why = loop {
+        let in_flight = owner::in_flight(); // a child of a fork would keep the addresses
+        let opened = cells::first().open_with(|| make(plan))?;
+        drop(in_flight);
+        let (ip, claim) = match opened {
+            Ok(()) => {
+                housekeeper::start()?;
+                housekeeper::watch_device(cells::first());
+                watch_claims();
+                publish::stack_opened();
+                return Ok(Place::Here);
+            }
+            Err(Why::Failed(why)) => break why,
+            Err(Why::Taken(ip, claim)) => (ip, claim),
+        };
+        match guest::greet(&claim) {
+            Ok(()) => return Ok(Place::With(Host { claim })),
+            Err(Exit::Failed(Errno::EPERM)) => {
+                break format!("{ip} is in use by a process of another user");
+            }
+            // Whoever has the address is about to end, or has just begun. Once: who still does not answer
+            // then will have it when the next socket asks.
+            Err(Exit::Failed(Errno::EPIPE)) if sys::now() < end => {
+                if HAS_WAITED.load(Ordering::Relaxed) {
+                    break format!("{ip} is in use by another process, which does not answer");
+                }
+                let _ = native_ppoll(&mut [], Some(sys::now().saturating_add(AGAIN)));
+            }
+            Err(_) => {
+                HAS_WAITED.store(true, Ordering::Relaxed);
+                break format!("{ip} is in use by another process, which does not answer");
+            }
         }
-        Err(why) => {
-            log::stack_failed(&why);
-            Err(match on_failure {
-                OnFailure::Kernel => Exit::Native,
-                OnFailure::Fail(errno) => Errno(errno).into(),
-            })
+    };
+    log::stack_failed(&why);
+    Err(policy(on_failure))
+}
+
+/// What a call comes to where the stack cannot serve it.
+pub(super) fn policy(on_failure: OnFailure) -> Exit {
+    match on_failure {
+        OnFailure::Kernel => Exit::Native,
+        OnFailure::Fail(errno) => Errno(errno).into(),
+    }
+}
+
+/// Other processes that want a socket at an address of ours call at its claim.
+fn watch_claims() {
+    if let Ok(engine) = cells::first().lock() {
+        for claim in engine.claims() {
+            housekeeper::add_claim(claim);
         }
     }
 }
 
-/// Why the engine could not be made, as a sentence. It has all interfaces of the plan, or is not made.
-fn make(plan: &'static Plan) -> Result<Engine, String> {
+/// Makes the engine. It has all interfaces of the plan, or is not made.
+fn make(plan: &'static Plan) -> Result<Engine, Why> {
     let now = instant(sys::now());
     let mut stack: Option<Stack> = None;
     let (mut devices, mut claims, mut leases) = (Vec::new(), Vec::new(), Leases::default());
-    for (at, interface) in plan.interfaces.iter().enumerate() {
+    for interface in &plan.interfaces {
         claim(interface, &mut claims)?;
+    }
+    for (at, interface) in plan.interfaces.iter().enumerate() {
         let device = device(interface)?;
         let capabilities = device.capabilities();
         let failed = |why: kcm_stack::SocketError| format!("{}: {why}", interface.device);
@@ -74,7 +144,7 @@ fn make(plan: &'static Plan) -> Result<Engine, String> {
         }
         devices.push((iface, device));
     }
-    let stack = stack.ok_or("no interface is configured")?;
+    let stack = stack.ok_or_else(|| "no interface is configured".to_owned())?;
     let fd = socket_with(
         AddressFamily::UNIX,
         SocketType::DGRAM,
@@ -84,7 +154,9 @@ fn make(plan: &'static Plan) -> Result<Engine, String> {
     if let Ok(fd) = fd {
         steer::learn(plan, fd.as_fd());
     }
-    let devices = Devices::new(devices).map_err(|_| "the process has no descriptor left")?;
+    let devices = Devices::new(devices);
+    let devices = devices.map_err(|_| "the process has no descriptor left".to_owned())?;
+    guest::make_token();
     Ok(Engine::new(0, stack, devices, leases, claims))
 }
 
@@ -131,49 +203,34 @@ fn faults(percent: u8) -> LinkFaults {
 
 /// Takes the interface's addresses for this process: two engines with one address would reset each
 /// other's connections. So would two that ask a DHCP server for the address of one device. An abstract
-/// name is the network namespace's, and free again when its last holder ends, however that comes.
-fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), String> {
+/// name is the network namespace's, and free again when its last holder ends, however that comes. Who
+/// finds it taken calls there, to be served by this engine.
+fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), Why> {
     for address in &interface.addresses {
-        let what = format!("address/{}", address.ip);
-        claims.push(take(&what).ok_or_else(|| {
-            let ip = address.ip;
-            format!("{ip} is in use by another process, and each needs an address of its own")
-        })?);
+        let what = format!("kcmshim/address/{}", address.ip).into_bytes();
+        match take(&what) {
+            Some(claim) => claims.push(claim),
+            None => return Err(Why::Taken(address.ip, what)),
+        }
     }
     if interface.dhcp {
         let device = &interface.device;
-        claims.push(take(&format!("dhcp/{device}")).ok_or_else(|| {
-            format!("{device}: another process has the address that DHCP gives to the device")
-        })?);
+        claims.push(
+            take(format!("kcmshim/dhcp/{device}").as_bytes()).ok_or_else(|| {
+                format!("{device}: another process has the address that DHCP gives to the device")
+            })?,
+        );
     }
     Ok(())
 }
 
-/// Takes a name for this process, if no other has it. A broker whose last socket has just been closed
-/// may not have noticed: it is told to look, and has a moment to end. Once: who still has the name then
-/// will have it when the next socket asks.
-fn take(what: &str) -> Option<OwnedFd> {
-    /// A few times what a look and the end of a process take.
-    const PATIENCE: Nanos = 200_000_000;
-    const AGAIN: Nanos = 5_000_000;
-    static HAS_WAITED: AtomicBool = AtomicBool::new(false);
-    let name = format!("kcmshim/{what}");
-    let name = SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
-    let end = sys::now().saturating_add(PATIENCE);
-    let (mut waits, mut is_told) = (!HAS_WAITED.load(Ordering::Relaxed), false);
-    while rustix::net::bind(&fd, &name).is_err() {
-        if !waits {
-            return None;
-        }
-        waits = sys::now() < end;
-        HAS_WAITED.store(true, Ordering::Relaxed);
-        if !core::mem::replace(&mut is_told, true) {
-            let _ = rustix::net::sendto(&fd, &[0], SendFlags::NOSIGNAL, &name);
-        }
-        let _ = native_ppoll(&mut [], Some(sys::now().saturating_add(AGAIN)));
-    }
+/// Takes a name for this process, if no other has it.
+fn take(name: &[u8]) -> Option<OwnedFd> {
+    /// Processes that may stand at the door at a time.
+    const BACKLOG: i32 = 128;
+    let fd = share::name::listen(name, BACKLOG).ok()?;
+    let flags = rustix::fs::OFlags::NONBLOCK;
+    rustix::fs::fcntl_setfl(&fd, flags).ok()?;
     let fd = sys::raise(fd);
     own::protect(sys::number(&fd));
     Some(fd)
@@ -192,8 +249,8 @@ fn configure(stack: &mut Stack, iface: IfaceId, interface: &Interface) -> Result
     }
     for router in &interface.gateways {
         let all = match router.is_ipv4() {
-            true => core::net::IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED),
-            false => core::net::IpAddr::V6(core::net::Ipv6Addr::UNSPECIFIED),
+            true => IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED),
+            false => IpAddr::V6(core::net::Ipv6Addr::UNSPECIFIED),
         };
         stack
             .add_route_on(iface, all, 0, Some(*router))

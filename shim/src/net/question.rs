@@ -11,7 +11,7 @@ use super::lend::share;
 use super::name::{Door, Name};
 use super::relay::Relay;
 use super::socket::Socket;
-use super::{cells, ioctl, options};
+use super::{cells, host, ioctl, options};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::share::owner;
@@ -66,7 +66,7 @@ fn handed_over(copy: &OwnedFd) -> Outcome<&'static File> {
 }
 
 /// What one of the engines has.
-fn find(
+pub(super) fn find(
     mut look: impl FnMut(&mut Engine) -> Option<&'static File>,
 ) -> Outcome<Option<&'static File>> {
     for cell in cells::all() {
@@ -81,12 +81,15 @@ fn find(
 pub(crate) fn answer(copy: &OwnedFd, question: Question<'_>) -> Outcome<Vec<u8>> {
     /// Room for the longest option, `struct tcp_info`.
     const ANSWER_MAX: usize = 256;
+    if matches!(question, Question::Failure) {
+        return Ok(host::failure(copy)?.to_ne_bytes().to_vec());
+    }
     let file = shared_by(copy)?;
     let mut room = [0; ANSWER_MAX];
     let mut length = ANSWER_MAX as u32;
     let value = UserPtr::new(room.as_mut_ptr().cast());
     match question {
-        Question::Share => return Ok(Vec::new()),
+        Question::Share | Question::Failure => return Ok(Vec::new()),
         Question::Name => {
             let mut engine = cells::lock(file)?;
             let number = engine.socket(file)?.relay.ok_or(Errno::EBADF)?;
@@ -119,6 +122,8 @@ pub(crate) enum Question<'a> {
     Share,
     /// What it is called.
     Name,
+    /// Why it could not be connected.
+    Failure,
     /// An option's value: level and name.
     Get(i32, i32),
     /// That an option get a value.

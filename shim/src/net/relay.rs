@@ -19,7 +19,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags, Shutdown, sockopt};
 use super::engine::{Engine, instant};
 use super::name::Name;
 use super::socket::State;
-use super::{cells, lend};
+use super::{cells, errors, host, lend};
+use crate::errno::Errno;
 use crate::fd::File;
 use crate::{own, sys};
 
@@ -40,6 +41,8 @@ pub(crate) struct Relay {
     pub(super) file: &'static File,
     /// Others use it: bytes are moved.
     pub(super) is_shared: bool,
+    /// The connection is being made: so many bytes that mean nothing fill our end's queue.
+    opening: Option<usize>,
     front: Front,
     /// Bytes passed on since the queue was last empty.
     burst: usize,
@@ -98,12 +101,20 @@ impl Relay {
         relay
     }
 
+    /// A connection that is being made for another process, of which the queue is `filled`.
+    pub(super) fn opening(name: Name, fd: OwnedFd, file: &'static File, filled: usize) -> Self {
+        let mut relay = Self::new(name, fd, file, Front::Stale);
+        (relay.is_shared, relay.opening) = (true, Some(filled));
+        relay
+    }
+
     fn new(name: Name, fd: OwnedFd, file: &'static File, front: Front) -> Self {
         Self {
             name,
             fd,
             file,
             is_shared: false,
+            opening: None,
             front,
             burst: 0,
             is_read: false,
@@ -156,6 +167,7 @@ impl Engine {
         };
         let conn = self.socket(relay.file).ok().and_then(|s| s.conn());
         let moved = match conn {
+            Some(conn) if relay.opening.is_some() => relay.open(self, conn),
             Some(conn) => relay.run(self, conn),
             None => Moved::Over,
         };
@@ -189,6 +201,41 @@ impl Engine {
 }
 
 impl Relay {
+    /// Looks whether the connection has come about, and moves bytes once it has. If it failed, our end is
+    /// closed with something unread: the others see an error, and ask which.
+    fn open(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
+        match engine.stack.tcp_state(conn) {
+            Some(TcpState::SynSent | TcpState::SynReceived) if self.gone => Moved::Over,
+            Some(TcpState::SynSent | TcpState::SynReceived) => Moved::Enough,
+            Some(TcpState::Closed) | None => {
+                let cause = engine.stack.tcp_take_error(conn);
+                let why = cause.map_or(Errno::ECONNABORTED, errors::cause);
+                host::note_failure(self.name.clone(), why);
+                Moved::Over
+            }
+            Some(_) => {
+                let _ = engine.set_state(self.file, State::Connected(conn));
+                self.empty();
+                self.run(engine, conn)
+            }
+        }
+    }
+
+    /// Takes what fills the queue, but for the one byte that always is there.
+    fn empty(&mut self) {
+        let mut left = self.opening.take().map_or(0, |filled| filled - 1);
+        let mut bytes = [0; PIECE_BYTES];
+        while left > 0 {
+            let most = left.min(PIECE_BYTES);
+            let piece = bytes.get_mut(..most).unwrap_or_default();
+            match rustix::net::recv(&self.fd, piece, RecvFlags::DONTWAIT) {
+                Ok((_, count @ 1..)) => left -= count,
+                Err(Sys::INTR) => {}
+                _ => return,
+            }
+        }
+    }
+
     fn run(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
         for _ in 0..PIECES_MAX {
             let (read, written) = (

@@ -456,7 +456,11 @@ pub(crate) fn connect_to(file: &'static File, fd: i32, remote: SocketAddr) -> Ou
 }
 
 /// Sends the SYN.
-fn start(engine: &mut EngineGuard, file: &'static File, remote: SocketAddr) -> Outcome<()> {
+pub(super) fn start(
+    engine: &mut EngineGuard,
+    file: &'static File,
+    remote: SocketAddr,
+) -> Outcome<()> {
     let now = engine.now();
     let socket = engine.socket(file)?;
     let options = kcm_stack::ConnectOptions {

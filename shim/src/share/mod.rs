@@ -17,11 +17,12 @@
 //! `broker` what the end of an owner means, `exec` what a new program means, of which `program` tells
 //! whether it will load this library, and `inherit` what it finds when it does. `rights` looks after
 //! sockets passed by SCM_RIGHTS. `stack` carries what is asked about stack sockets, whose sharing is
-//! `net::lend`'s.
+//! `net::lend`'s, and `guest` what is asked of the process that has an address of the stack.
 
 pub(crate) mod broker;
 pub(crate) mod child;
 pub(crate) mod exec;
+pub(crate) mod guest;
 pub(crate) mod inherit;
 mod ledger;
 pub(crate) mod line;

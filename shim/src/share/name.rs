@@ -1,7 +1,7 @@
 //! Abstract AF_UNIX addresses of this library.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::errno::{Errno, Outcome};
 
@@ -39,6 +39,12 @@ pub(crate) fn process_of(owner: &[u8]) -> u64 {
     let digits = number.split(|byte| *byte == b'/').next();
     let digits = digits.and_then(|digits| core::str::from_utf8(digits).ok());
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// Whether the process at the other end is of this user, or of root, who may have given up being so for us.
+pub(crate) fn is_trusted(fd: impl AsFd) -> bool {
+    let me = rustix::process::geteuid();
+    sockopt::socket_peercred(fd).is_ok_and(|of| of.uid == me || of.uid.is_root())
 }
 
 pub(crate) fn socket() -> Outcome<OwnedFd> {

@@ -6,7 +6,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use super::line::Line;
 use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
-use super::{broker, ledger, name, parcel, stack};
+use super::{broker, guest, ledger, name, parcel, stack};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
@@ -235,16 +235,27 @@ pub(crate) fn on_line(cell: &'static MuxCell, id: KcmId, ended: bool) {
 /// The housekeeper saw a process at the door.
 pub(crate) fn on_listener() {
     let _in_flight = in_flight();
+    let accepted = match CONTROL.lock().as_deref() {
+        Ok(Some(control)) => rustix::net::accept_with(&control.listener, SocketFlags::CLOEXEC),
+        _ => return,
+    };
+    if let Ok(fd) = accepted {
+        welcome(fd);
+    }
+}
+
+/// A process has come in.
+pub(crate) fn welcome(fd: OwnedFd) {
+    let _in_flight = in_flight();
+    if next().is_err() {
+        return;
+    }
     let Ok(mut control) = CONTROL.lock() else {
         return;
     };
-    let Some(control) = control.as_mut() else {
-        return;
-    };
-    let Ok(fd) = rustix::net::accept_with(&control.listener, SocketFlags::CLOEXEC) else {
-        return;
-    };
-    if control.clients.len() < CLIENTS_MAX {
+    if let Some(control) = control.as_mut()
+        && control.clients.len() < CLIENTS_MAX
+    {
         let fd = sys::raise(fd);
         own::protect(sys::number(&fd));
         housekeeper::add_client(&fd);
@@ -293,6 +304,10 @@ impl Client {
         let mut passed = Vec::new();
         match self.answer(request, data, fds) {
             Ok(reply) => (answer.value, answer.more, passed) = reply,
+            // The addresses are another process's to take.
+            Err(Exit::Failed(Errno::EPIPE)) if request.op == Op::Open => {
+                return Err(Errno::EPIPE.into());
+            }
             Err(Exit::Failed(err)) => answer.errno = err.0,
             Err(Exit::Native) => answer.errno = libc::EIO,
         }
@@ -321,6 +336,7 @@ impl Client {
                 return Ok((0, 0, vec![proc_net::snapshot(page)?]));
             }
             Op::Stack => return stack::answer(request, data, fds.next()),
+            Op::Open => return guest::answer(&self.fd, request, data, fds.next()),
             _ if !self.held.contains(&request.handle) => return Err(Errno::EPERM.into()),
             _ => {}
         }
@@ -375,7 +391,7 @@ impl Client {
                 set_option(engine, id, request.a as i32, request.b as u32, copy);
                 Ok((0, 0, Vec::new()))
             }
-            Op::Hold | Op::Page | Op::Stack => Err(Errno::EINVAL.into()),
+            Op::Hold | Op::Page | Op::Stack | Op::Open => Err(Errno::EINVAL.into()),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A KCM socket whose mux is with another process.
 
+use core::time::Duration;
+
 use kcm_mux::SocketType;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::IoSlice;
@@ -159,6 +161,32 @@ pub(super) fn call(
     }
 }
 
+/// Makes sure that an owner which anybody could pretend to be is there and answers `request`.
+///
+/// # Errors
+/// EPERM if it is a process of another user, EPIPE if it does not answer.
+pub(super) fn greet(owner: &[u8], request: Request, data: &[u8]) -> Outcome<()> {
+    {
+        let mut owners = OWNERS.lock()?;
+        if let Some(at) = owners.iter().position(|(name, _)| name == owner) {
+            let (_, fd) = owners.get(at).ok_or(Errno::EIO)?;
+            if sys::poll_bits(sys::number(fd), 0) == 0 {
+                return Ok(());
+            }
+            let (_, fd) = owners.swap_remove(at);
+            own::unprotect(sys::number(&fd));
+        }
+        let at = connection(&mut owners, owner)?;
+        let (_, fd) = owners.get(at).ok_or(Errno::EIO)?;
+        if !name::is_trusted(fd) {
+            let (_, fd) = owners.swap_remove(at);
+            own::unprotect(sys::number(&fd));
+            return Err(Errno::EPERM.into());
+        }
+    }
+    call(owner, request, data, &[]).map(drop)
+}
+
 /// One request to an owner that is not answered.
 pub(super) fn tell(
     owner: &[u8],
@@ -177,6 +205,10 @@ pub(super) fn tell(
     sent
 }
 
+/// How long an owner may take to answer, or to let somebody in: many times what it needs on a busy machine.
+/// One that is stopped shall not stop others for good.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Where the connection to an owner is among all.
 fn connection(owners: &mut Vec<(Vec<u8>, OwnedFd)>, owner: &[u8]) -> Outcome<usize> {
     if let Some(at) = owners.iter().position(|(name, _)| name == owner) {
@@ -184,6 +216,9 @@ fn connection(owners: &mut Vec<(Vec<u8>, OwnedFd)>, owner: &[u8]) -> Outcome<usi
     }
     let _in_flight = owner::in_flight();
     let fd = sys::raise(name::socket()?);
+    for which in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
+        sockopt::set_socket_timeout(&fd, which, Some(PATIENCE))?;
+    }
     name::connect(&fd, owner).map_err(|_| Errno::EPIPE)?;
     own::protect(sys::number(&fd));
     owners.push((owner.to_vec(), fd));

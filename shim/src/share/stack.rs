@@ -15,6 +15,7 @@ const GET: u64 = 1;
 const SET: u64 = 2;
 const IOCTL: u64 = 3;
 const NAME: u64 = 5;
+const FAILURE: u64 = 6;
 /// As [`SET`], and nobody waits for the answer.
 const TELL: u64 = 4;
 /// In `Answer::more`: the socket beneath has the answer. Else the length of it.
@@ -27,6 +28,7 @@ fn request(question: Question<'_>) -> (Request, &[u8]) {
     let (a, b, data) = match question {
         Question::Share => (SHARE, 0, &[][..]),
         Question::Name => (NAME, 0, &[][..]),
+        Question::Failure => (FAILURE, 0, &[][..]),
         Question::Get(level, name) => (GET, option(level, name), &[][..]),
         Question::Set(level, name, value) => (SET, option(level, name), value),
         Question::Ioctl(request) => (IOCTL, request.into(), &[][..]),
@@ -88,6 +90,7 @@ pub(super) fn answer(request: Request, data: &[u8], copy: Option<OwnedFd>) -> Ou
     let question = match request.a {
         SHARE => Question::Share,
         NAME => Question::Name,
+        FAILURE => Question::Failure,
         GET => Question::Get(level, name),
         SET | TELL => Question::Set(level, name, data),
         IOCTL => Question::Ioctl(request.b as u32),

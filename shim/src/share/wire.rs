@@ -46,11 +46,13 @@ pub(super) enum Op {
     Page,
     /// A question about the stack socket whose copy comes along (`super::stack`).
     Stack,
+    /// A stack socket of the owner's engine, for a process that has none (`super::guest`).
+    Open,
 }
 
 impl Op {
     fn parse(code: u64) -> Option<Self> {
-        const ALL: [Op; 10] = [
+        const ALL: [Op; 11] = [
             Op::Hold,
             Op::Send,
             Op::Abort,
@@ -61,6 +63,7 @@ impl Op {
             Op::Option,
             Op::Page,
             Op::Stack,
+            Op::Open,
         ];
         ALL.into_iter().find(|op| *op as u64 == code)
     }

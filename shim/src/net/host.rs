@@ -1,0 +1,264 @@
+//! Sockets of this process's engine for other processes, its *guests* ([`super::guest`]): a connection is
+//! relayed from its first moment, and what comes to a listener is handed over, as if they had been lent.
+
+use core::net::SocketAddr;
+use std::collections::VecDeque;
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::{SendFlags, SocketAddrUnix};
+
+use super::lend::{self, unix_stream};
+use super::name::{Door, Name};
+use super::options::Settings;
+use super::relay::Relay;
+use super::socket::{self, Socket, State};
+use super::{address, cells, guest, handover, question, steer};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::fd::file::{Body, Link};
+use crate::fd::{File, Kind};
+use crate::route::{self, Role, Verdict};
+use crate::share::guest::{Given, Token, What, Wish};
+use crate::share::owner;
+use crate::sync::{Mutex, Rank};
+use crate::sys;
+
+/// Whether whoever has this token has it from our memory.
+pub(crate) fn knows(token: &Token) -> bool {
+    *token != Token::default() && guest::token() == *token
+}
+
+/// Gives a guest the socket it wants, with the options of `like`, its own of the kernel's or one that was
+/// given to it before.
+///
+/// # Errors
+/// What the call would answer here; EPIPE if the addresses are given up already.
+pub(crate) fn give(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Option<Given>> {
+    if cells::first().lock()?.claims().is_empty() {
+        return Err(Errno::EPIPE.into());
+    }
+    match wish.what {
+        What::Hello => Ok(None),
+        What::Connect => connect(wish, like).map(Some),
+        What::Bind => bind(wish, like).map(Some),
+        What::Listen => listen(wish, like).map(Some),
+    }
+}
+
+/// The options that a guest has set on its socket of the kernel's; the interface is by our own rules.
+fn settings(wish: &Wish, like: Option<&OwnedFd>, role: Role, at: SocketAddr) -> Settings {
+    let mut settings = like.map_or_else(Settings::default, |like| {
+        Settings::of_kernel_socket(like.as_fd(), wish.v6, false)
+    });
+    if let Some(plan) = route::plan() {
+        let decision = route::decide(plan, role, at);
+        let fd = like.map_or(-1, sys::number);
+        if !matches!(decision.verdict, Verdict::Kernel | Verdict::Refuse(_)) {
+            settings.device = steer::wanted(&decision, fd, like.is_none()).unwrap_or(None);
+        }
+    }
+    settings
+}
+
+/// A socket of the engine without a descriptor.
+struct Kept(&'static File);
+
+impl Kept {
+    fn new(v6: bool, settings: Settings) -> Outcome<Self> {
+        let file = File::new(Kind::Stack, 0, Body::None)?;
+        file.set_stream(true);
+        let kept = Self(file);
+        let mut engine = cells::first().lock()?;
+        engine.enlist(Socket::new(file, State::Unbound, v6, settings));
+        Ok(kept)
+    }
+
+    /// The engine keeps it from now on.
+    fn keep(self) -> &'static File {
+        let file = self.0;
+        core::mem::forget(self);
+        file
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// Binds, once more if what was in the way has lost its last holder.
+fn bind_to(file: &'static File, local: SocketAddr) -> Outcome<()> {
+    let bind = || socket::bind_in(&mut *cells::lock(file)?, file, local);
+    match bind() {
+        Err(Exit::Failed(Errno::EADDRINUSE)) => {
+            handover::look_now();
+            bind()
+        }
+        done => done,
+    }
+}
+
+fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
+    let bound = like.and_then(|like| Name::of(like.as_fd()));
+    let kept = match &bound {
+        None => {
+            let settings = settings(wish, like, Role::Connect, wish.remote);
+            let kept = Kept::new(wish.v6, settings)?;
+            if wish.local.port() != 0 || !wish.local.ip().is_unspecified() {
+                bind_to(kept.0, wish.local)?;
+            }
+            kept
+        }
+        Some(name) => Kept(lent_as(name)?),
+    };
+    let file = kept.0;
+    let mut engine = cells::lock(file)?;
+    let started = match engine.socket(file)?.state {
+        State::Unbound | State::Bound(_) => socket::start(&mut engine, file, wish.remote),
+        _ => Err(Errno::EISCONN.into()),
+    };
+    if let Err(why) = started {
+        drop(engine);
+        if bound.is_some() {
+            kept.keep(); // still bound
+        }
+        return Err(why);
+    }
+    let socket = engine.socket(file)?;
+    socket.door = None;
+    let (v6, settings, conn) = (socket.v6, socket.settings.clone(), socket.conn());
+    let names = conn.and_then(|conn| engine.stack.tcp_addresses(conn));
+    let (local, peer) = names.ok_or(Errno::EADDRNOTAVAIL)?;
+    drop(engine);
+    file.set_link(Link::Private);
+    let _in_flight = owner::in_flight();
+    let (owner, number) = owner::next()?;
+    let peer = Some(peer);
+    let name = Name {
+        owner,
+        number,
+        v6,
+        local,
+        peer,
+    };
+    let beneath = unix_stream()?;
+    settings.show_timeouts(&beneath);
+    let end = lend::connect_beneath(sys::number(&beneath), &name)?;
+    let filled = fill(&beneath)?;
+    let mut engine = cells::lock(file)?;
+    engine.socket(kept.keep())?.relay = Some(number);
+    let given = Given {
+        socket: Some(beneath),
+        name: name.encode(),
+    };
+    engine.add_relay(Relay::opening(name, end, file, filled));
+    lend::note_shared();
+    engine.relay_is_due(number);
+    Ok(given)
+}
+
+/// Fills the queue of a connection that is not there yet: it looks to poll(2) like one that is being made,
+/// neither readable nor writable. How many bytes are in the queue.
+fn fill(beneath: &OwnedFd) -> Outcome<usize> {
+    const PIECE: [u8; 16 << 10] = [0; 16 << 10];
+    /// More than a socket takes whose send buffer is the largest that net.core.wmem_default is set to.
+    const PIECES_MAX: usize = 1 << 10;
+    let mut filled = 1; // it came connected
+    for _ in 0..PIECES_MAX {
+        if !sys::poll_one(sys::number(beneath), libc::POLLOUT) {
+            return Ok(filled);
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        filled += rustix::net::send(beneath, &PIECE, flags)?;
+    }
+    Err(Errno::ENOBUFS.into())
+}
+
+fn bind(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
+    let settings = settings(wish, like, Role::Listen, wish.local);
+    let kept = Kept::new(wish.v6, settings.clone())?;
+    bind_to(kept.0, wish.local)?;
+    let beneath = unix_stream()?;
+    settings.show_timeouts(&beneath);
+    let name = let_in(kept, false, |name| {
+        let at = SocketAddrUnix::new_abstract_name(&name.encode())?;
+        Ok(rustix::net::bind(&beneath, &at)?)
+    })?;
+    Ok(Given {
+        socket: Some(beneath),
+        name,
+    })
+}
+
+/// What comes to the socket is for others to accept, by its name, which `ready` uses first.
+fn let_in(
+    kept: Kept,
+    is_kernels: bool,
+    ready: impl FnOnce(&Name) -> Outcome<()>,
+) -> Outcome<Vec<u8>> {
+    let (owner, number) = owner::next()?;
+    let mut engine = cells::lock(kept.0)?;
+    let socket = engine.socket(kept.0)?;
+    let v6 = socket.v6;
+    let name = Name {
+        owner,
+        number,
+        v6,
+        local: socket.bound.unwrap_or(address::any(v6, 0)),
+        peer: None,
+    };
+    ready(&name)?;
+    let encoded = name.encode();
+    socket.door = Some(Door { name, is_kernels });
+    kept.keep().set_link(Link::Tied);
+    drop(engine);
+    lend::note_door();
+    lend::note_shared();
+    handover::look_again();
+    Ok(encoded)
+}
+
+/// The socket of this name that others have.
+fn lent_as(name: &Name) -> Outcome<&'static File> {
+    let is_it = |socket: &&Socket| socket.door.as_ref().is_some_and(|door| door.name == *name);
+    let found = question::find(|engine| { engine.sockets() }.find(is_it).map(|socket| socket.file));
+    Ok(found?.ok_or(Errno::EINVAL)?)
+}
+
+fn listen(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
+    if let Some(name) = like.and_then(|like| Name::of(like.as_fd())) {
+        socket::listen(lent_as(&name)?, wish.backlog)?;
+        let (socket, name) = (None, name.encode());
+        return Ok(Given { socket, name });
+    }
+    let settings = settings(wish, like, Role::Listen, wish.local);
+    let kept = Kept::new(wish.v6, settings)?;
+    bind_to(kept.0, wish.local)?;
+    socket::listen(kept.0, wish.backlog)?;
+    let (socket, name) = (None, let_in(kept, true, |_| Ok(()))?);
+    Ok(Given { socket, name })
+}
+
+/// Why connections of guests failed of which nobody has asked yet, oldest first.
+static FAILURES: Mutex<VecDeque<(Name, Errno)>> = Mutex::ranked(Rank::Leaf, VecDeque::new());
+
+/// A connection could not be made.
+pub(super) fn note_failure(name: Name, why: Errno) {
+    /// As many connections as one program opens at a time: what nobody asks about goes after that.
+    const FAILURES_MAX: usize = 4096;
+    if let Ok(mut failures) = FAILURES.lock() {
+        if failures.len() >= FAILURES_MAX {
+            failures.pop_front();
+        }
+        failures.push_back((name, why));
+    }
+}
+
+/// Why the connection of which `copy` is a copy could not be made; 0 if it was.
+pub(super) fn failure(copy: &OwnedFd) -> Outcome<i32> {
+    let name = Name::of(copy.as_fd()).ok_or(Errno::EBADF)?;
+    let mut failures = FAILURES.lock()?;
+    let at = failures.iter().position(|(of, _)| *of == name);
+    let found = at.and_then(|at| failures.remove(at));
+    Ok(found.map_or(0, |(_, why)| why.0))
+}
