@@ -28,7 +28,7 @@ pub(crate) enum Rights {
 const MARK: &str = "KCM_DEVICE_TEST_NAMESPACE";
 
 /// Longest any body takes, and any wait for a frame.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `body` in a namespace. `test` is the name of the calling test.
 pub(crate) fn in_namespace(test: &str, rights: Rights, body: fn()) {
