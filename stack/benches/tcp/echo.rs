@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use kcm_stack::{ListenOptions, ListenerId, Stack};
+use kcm_stack::{ListenOptions, ListenerId, Shard, Stack};
 
-use crate::generator::{ACK, PSH, SERVER_PORT, deliver, open, parse, segment};
+use crate::generator::{ACK, PSH, SERVER_PORT, deliver, open, parse, port_of, segment};
 use crate::pair::{Batch, Clock, CpuTime, MAC, at, median, stack};
 use crate::report::{Row, row};
 
@@ -13,7 +13,14 @@ const BATCH: u32 = 256;
 const PAYLOAD: [u8; 64] = [7; 64];
 
 pub(crate) fn server(expected: usize) -> (Stack, ListenerId) {
-    let mut s = stack(1, |c| c.tcp.expected_connections = expected);
+    server_of_shard(expected, Shard::ONLY)
+}
+
+fn server_of_shard(expected: usize, shard: Shard) -> (Stack, ListenerId) {
+    let mut s = stack(1, |c| {
+        c.tcp.expected_connections = expected;
+        c.shard = shard;
+    });
     s.add_route([11, 0, 0, 0].into(), 8, Some([10, 0, 0, 1].into()))
         .expect("route");
     s.add_neighbor([10, 0, 0, 1].into(), MAC[0], Clock::new().0);
@@ -26,7 +33,7 @@ pub(crate) fn server(expected: usize) -> (Stack, ListenerId) {
 }
 
 /// A server and the clients that have connected to it.
-struct Echo {
+pub(crate) struct Echo {
     stack: Stack,
     clock: Clock,
     /// SND.NXT and RCV.NXT of each client.
@@ -39,17 +46,23 @@ struct Echo {
 
 impl Echo {
     fn new(connections: u32) -> Self {
+        Self::of_shard(connections, Shard::ONLY)
+    }
+
+    /// Of so many clients, those that belong to `shard`.
+    pub(crate) fn of_shard(connections: u32, shard: Shard) -> Self {
         let clock = Clock::new();
-        let (mut stack, l) = server(connections as usize);
+        let (mut stack, l) = server_of_shard(connections as usize, shard);
         let mut accepted = 0;
-        open(&mut stack, 0..connections, clock.0, |s| {
+        let is_own = |i: &u32| shard.has_flow(SERVER_PORT, port_of(*i));
+        let mut order: Vec<u32> = (0..connections).filter(is_own).collect();
+        open(&mut stack, order.iter().copied(), clock.0, |s| {
             while s.tcp_accept(l).is_some() {
                 accepted += 1;
             }
         });
-        assert_eq!(accepted, connections);
+        assert_eq!(accepted, order.len());
         while stack.poll_event().is_some() {}
-        let mut order: Vec<u32> = (0..connections).collect();
         for i in (1..order.len()).rev() {
             let j = ((i as u64 * 0x9e37_79b9_7f4a_7c15) >> 33) as usize % (i + 1);
             order.swap(i, j);
@@ -68,7 +81,7 @@ impl Echo {
     }
 
     /// Every client asks once; nanoseconds a packet, those in and those out counted alike.
-    fn ask(&mut self) -> f64 {
+    pub(crate) fn ask(&mut self) -> f64 {
         let (ns, answered) =
             self.round(|input, i, (seq, ack)| segment(input, i, seq, ack, ACK | PSH, &PAYLOAD));
         assert_eq!(answered, self.order.len(), "each was answered");

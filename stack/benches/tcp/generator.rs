@@ -41,7 +41,7 @@ pub(crate) fn segment(batch: &mut Batch, i: u32, seq: u32, ack: u32, flags: u8, 
     sum = (sum & 0xffff) + (sum >> 16);
     f[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
     let t = &mut f[34..];
-    t[..2].copy_from_slice(&(1_024 + (i % PORTS) as u16).to_be_bytes());
+    t[..2].copy_from_slice(&port_of(i).to_be_bytes());
     t[2..4].copy_from_slice(&SERVER_PORT.to_be_bytes());
     t[4..8].copy_from_slice(&seq.to_be_bytes());
     t[8..12].copy_from_slice(&ack.to_be_bytes());
@@ -82,21 +82,27 @@ pub(crate) fn parse(f: &[u8]) -> Option<Reply> {
     })
 }
 
-/// Opens clients `range` on `server`, in batches, through the SYN queue.
+/// The port client `i` calls from.
+pub(crate) fn port_of(i: u32) -> u16 {
+    1_024 + (i % PORTS) as u16
+}
+
+/// Opens `clients` on `server`, in batches, through the SYN queue.
 pub(crate) fn open(
     server: &mut Stack,
-    range: std::ops::Range<u32>,
+    mut clients: impl Iterator<Item = u32>,
     now: Instant,
     mut established: impl FnMut(&mut Stack),
 ) {
     let mut out = Batch::default();
     let mut answer = Batch::default();
-    let mut next = range.start;
-    while next < range.end {
-        let end = (next + 500).min(range.end);
+    loop {
         answer.clear();
-        for i in next..end {
+        for i in clients.by_ref().take(500) {
             segment(&mut answer, i, i, 0, SYN, &[]);
+        }
+        if answer.len() == 0 {
+            return;
         }
         deliver(&answer, server, now);
         out.fill(server, now, usize::MAX);
@@ -108,7 +114,6 @@ pub(crate) fn open(
         }
         deliver(&answer, server, now);
         established(server);
-        next = end;
     }
 }
 

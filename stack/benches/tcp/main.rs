@@ -4,8 +4,8 @@
 //! cargo bench -p kcm-stack --bench tcp [-- --quick] [-- --huge] [-- CASE…]
 //! ```
 //!
-//! Cases: `echo`, `idle`, `churn`, `bulk`, `holes`, `lossy` (cubic), `bbr` (the same links); `--huge`
-//! adds `idle` at ten million connections, `--quick` only shows that everything runs. Figures are
+//! Cases: `echo`, `shards` (an engine per thread), `idle`, `churn`, `bulk`, `holes`, `lossy` (cubic),
+//! `bbr` (the same links); `--huge` adds `idle` at ten million connections, `--quick` only shows that everything runs. Figures are
 //! medians; compare only figures of one run. Each case has a process of its own, so that none inherits
 //! another's memory.
 
@@ -22,6 +22,7 @@ mod idle;
 mod lossy;
 mod pair;
 mod report;
+mod shards;
 
 use kcm_stack::CongestionControl;
 use report::Row;
@@ -30,7 +31,9 @@ use std::process::{Command, Stdio};
 /// Set in the process that runs one case.
 const CASE: &str = "KCM_TCP_BENCH_CASE";
 
-const CASES: [&str; 7] = ["echo", "idle", "churn", "bulk", "holes", "lossy", "bbr"];
+const CASES: [&str; 8] = [
+    "echo", "shards", "idle", "churn", "bulk", "holes", "lossy", "bbr",
+];
 
 fn main() {
     if lossy::is_child() {
@@ -76,6 +79,7 @@ fn main() {
 fn run(case: &str, quick: bool) -> Vec<Row> {
     match case {
         "echo" => echo::run(quick),
+        "shards" => shards::run(quick),
         "idle" => idle::run(if quick { 100_000 } else { 1_000_000 }),
         "idle10m" => idle::run(10_000_000),
         "churn" => churn::run(quick),
