@@ -293,6 +293,196 @@ static void takes_long(void)
 	close(ep);
 }
 
+/* ---- listen */
+
+/* Has the peer dial back to this port so many times. */
+static int calls(int port, int times)
+{
+	unsigned char where[3] = { port >> 8, port & 255, times };
+	int fd = dial('D');
+	check(send(fd, where, 3, 0) == 3, "where to");
+	return fd;
+}
+
+/* How many of them have heard what. */
+static void heard(const char *what, int fd, int times)
+{
+	char all[256];
+	int count[256] = { 0 };
+	check(recv(fd, all, times, MSG_WAITALL) == times, "what was heard");
+	for (int i = 0; i < times; i++)
+		count[(unsigned char)all[i]]++;
+	printf("%s:", what);
+	for (int i = 0; i < 256; i++)
+		if (count[i])
+			printf(" %c %d", i, count[i]);
+	puts("");
+	fflush(stdout);
+	close(fd);
+}
+
+static int listener(const char *host, int port, int option)
+{
+	struct sockaddr_in a = at(host, port);
+	int s = tcp(0), one = 1;
+	setsockopt(s, SOL_SOCKET, option, &one, sizeof one);
+	check(bind(s, (void *)&a, sizeof a) == 0, "bind");
+	check(listen(s, 16) == 0, "listen");
+	return s;
+}
+
+/* Answers `times` connections with `byte`. */
+static void answers(int s, int times, char byte)
+{
+	for (int i = 0; i < times; i++) {
+		char buf[5];
+		int fd = accept(s, NULL, NULL);
+		check(fd >= 0, "accept");
+		check(recv(fd, buf, 5, MSG_WAITALL) == 5 && !memcmp(buf, "hello", 5), "hello");
+		check(send(fd, &byte, 1, 0) == 1, "answer");
+		recv(fd, buf, 1, 0);
+		close(fd);
+	}
+}
+
+static void listens(const char *own)
+{
+	struct sockaddr_in a = at(own, OWN), other = at(own, OWN), peer;
+	int s = tcp(0), second = tcp(0), got, one = 1;
+	socklen_t n = sizeof peer;
+	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	say("bind", bind(s, (void *)&a, sizeof a));
+	printf("shows %x\n", shows(s));
+	say("bind again", bind(s, (void *)&a, sizeof a));
+	say("accept too early", accept(s, NULL, NULL));
+	say("another there", bind(second, (void *)&other, sizeof other));
+	close(second);
+	say("listen", listen(s, 5));
+	say("listen again", listen(s, 6));
+	say("connect", connect(s, (void *)&a, sizeof a));
+	printf("named %s %d\n", inet_ntoa(local(s).sin_addr), ntohs(local(s).sin_port));
+	say("getpeername", getpeername(s, (void *)&peer, &n));
+	n = sizeof got;
+	check(getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, &got, &n) == 0, "SO_ACCEPTCONN");
+	printf("listens %d, shows %x\n", got, shows(s));
+	fcntl(s, F_SETFL, O_NONBLOCK);
+	say("nobody", accept(s, NULL, NULL));
+	fcntl(s, F_SETFL, 0);
+	int fd = calls(OWN, 3);
+	n = sizeof peer;
+	int first = accept4(s, (void *)&peer, &n, SOCK_CLOEXEC);
+	check(first >= 0, "accept");
+	printf("from %s, cloexec %d\n", inet_ntoa(peer.sin_addr), fcntl(first, F_GETFD));
+	printf("at %s %d\n", inet_ntoa(local(first).sin_addr), ntohs(local(first).sin_port));
+	text("first", first, 10);
+	check(send(first, "x", 1, 0) == 1, "send");
+	close(first);
+	answers(s, 2, 'y');
+	heard("the peer", fd, 3);
+	/* In an epoll set, and gone. */
+	struct epoll_event e = { .events = EPOLLIN, .data.u64 = 5 };
+	int ep = epoll_create1(0);
+	check(epoll_ctl(ep, EPOLL_CTL_ADD, s, &e) == 0, "epoll_ctl");
+	fd = calls(OWN, 1);
+	int count = epoll_wait(ep, &e, 1, 10000);
+	printf("epoll: %d %x %d\n", count, e.events, (int)e.data.u64);
+	answers(s, 1, 'z');
+	heard("the peer", fd, 1);
+	close(ep);
+	close(s);
+	/* Its place is free at once. */
+	s = tcp(0);
+	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	say("bind", bind(s, (void *)&a, sizeof a));
+	say("listen", listen(s, 5));
+	close(s);
+	/* A port that it does not choose; and one that listens without a name. */
+	s = tcp(0);
+	a.sin_port = 0;
+	say("bind", bind(s, (void *)&a, sizeof a));
+	printf("a port %d\n", ntohs(local(s).sin_port) > 1024);
+	say("listen", listen(s, 1));
+	fd = calls(ntohs(local(s).sin_port), 1);
+	answers(s, 1, 'p');
+	heard("the peer", fd, 1);
+	close(s);
+	s = tcp(0);
+	say("listen", listen(s, 1));
+	fd = calls(ntohs(local(s).sin_port), 1);
+	answers(s, 1, 'q');
+	heard("the peer", fd, 1);
+	close(s);
+	/* All of this host's addresses, the kernel's too. */
+	s = listener("0.0.0.0", OWN + 1, SO_REUSEADDR);
+	fd = calls(OWN + 1, 2);
+	answers(s, 2, 'w');
+	heard("the peer", fd, 2);
+	CHILD({
+		struct sockaddr_in here = at("127.0.0.1", OWN + 1);
+		int c = tcp(0);
+		char byte = 0;
+		check(connect(c, (void *)&here, sizeof here) == 0 && send(c, "hello", 5, 0) == 5, "loopback");
+		check(recv(c, &byte, 1, 0) == 1, "answer");
+		printf("over loopback: %c\n", byte);
+	});
+	answers(s, 1, 'l');
+	join("loopback");
+	close(s);
+	/* Connects from where it is bound. */
+	s = tcp(0);
+	a.sin_port = htons(OWN + 2);
+	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	say("bind", bind(s, (void *)&a, sizeof a));
+	other = at(ip, PORT);
+	say("connect", connect(s, (void *)&other, sizeof other));
+	printf("from %d\n", ntohs(local(s).sin_port));
+	check(send(s, "E", 1, 0) == 1, "first byte");
+	echoes("bound and connected", s);
+	struct linger hard = { 1, 0 };
+	setsockopt(s, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+	close(s);
+}
+
+/* Children with listeners of their own on one port: each gets its share. */
+static void spread(const char *own)
+{
+	enum { CHILDREN = 3, TIMES = 60 };
+	int ready[2], s = listener(own, OWN + 3, SO_REUSEPORT);
+	pid_t pids[CHILDREN];
+	char c;
+	check(pipe(ready) == 0, "pipe");
+	for (int i = 0; i < CHILDREN; i++) {
+		CHILD({
+			close(s);
+			int mine = listener(own, OWN + 3, SO_REUSEPORT);
+			check(write(ready[1], "x", 1) == 1, "write");
+			answers(mine, TIMES, '0');
+		});
+		pids[i] = last_child;
+	}
+	for (int i = 0; i < CHILDREN; i++)
+		check(read(ready[0], &c, 1) == 1, "read");
+	int fd = calls(OWN + 3, TIMES);
+	struct pollfd p[2] = { { fd, POLLIN, 0 }, { s, POLLIN, 0 } };
+	int mine = 0;
+	while (poll(p, 2, 20000) > 0 && !p[0].revents) {
+		answers(s, 1, '0');
+		mine++;
+	}
+	heard("all of them", fd, TIMES);
+	printf("some here %d, some there %d\n", mine > 0, mine < TIMES);
+	for (int i = 0; i < CHILDREN; i++) {
+		kill(pids[i], SIGKILL);
+		waitpid(pids[i], NULL, 0);
+	}
+	/* Whoever was killed gets none any more. */
+	usleep(1500000);
+	fd = calls(OWN + 3, TIMES);
+	answers(s, TIMES, '1');
+	heard("all the rest", fd, TIMES);
+	close(s);
+}
+
 static void trace(void)
 {
 	alarm(120);
@@ -316,6 +506,11 @@ static void trace(void)
 		join("grandchild");
 	});
 	join("generations");
+	char own[20];
+	strcpy(own, inet_ntoa(local(fd).sin_addr));
+	CHILD(listens(own));
+	join("listens");
+	spread(own);
 	echoes("the parent again", fd);
 	close(fd);
 	puts("done");

@@ -125,6 +125,27 @@ static void *serve(void *arg)
 		free(bytes);
 		break;
 	}
+	case 'D': { /* dials so many times where it is told to, and tells what it has heard there */
+		unsigned char to[3], heard[256];
+		struct sockaddr_in a;
+		socklen_t length = sizeof a;
+		read_all(fd, (char *)to, 3);
+		getpeername(fd, (void *)&a, &length);
+		memcpy(&a.sin_port, to, 2);
+		for (int i = 0; i < to[2]; i++) {
+			int other = socket(AF_INET, SOCK_STREAM, 0);
+			heard[i] = '-';
+			if (connect(other, (void *)&a, sizeof a) == 0) {
+				heard[i] = '0';
+				send(other, "hello", 5, MSG_NOSIGNAL);
+				if (recv(other, heard + i, 1, 0) <= 0)
+					heard[i] = 'r';
+			}
+			close(other);
+		}
+		write_all(fd, (char *)heard, to[2]);
+		break;
+	}
 	case 'L':
 		for (int i = 0; i < 100 && !last; i++)
 			usleep(10000);

@@ -249,7 +249,12 @@ pub(crate) fn look_for_end(file: &'static File) {
         if handover::is_alive(door) {
             return handover::look_again();
         }
-        socket.door = None;
+        (socket.door, socket.bound) = (None, None);
+        // Its place is free at once; the file may have to wait for a lock to be given back.
+        let now = engine.now();
+        if let Ok(State::Listening(id)) = engine.set_state(file, State::Unbound) {
+            engine.stack.tcp_unlisten(now, id);
+        }
     } else {
         return;
     }
