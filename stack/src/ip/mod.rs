@@ -34,7 +34,7 @@ use fragment::Idents;
 use groups::Groups;
 use iface::{Iface, IfaceId};
 use neighbor::{NeighborCache, NeighborRef};
-pub(crate) use output::{ETHERNET, IpMeta, NextHop, NoWay};
+pub(crate) use output::{ETHERNET, IpMeta, NextHop, NoWay, sum_without_ident};
 use pmtu::PathMtus;
 use reassembly::Reassembler;
 use route::{Hop, RouteTable};

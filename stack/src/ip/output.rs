@@ -59,6 +59,11 @@ impl IpMeta {
         if self.src.is_v4() { IPV4 } else { IPV6 }
     }
 
+    /// Sum of the pseudo header for `len` bytes.
+    pub(crate) fn pseudo(&self, len: usize) -> Sum {
+        Sum::default().pseudo(self.src, self.dst, self.protocol.into(), len)
+    }
+
     /// Where the transport header begins in a frame.
     pub(crate) const fn transport_offset(&self) -> usize {
         ETHERNET + self.header_len()
@@ -167,6 +172,18 @@ impl IpLayer {
         }
     }
 
+    /// Makes a packet of the IPv4 packet before it: another identification. `sum` is what
+    /// [`sum_without_ident`] said.
+    #[inline]
+    pub(crate) fn identify(&mut self, packet: &mut [u8], sum: u32) {
+        self.ident = self.ident.wrapping_add(1);
+        let sum = sum + u32::from(self.ident);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        packet[4..6].copy_from_slice(&self.ident.to_be_bytes());
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
+
     /// Fills the transport checksum at `field` of `transport`, or leaves the pseudo header's sum
     /// there for the interface's device to finish.
     pub(crate) fn fill_checksum(
@@ -182,7 +199,7 @@ impl IpLayer {
             self.fill_full_checksum(meta, transport, field);
             return None;
         }
-        let bytes = pseudo(meta, transport.len()).partial();
+        let bytes = meta.pseudo(transport.len()).partial();
         transport[field..field + 2].copy_from_slice(&bytes);
         Some(PartialChecksum {
             start: meta.transport_offset() as u16,
@@ -192,7 +209,7 @@ impl IpLayer {
 
     /// Fills the whole checksum: frames that wait or loop back pass no device that could finish it.
     pub(crate) fn fill_full_checksum(&self, meta: &IpMeta, transport: &mut [u8], field: usize) {
-        let mut sum = pseudo(meta, transport.len()).bytes(transport).finish();
+        let mut sum = meta.pseudo(transport.len()).bytes(transport).finish();
         // UDP reads zero as "no checksum" (RFC 768); to everyone else both zeros are equal.
         if sum == [0, 0] && meta.protocol == IpProtocol::Udp {
             sum = [0xff, 0xff];
@@ -294,10 +311,6 @@ impl IpLayer {
     }
 }
 
-fn pseudo(meta: &IpMeta, len: usize) -> Sum {
-    Sum::default().pseudo(meta.src, meta.dst, meta.protocol.into(), len)
-}
-
 /// An IPv4 header without options for `len` bytes. Its checksum comes from the fields, not from the
 /// bytes, which would have to be waited for.
 fn ipv4_header(meta: &IpMeta, ident: u16, len: usize) -> [u8; IPV4] {
@@ -321,6 +334,18 @@ fn ipv4_header(meta: &IpMeta, ident: u16, len: usize) -> [u8; IPV4] {
     header[8..16].copy_from_slice(&pair(c | u32::from(checksum), d));
     header[16..].copy_from_slice(&e.to_be_bytes());
     header
+}
+
+/// What the checksum of an IPv4 header adds up, without the identification; `None` for IPv6.
+pub(crate) fn sum_without_ident(header: &[u8]) -> Option<u32> {
+    let header: &[u8; IPV4] = header.try_into().ok()?;
+    let (words, _) = header.as_chunks::<2>();
+    let all: u32 = words
+        .iter()
+        .map(|w| u32::from(u16::from_be_bytes(*w)))
+        .sum();
+    let word = |at: usize| u32::from(u16::from_be_bytes([header[at], header[at + 1]]));
+    Some(all - word(4) - word(10))
 }
 
 /// Fills the checksum of a 20-byte IPv4 header.

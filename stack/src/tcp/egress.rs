@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use smoltcp::wire::{EthernetAddress, IpProtocol};
 
 use super::conn::Flags;
+use super::run::{Run, Start};
 use super::segment::Plan;
 use super::state::State;
 use super::{CHECKSUM_AT, Engine, Tcb, mss};
@@ -90,12 +91,16 @@ impl Engine {
         {
             return Sent::Moved(to);
         }
+        if let Some(transmit) = self.run_on(ip, i, out, now) {
+            return Sent::Frame(transmit);
+        }
         let mut t = self.tcb(i, now);
         let mut plan = Plan::new();
         if !t.next_segment(&mut plan) {
             return Sent::Nothing;
         }
         t.env.stats.segments_out += 1;
+        let left = t.run_length(&plan);
         let Tcb { c, b, .. } = t;
         let opts = c.opts();
         let meta = IpMeta {
@@ -137,12 +142,25 @@ impl Engine {
                     header_bytes: (offset + plan.header_len()) as u16,
                     ipv6: !meta.src.is_v4(),
                 });
-                Sent::Frame(Transmit {
+                let transmit = Transmit {
                     iface,
                     len: frame.len(),
                     checksum,
                     gso,
-                })
+                };
+                if left > 0 {
+                    let start = Start {
+                        conn: i,
+                        left,
+                        now,
+                        hop,
+                        tcp_at: offset,
+                        payload_at: offset + plan.header_len(),
+                    };
+                    let pseudo = checksum.is_none().then(|| meta.pseudo(plan.len()));
+                    self.run = Run::behind(frame, transmit, &start, pseudo);
+                }
+                Sent::Frame(transmit)
             }
             _ => {
                 ip.fill_full_checksum(&meta, transport, CHECKSUM_AT);

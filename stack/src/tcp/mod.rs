@@ -28,6 +28,7 @@ mod rack;
 mod reassembly;
 mod receive;
 mod rto;
+mod run;
 mod scoreboard;
 mod segment;
 mod seq;
@@ -65,6 +66,7 @@ use demux::Demux;
 use egress::Egress;
 use handshake::Embryo;
 use listener::Listeners;
+use run::Run;
 use timer_wheel::TimerWheel;
 use timewait::TimeWaits;
 
@@ -120,6 +122,8 @@ pub(crate) struct Engine {
     wheel: TimerWheel,
     /// By interface.
     egress: Vec<Egress>,
+    /// Of the connection that sent last.
+    run: Option<Run>,
     /// Connections with uncollected readiness.
     events: VecDeque<u32>,
     /// Connections that may hold an ACK, since the last release.
@@ -156,6 +160,7 @@ impl Engine {
             demux: Demux::new(key.derive(1), config.expected_connections),
             wheel: TimerWheel::new(now),
             egress: Vec::new(),
+            run: None,
             events: VecDeque::new(),
             held: Vec::new(),
             listeners: Listeners::default(),

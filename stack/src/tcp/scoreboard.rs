@@ -122,6 +122,16 @@ impl Scoreboard {
         });
     }
 
+    /// Records the first transmission of `bytes` more, when and as the last range was sent.
+    pub(crate) fn push_alike(&mut self, bytes: u32) {
+        if let Some(&Sent {
+            end, at, snapshot, ..
+        }) = self.sent.back()
+        {
+            self.push(end, end + bytes, at, snapshot);
+        }
+    }
+
     /// Removes what `una` acknowledges, calling `newly` with each entry (or part of one) that was
     /// not SACKed before. Returns the bytes so delivered.
     pub(crate) fn ack(&mut self, una: Seq, mut newly: impl FnMut(&Sent)) -> u32 {

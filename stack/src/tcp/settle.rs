@@ -14,6 +14,7 @@ impl Engine {
     /// Borrows a connection to work on, lending it busy state if it has none.
     #[inline(always)]
     pub(super) fn tcb(&mut self, i: u32, now: Instant) -> Tcb<'_> {
+        self.run = None;
         if self.conns[i].busy == NONE {
             self.lend_busy(i);
         }
