@@ -43,7 +43,7 @@ static void send_timeout(int type)
 	set_timeout(k, SO_SNDTIMEO, 200);
 	long before = now_ms();
 	R(send(k, zeros, 1, 0));
-	say("after about 0.2 s: %d", in_range(now_ms() - before, 190, 2000));
+	say("not before 0.2 s: %d", now_ms() - before >= 190);
 }
 
 static void attach_flushes(int type)
@@ -94,7 +94,7 @@ static void send_restarted(int type)
 	signal_after(100, SA_RESTART);
 	R(send(later.k, "later", 5, 0));
 	signal_over();
-	say("after about 0.4 s: %d", in_range(now_ms() - before, 350, 3000));
+	say("not before 0.4 s: %d", now_ms() - before >= 350);
 	pthread_join(attacher, NULL);
 }
 

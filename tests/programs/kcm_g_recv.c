@@ -152,7 +152,7 @@ static void timeout(int type)
 	set_timeout(k, SO_RCVTIMEO, 300);
 	long before = now_ms();
 	R(recv(k, buf, sizeof buf, 0));
-	say("after about 0.3 s: %d", in_range(now_ms() - before, 290, 2500));
+	say("not before 0.3 s: %d", now_ms() - before >= 290);
 }
 
 static void *message_later(void *arg)

@@ -116,10 +116,10 @@ static void unreachable(const char *ip)
 	long began = now_ms();
 	R(connect(fd, (void *)&a, sizeof a));
 	/* Three questions, a second apart. */
-	say("in time %d", in_range(now_ms() - began, 1500, 8000));
+	say("not before 1.5 s: %d", now_ms() - began >= 1500);
 	fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 	R(connect(fd, (void *)&a, sizeof a));
-	say("ready %s", poll_bits(ready(fd, POLLIN | POLLOUT, 10000)));
+	say("ready %s", poll_bits(ready(fd, POLLIN | POLLOUT, 60000)));
 	error = take_so_error(fd);
 	say("error %s", errno_name(error));
 }
