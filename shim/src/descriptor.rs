@@ -28,9 +28,9 @@ pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) 
     Ok(done)
 }
 
-fn before_close(file: &'static File, fd: i32) -> Number {
+pub(crate) fn before_close(file: &'static File, fd: i32) -> Number {
     match file.kind() {
-        Kind::Tcp => tcp::before_close(file, fd),
+        Kind::Tcp | Kind::Inherited => tcp::before_close(file, fd),
         _ => Number::Free,
     }
 }

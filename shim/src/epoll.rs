@@ -81,7 +81,7 @@ const AUX_BATCH: usize = 64;
 
 /// epoll_ctl(2) where `fd` is a file of ours. Native when the kernel has to answer.
 pub(crate) fn ctl(epfd: i32, op: i32, fd: i32, event: Option<epoll_event>) -> Outcome<i32> {
-    let Some(target) = poll::ours(fd) else {
+    let Some(target) = target(op, fd) else {
         return Err(Exit::Native);
     };
     if op == libc::EPOLL_CTL_ADD {
@@ -101,6 +101,12 @@ pub(crate) fn ctl(epfd: i32, op: i32, fd: i32, event: Option<epoll_event>) -> Ou
         libc::EPOLL_CTL_DEL => delete(set, fd, target),
         _ => Err(Errno::EINVAL.into()),
     }
+}
+
+/// The file of `fd` as an epoll_ctl(2) takes it. A socket that processes share may be a member of old.
+fn target(op: i32, fd: i32) -> Option<&'static File> {
+    let member = lookup(fd).filter(|file| file.kind() == Kind::Inherited);
+    poll::ours(fd).or(member.filter(|_| op != libc::EPOLL_CTL_ADD))
 }
 
 /// The set behind an epoll descriptor that is about to get its first member of ours.
@@ -238,7 +244,7 @@ fn modify(set: &'static File, fd: i32, target: &'static File, event: epoll_event
             return Err(Errno::EINVAL);
         }
         (member.events, member.data, member.spent) = (event.events, event.u64, false);
-        if matches!(target.kind(), Kind::Tcp | Kind::Stack) {
+        if matches!(target.kind(), Kind::Tcp | Kind::Stack | Kind::Inherited) {
             let tag = epoll::EventData::new_u64(Source::Member(key).pack());
             let _ = epoll::modify(&set.aux, sys::borrow(fd), tag, asked(event.events));
         }
@@ -374,16 +380,16 @@ fn watch_queue(set: &File, fd: i32, key: u64) -> Outcome<()> {
     Ok(())
 }
 
-/// A member has become a socket shared between processes.
-pub(crate) fn watch_shared(set: &'static File, target: &'static File) {
-    let keys: Vec<_> = with(set, |set| {
+/// A member has become a socket of which the descriptor beneath has something to say.
+pub(crate) fn watch_anew(set: &'static File, target: &'static File) {
+    let these: Vec<_> = with(set, |set| {
         let members = set.members.iter();
         let these = members.filter(|(_, m)| core::ptr::eq(m.file, target));
-        these.map(|(key, m)| (*key, m.fd)).collect()
+        these.map(|(key, m)| (*key, *m)).collect()
     })
     .unwrap_or_default();
-    for (key, fd) in keys {
-        let _ = watch_queue(set, fd, key);
+    for (key, member) in these {
+        let _ = watch_beneath(set, target, member.fd, key, member.events);
         deliver(set, key, u32::MAX);
     }
 }
@@ -437,8 +443,10 @@ pub(crate) fn renew_in_child(
         core::mem::forget(set.call_in.take());
         set.sleepers.clear();
         set.ready.clear();
-        set.members
-            .retain(|_, m| m.file.kind() != Kind::Tcp || m.file.cell.get().is_none());
+        let attached = |m: &Member| {
+            matches!(m.file.kind(), Kind::Tcp | Kind::Inherited) && m.file.cell.get().is_some()
+        };
+        set.members.retain(|_, m| !attached(m));
         for member in set.members.values_mut() {
             member.file = renewed(member.file).unwrap_or(member.file);
             member.queued = false;

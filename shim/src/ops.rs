@@ -18,6 +18,10 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
         },
         Kind::Stack if file.is_stream() => net::stream::recv(file, fd, dst, flags),
         Kind::Stack => net::message::recv(file, fd, dst, flags, 0).map(|from| from.got),
+        Kind::Inherited if file.was_attached() => match tcp::recv(file, dst, flags) {
+            Err(Exit::Native) => net::inherited::recv(file, fd, flags),
+            first => first.map(|bytes| Received { bytes, flags: 0 }),
+        },
         Kind::Inherited => net::inherited::recv(file, fd, flags),
         Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
     }

@@ -32,7 +32,7 @@ pub(crate) fn ours(fd: i32) -> Option<&'static File> {
         Kind::Kcm | Kind::Tcp | Kind::Epoll | Kind::Stack => Some(file),
         Kind::Inherited => {
             net::inherited::hold(file, fd); // the kernel tells, once bytes flow
-            None
+            Some(file).filter(|file| file.was_attached())
         }
         Kind::Bpf | Kind::Own | Kind::Free => None,
     }

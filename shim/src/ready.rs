@@ -36,11 +36,11 @@ pub(crate) fn bits(file: &'static File, fd: i32) -> u32 {
     match file.kind() {
         Kind::Kcm if beneath(file) == Beneath::Queue => native::bits(file, fd),
         Kind::Kcm => kcm(file).unwrap_or(0),
-        Kind::Tcp => tcp::extra_bits(file),
+        Kind::Tcp | Kind::Inherited => tcp::extra_bits(file),
         Kind::Stack if file.was_attached() => tcp::extra_bits(file) | net::bits(file),
         Kind::Stack => net::bits(file),
         Kind::Epoll if epoll::any_ready(file) => IN,
-        Kind::Epoll | Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => 0,
+        Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => 0,
     }
 }
 

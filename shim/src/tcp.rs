@@ -14,6 +14,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::kcm::{EngineGuard, options::put_int};
+use crate::net::inherited;
 use crate::user_mem::{Iovecs, UserPtr};
 use crate::{housekeeper, own, sys};
 
@@ -55,9 +56,15 @@ pub(crate) fn rcvtimeo(fd: BorrowedFd<'_>) -> Option<Nanos> {
     Some(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
 }
 
+/// The file of the number `fd`, if it is one of a socket that is the kernel's beneath.
+fn known(fd: i32) -> Option<&'static File> {
+    lookup(fd).filter(|file| matches!(file.kind(), Kind::Tcp | Kind::Inherited))
+}
+
 /// The file of a descriptor that is being attached; made if this is the first time.
 pub(crate) fn adopt(fd: i32) -> Outcome<&'static File> {
-    if let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Tcp) {
+    if let Some(file) = known(fd) {
+        file.note_attached();
         return Ok(file);
     }
     if !table::in_range(fd) {
@@ -78,17 +85,22 @@ pub(crate) fn prepare(file: &File) -> Outcome<()> {
     Ok(())
 }
 
+/// Runs `f` on what the file has besides its socket. Native when it has nothing.
+fn with<R>(file: &File, f: impl FnOnce(&mut Attached) -> R) -> Outcome<R> {
+    file.body.lock()?.attached().map(f).ok_or(Exit::Native)
+}
+
 /// What an earlier attach left unread becomes the start of the next psock's stream.
 pub(crate) fn take_unread(file: &File) -> Outcome<VecDeque<u8>> {
-    match &mut *file.body.lock()? {
-        Body::Tcp(tcp) => Ok(core::mem::take(&mut tcp.unread)),
-        _ => Ok(VecDeque::new()),
+    match with(file, |tcp| core::mem::take(&mut tcp.unread)) {
+        Err(Exit::Native) => Ok(VecDeque::new()),
+        unread => unread,
     }
 }
 
 /// Whether an earlier attach left the peer in the middle of a message.
 pub(crate) fn is_torn(file: &File) -> bool {
-    matches!(file.body.lock().as_deref(), Ok(Body::Tcp(tcp)) if tcp.torn)
+    with(file, |tcp| tcp.torn).unwrap_or(false)
 }
 
 /// What a psock leaves to the descriptor it was attached by.
@@ -118,7 +130,7 @@ impl Left {
 
     /// Takes what an earlier attach left at the number `fd`, but for the error, which stays pending.
     pub(crate) fn take(fd: i32) -> Outcome<Self> {
-        match lookup(fd).filter(|file| file.kind() == Kind::Tcp) {
+        match known(fd) {
             Some(file) => Ok(Self {
                 unread: take_unread(file)?,
                 error: 0,
@@ -132,24 +144,19 @@ impl Left {
 /// The psock is gone.
 pub(crate) fn detached(file: &'static File, left: Left) {
     file.cell.swap(None);
-    if let Ok(mut body) = file.body.lock()
-        && let Body::Tcp(tcp) = &mut *body
-    {
+    let _ = with(file, |tcp| {
         tcp.unread.extend(left.unread);
         tcp.error = left.error;
         tcp.torn |= left.torn;
-    }
+    });
 }
 
 /// Bytes of the stream that no parser wants: the program reads them before the socket's.
 pub(crate) fn keep_unread(file: &'static File, left: &[Slice], behind: VecDeque<u8>) {
-    if let Ok(mut body) = file.body.lock()
-        && let Body::Tcp(tcp) = &mut *body
-    {
-        tcp.unread
-            .extend(left.iter().flat_map(|slice| slice.iter()));
+    let _ = with(file, |tcp| {
+        { &mut tcp.unread }.extend(left.iter().flat_map(|slice| slice.iter()));
         tcp.unread.extend(behind);
-    }
+    });
 }
 
 /// What becomes of a number that the program gives up.
@@ -237,10 +244,7 @@ fn take_error(file: &'static File) -> Outcome<i32> {
         engine.pump();
         return Ok(engine.mux.take_error(psock));
     }
-    match &mut *file.body.lock()? {
-        Body::Tcp(tcp) => Ok(core::mem::take(&mut tcp.error)),
-        _ => Err(Exit::Native),
-    }
+    with(file, |tcp| core::mem::take(&mut tcp.error))
 }
 
 /// The socket beneath has accepted an option: the psock follows.
@@ -251,9 +255,10 @@ pub(crate) fn option_set(file: &'static File, level: i32, name: i32) {
     let Ok((mut engine, psock)) = attached(file) else {
         return;
     };
-    let Some(conn) = engine.connection(psock) else {
+    let Some(conn) = engine.conns.get_mut(psock) else {
         return;
     };
+    conn.told_rcvbuf = inherited::rcvbuf(file).or(conn.told_rcvbuf);
     let (limit, timeout) = (conn.rcvbuf(), conn.rcvtimeo());
     match name {
         libc::SO_RCVBUF | libc::SO_RCVBUFFORCE => {
@@ -280,10 +285,7 @@ pub(crate) fn extra_bits(file: &'static File) -> u32 {
         }
         Err(_) => 0,
     };
-    let (kept, unread) = match file.body.lock().as_deref() {
-        Ok(Body::Tcp(tcp)) => (tcp.error, tcp.unread.len()),
-        _ => (0, 0),
-    };
+    let (kept, unread) = with(file, |tcp| (tcp.error, tcp.unread.len())).unwrap_or_default();
     let mut bits = 0;
     if posted != 0 || kept != 0 {
         bits |= libc::POLLERR as u32;
@@ -296,10 +298,7 @@ pub(crate) fn extra_bits(file: &'static File) -> u32 {
 
 /// Bytes that FIONREAD has to add to what the socket holds.
 pub(crate) fn unread(file: &File) -> usize {
-    match file.body.lock().as_deref() {
-        Ok(Body::Tcp(tcp)) => tcp.unread.len(),
-        _ => 0,
-    }
+    with(file, |tcp| tcp.unread.len()).unwrap_or(0)
 }
 
 /// recv(2) and its kin: unread bytes first, then a posted error, then the socket itself.
@@ -307,7 +306,7 @@ pub(crate) fn recv(file: &'static File, dst: Iovecs<'_>, flags: i32) -> Outcome<
     if let Ok((mut engine, _)) = attached(file) {
         engine.pump();
     }
-    if let Body::Tcp(tcp) = &mut *file.body.lock()? {
+    if let Some(tcp) = file.body.lock()?.attached() {
         let count = tcp.unread.len().min(dst.total());
         if count > 0 {
             let (front, back) = tcp.unread.as_slices();

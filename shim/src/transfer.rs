@@ -25,7 +25,8 @@ pub(crate) fn splice(
     length: usize,
     flags: u32,
 ) -> Outcome<isize> {
-    let ours = |fd| lookup(fd).filter(|f| matches!(f.kind(), Kind::Kcm | Kind::Tcp));
+    let kinds = |f: &&File| matches!(f.kind(), Kind::Kcm | Kind::Tcp | Kind::Inherited);
+    let ours = |fd| lookup(fd).filter(kinds);
     let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0;
     net::inherited::hold_at(from);
     let stack = |fd| lookup(fd).filter(|f| f.kind() == Kind::Stack);
@@ -42,7 +43,7 @@ pub(crate) fn splice(
             from_pipe(from, file, to, length, nonblocking, more)
         }
         (Some(file), _) => {
-            if file.kind() == Kind::Tcp && crate::tcp::unread(file) == 0 {
+            if file.kind() != Kind::Kcm && crate::tcp::unread(file) == 0 {
                 return Err(Exit::Native);
             }
             check_ends(to, to_at, from_at, length)?;

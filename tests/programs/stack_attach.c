@@ -2,7 +2,8 @@
  * kernel's.
  *
  *   stack_attach peer ADDRESS     says "listening", serves plain TCP, ends when its standard input does
- *   stack_attach guest ADDRESS    prints what it sees */
+ *   stack_attach guest ADDRESS    prints what it sees
+ *   stack_attach left ADDRESS     the same of a child whose parent ends */
 #include "guest.h"
 
 enum { PORT = 7200, ECHO = 0, RESET, HALF, MESSAGES = 300, LONGEST = 60000 };
@@ -138,9 +139,9 @@ static void read_them(int k, int by_epoll)
 	free(buf);
 }
 
-static void pipelined(int by_epoll, int closes)
+static void pipelined(int tcp, int by_epoll, int closes)
 {
-	int k = kcm(SOCK_DGRAM), tcp = dial(ECHO);
+	int k = kcm(SOCK_DGRAM);
 	report("attach", attach(k, tcp, prog_p4()));
 	report("again", attach(k, tcp, prog_p4()));
 	if (closes)
@@ -153,9 +154,19 @@ static void pipelined(int by_epoll, int closes)
 		close(tcp);
 }
 
-static void was_reset(void)
+static void blocking(int tcp)
 {
-	int k = kcm(SOCK_DGRAM), tcp = dial(RESET);
+	pipelined(tcp, 0, 0);
+}
+
+static void closed_early(int tcp)
+{
+	pipelined(tcp, 1, 1);
+}
+
+static void was_reset(int tcp)
+{
+	int k = kcm(SOCK_DGRAM);
 	report("attach", attach(k, tcp, prog_p4()));
 	report("send", send(k, "\0\0\0\1x", 5, 0));
 	/* POLLHUP comes with the reset, or a moment after the error that the mux posts. */
@@ -167,10 +178,10 @@ static void was_reset(void)
 	close(k);
 }
 
-static void unread(void)
+static void unread(int tcp)
 {
 	char buf[64];
-	int k = kcm(SOCK_DGRAM), tcp = dial(HALF), n = 0;
+	int k = kcm(SOCK_DGRAM), n = 0;
 	report("attach", attach(k, tcp, prog_p4()));
 	report("message", recv(k, buf, sizeof buf, 0));
 	report("none", recv(k, buf, sizeof buf, DW));
@@ -211,6 +222,222 @@ static void mixed(void)
 	pthread_join(thread, NULL);
 }
 
+/* --- connections that processes share ------------------------------------------------------------ */
+
+/* A process that this one waits for. */
+static void join(pid_t pid)
+{
+	int status = 0;
+	waitpid(pid, &status, 0);
+	say("child ended with %d", status);
+}
+
+static pid_t child(void)
+{
+	fflush(NULL);
+	pid_t pid = fork();
+	if (pid == 0)
+		alarm(15);
+	return pid;
+}
+
+static void by_the_owner(void (*body)(int), int kind)
+{
+	body(dial(kind));
+}
+
+static void by_a_child(void (*body)(int), int kind)
+{
+	int tcp = dial(kind);
+	pid_t pid = child();
+	if (pid == 0) {
+		body(tcp);
+		exit(0);
+	}
+	join(pid);
+	close(tcp);
+}
+
+/* A child has looked at the connection before. */
+static void by_an_owner_that_shares(void (*body)(int), int kind)
+{
+	int tcp = dial(kind);
+	pid_t pid = child();
+	if (pid == 0) {
+		report("writable", ready(tcp, POLLOUT, 5000));
+		exit(0);
+	}
+	join(pid);
+	body(tcp);
+}
+
+/* A process that did not inherit it gets it in a message. */
+static void by_a_receiver(void (*body)(int), int kind)
+{
+	int ends[2];
+	check(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0, "socketpair");
+	pid_t pid = child();
+	char byte = 'f', space[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec part = { &byte, 1 };
+	struct msghdr m = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space };
+	if (pid == 0) {
+		int tcp;
+		check(recvmsg(ends[0], &m, 0) == 1 && CMSG_FIRSTHDR(&m), "a descriptor");
+		memcpy(&tcp, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof tcp);
+		body(tcp);
+		exit(0);
+	}
+	int tcp = dial(kind);
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	*c = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof tcp), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+	memcpy(CMSG_DATA(c), &tcp, sizeof tcp);
+	check(sendmsg(ends[1], &m, 0) == 1, "sendmsg");
+	close(tcp);
+	join(pid);
+	close(ends[0]), close(ends[1]);
+}
+
+static void round_trips(int k, int count)
+{
+	int good = 0;
+	for (int i = 0; i < count; i++) {
+		char out[64], in[64];
+		size_t n = p4(out, (size_t)i % 50, 'a' + i % 26);
+		check(send(k, out, n, 0) == (ssize_t)n, "send");
+		good += recv(k, in, sizeof in, 0) == (ssize_t)n && memcmp(in, out, n) == 0;
+	}
+	say("good %d", good);
+}
+
+/* Plain TCP again, in whatever process. */
+static void plain(int tcp)
+{
+	char in[5] = "";
+	report("send", send(tcp, "plain", 5, 0));
+	report("recv", recv(tcp, in, 5, MSG_WAITALL));
+	say("%.5s", in);
+}
+
+/* The mux is the parent's; a child attaches to it, another one unattaches. */
+static void to_the_mux_of_another(void)
+{
+	int k = kcm(SOCK_DGRAM), tcp = dial(ECHO), program = prog_p4();
+	pid_t pid = child();
+	if (pid == 0) {
+		report("attach", attach(k, tcp, program));
+		report("again", attach(k, tcp, program));
+		exit(0);
+	}
+	join(pid);
+	report("in the parent", attach(k, tcp, program));
+	round_trips(k, 100);
+	pid = child();
+	if (pid == 0) {
+		report("unattach", unattach(k, tcp));
+		report("again", unattach(k, tcp));
+		plain(tcp);
+		exit(0);
+	}
+	join(pid);
+	report("attach", attach(k, tcp, program));
+	round_trips(k, 100);
+	close(k), close(tcp);
+}
+
+/* What a child can do with its copy of a connection that its parent has attached. */
+static void attached_by_the_parent(void)
+{
+	int k = kcm(SOCK_DGRAM), tcp = dial(ECHO), program = prog_p4();
+	char buf[16];
+	report("attach", attach(k, tcp, program));
+	round_trips(k, 10);
+	pid_t pid = child();
+	if (pid == 0) {
+		report("ready", ready(tcp, POLLIN | POLLOUT | POLLRDHUP, 0));
+		size_t n = p4(buf, 6, 'c');
+		report("write", send(tcp, buf, n, 0));
+		exit(0);
+	}
+	join(pid);
+	report("message", recv(k, buf, sizeof buf, 0));
+	round_trips(k, 100);
+	pid = child();
+	if (pid == 0) {
+		report("unattach", unattach(k, tcp));
+		plain(tcp);
+		exit(0);
+	}
+	join(pid);
+	report("unattach", unattach(k, tcp));
+	plain(tcp);
+	report("attach", attach(k, tcp, program));
+	round_trips(k, 100);
+	shutdown(tcp, SHUT_WR); /* the peer closes */
+	report("ready", ready(tcp, 0, 5000) & POLLERR);
+	so_error("error", tcp);
+	close(k), close(tcp);
+}
+
+/* The process that has the mux and the connection ends; its child goes on. */
+static void left_by_the_parent(void)
+{
+	int ended[2], k = kcm(SOCK_DGRAM), tcp = dial(ECHO);
+	char c;
+	check(pipe(ended) == 0, "pipe");
+	report("attach", attach(k, tcp, prog_p4()));
+	if (child() != 0)
+		return;
+	close(ended[1]);
+	check(read(ended[0], &c, 1) == 0, "the parent's end");
+	round_trips(k, 100);
+	report("unattach", unattach(k, tcp));
+	plain(tcp);
+	puts("done");
+}
+
+/* Bytes that the parser wants no part of, in a set that watches the connection. */
+static void watched(int tcp)
+{
+	int k = kcm(SOCK_DGRAM), set = epoll_create1(0);
+	struct epoll_event e = { .events = EPOLLRDHUP };
+	char buf[32];
+	report("watch", epoll_ctl(set, EPOLL_CTL_ADD, tcp, &e));
+	report("attach", attach(k, tcp, prog_p4()));
+	report("message", recv(k, buf, sizeof buf, 0));
+	report("events", epoll_wait(set, &e, 1, 5000));
+	say("%x", e.events & EPOLLERR);
+	report("unattach", unattach(k, tcp));
+	e.events = EPOLLIN;
+	report("change", epoll_ctl(set, EPOLL_CTL_MOD, tcp, &e));
+	so_error("error", tcp);
+	report("events", epoll_wait(set, &e, 1, 5000));
+	say("%x", e.events);
+	report("recv", recv(tcp, buf, sizeof buf, DW));
+	report("events", epoll_wait(set, &e, 1, 0));
+	report("forget", epoll_ctl(set, EPOLL_CTL_DEL, tcp, &e));
+	close(set), close(k), close(tcp);
+}
+
+/* Every kind of connection, however this process came by it. */
+static void however_come_by(void)
+{
+	static const struct {
+		const char *name;
+		void (*run)(void (*)(int), int);
+	} ways[] = { { "its owner", by_the_owner },
+		     { "a child", by_a_child },
+		     { "an owner that shares", by_an_owner_that_shares },
+		     { "a receiver", by_a_receiver } };
+	for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+		printf("attached by %s\n", ways[i].name);
+		puts("blocking"), ways[i].run(blocking, ECHO);
+		puts("epoll, descriptor closed"), ways[i].run(closed_early, ECHO);
+		puts("reset"), ways[i].run(was_reset, RESET);
+		puts("unread"), ways[i].run(unread, HALF);
+		puts("watched"), ways[i].run(watched, HALF);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	check(argc == 3, "usage");
@@ -218,18 +445,19 @@ int main(int argc, char **argv)
 		peer(argv[2]);
 		return 0;
 	}
-	alarm(15); /* a call that never returns ends the trace here */
+	alarm(30); /* a call that never returns ends the trace here */
 	remote = argv[2];
-	puts("blocking");
-	pipelined(0, 0);
-	puts("epoll, descriptor closed");
-	pipelined(1, 1);
-	puts("reset");
-	was_reset();
-	puts("unread");
-	unread();
+	if (!strcmp(argv[1], "left")) {
+		left_by_the_parent();
+		return 0;
+	}
+	however_come_by();
 	puts("mixed");
 	mixed();
+	puts("to the mux of another");
+	to_the_mux_of_another();
+	puts("attached by the parent");
+	attached_by_the_parent();
 	int k = kcm(SOCK_DGRAM), s = socket(AF_INET, SOCK_STREAM, 0);
 	report("unconnected", attach(k, s, prog_p4()));
 	puts("done");

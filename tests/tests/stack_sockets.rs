@@ -107,17 +107,20 @@ fn a_stack_connection_is_attached_as_the_kernels() {
         return;
     }
     let program = program::build("stack_attach", &[]);
-    let trace = |on_stack: bool| {
-        let lab = Lab::new(!on_stack);
-        let _peer = Peer::start(&lab, &program);
-        let mut guest = match on_stack {
-            true => lab.on_stack(&program),
-            false => lab.on_shim(&program),
+    for role in ["guest", "left"] {
+        let trace = |on_stack: bool| {
+            let lab = Lab::new(!on_stack);
+            let _peer = Peer::start(&lab, &program);
+            let mut guest = match on_stack {
+                true => lab.on_stack(&program),
+                false => lab.on_shim(&program),
+            };
+            let output = program::run(guest.args([role, PEER]));
+            String::from_utf8_lossy(&output.stdout).into_owned()
         };
-        let output = program::run(guest.args(["guest", PEER]));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    let (kernel, ours) = (trace(false), trace(true));
-    assert!(kernel.contains("done"), "{kernel}");
-    assert_eq!(kernel, ours);
+        let (kernel, ours) = (trace(false), trace(true));
+        assert!(kernel.contains("done"), "{kernel}");
+        let of = |trace: &str| trace.lines().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(of(&kernel), of(&ours), "{role}");
+    }
 }

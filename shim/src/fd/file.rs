@@ -54,7 +54,7 @@ pub(crate) struct File {
     id: AtomicU32,
     /// Index of the psock of an attached TCP socket in its mux.
     psock: AtomicU32,
-    /// A stack socket that is, or was, attached.
+    /// A stack socket, of whichever process's engine, that is, or was, attached.
     attached: AtomicBool,
     /// Of a stack socket: the kernel's socket beneath listens too.
     speaks: AtomicBool,
@@ -88,7 +88,17 @@ pub(crate) enum Body {
     Epoll(EpollSet),
     Bpf(BpfObject),
     Remote(Remote),
-    Inherited(Inherited),
+    Inherited(Inherited, Attached),
+}
+
+impl Body {
+    /// What a socket that is, or was, attached has besides.
+    pub(crate) fn attached(&mut self) -> Option<&mut Attached> {
+        match self {
+            Self::Tcp(tcp) | Self::Inherited(_, tcp) => Some(tcp),
+            Self::None | Self::Epoll(_) | Self::Bpf(_) | Self::Remote(_) => None,
+        }
+    }
 }
 
 /// How far a KCM socket is known to other processes (see `share`).
@@ -210,7 +220,8 @@ impl File {
     /// The engine of this socket is another process's, or moves bytes for others too.
     pub(crate) fn become_inherited(&self, known: Inherited) {
         if let Ok(mut body) = self.body.lock() {
-            *body = Body::Inherited(known);
+            let tcp = body.attached().map(core::mem::take).unwrap_or_default();
+            *body = Body::Inherited(known, tcp);
             self.kind.store(Kind::Inherited as u8, Ordering::Release);
         }
     }
@@ -269,10 +280,13 @@ impl File {
     /// The TCP socket is attached as `psock`.
     pub(crate) fn bind_psock(&'static self, cell: &'static MuxCell, psock: PsockId) {
         self.psock.store(psock.0, Ordering::Relaxed);
-        if self.kind() == Kind::Stack {
-            self.attached.store(true, Ordering::Release);
-        }
+        self.note_attached();
         self.cell.swap(Some(cell));
+    }
+
+    /// From now on `tcp` knows more about the stack socket.
+    pub(crate) fn note_attached(&self) {
+        self.attached.store(true, Ordering::Release);
     }
 
     /// Whether a stack socket is, or was, attached: `tcp` knows more about it.
@@ -387,10 +401,10 @@ impl File {
     fn take_down(&'static self) {
         match self.kind() {
             Kind::Kcm => crate::kcm::socket::last_close(self),
-            Kind::Tcp => crate::tcp::last_close(self),
+            Kind::Tcp | Kind::Inherited => crate::tcp::last_close(self),
             Kind::Epoll => crate::epoll::last_close(self),
             Kind::Stack => crate::net::socket::last_close(self),
-            Kind::Bpf | Kind::Inherited | Kind::Own | Kind::Free => {}
+            Kind::Bpf | Kind::Own | Kind::Free => {}
         }
         self.kind.store(Kind::Free as u8, Ordering::Release);
         self.cell.swap(None);

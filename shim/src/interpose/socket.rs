@@ -79,7 +79,11 @@ fn set_option(
             publish::stack_option(done, ("setsockopt", fd), level, name)
         }
         Kind::Inherited => {
-            let done = net::inherited::set(file, fd, level, name, at(value), len);
+            let done = match net::inherited::set(file, fd, level, name, at(value), len) {
+                Err(Exit::Native) => Ok(native()),
+                done => done,
+            };
+            let done = done.inspect(|_| tcp::option_set(file, level, name));
             publish::stack_option(done, ("setsockopt", fd), level, name)
         }
         Kind::Tcp => {
@@ -271,10 +275,13 @@ hooks! {
                 }
                 posted => posted,
             },
-            Kind::Inherited => {
-                let done = net::inherited::get(f, fd, level, name, at(value), at(len));
-                publish::stack_option(done, ("getsockopt", fd), level, name)
-            }
+            Kind::Inherited => match tcp::getsockopt(f, level, name, at(value), at(len)) {
+                Err(Exit::Native) => {
+                    let done = net::inherited::get(f, fd, level, name, at(value), at(len));
+                    publish::stack_option(done, ("getsockopt", fd), level, name)
+                }
+                posted => posted,
+            },
             _ => Err(Exit::Native),
         }, native)
     }

@@ -14,12 +14,12 @@ use std::collections::BTreeSet;
 use libc::{FILE, c_char, c_int, off_t, off64_t, size_t, ssize_t};
 
 use super::{fd, io};
+use crate::descriptor;
 use crate::errno::Errno;
 use crate::fd::{File, Kind, lookup, table};
 use crate::net::inherited;
 use crate::real::hooks;
 use crate::sync::Mutex;
-use crate::tcp;
 use crate::variadic::{VaList, variadic};
 
 /// Addresses of the cookie streams in being.
@@ -140,9 +140,7 @@ fn before_unseen_close(fd: c_int, file: &'static File) {
     if crate::process::is_foreign() {
         return;
     }
-    if file.kind() == Kind::Tcp {
-        tcp::before_close(file, fd);
-    }
+    descriptor::before_close(file, fd);
     if table::remove_if(fd, file) {
         file.release();
     }
@@ -184,6 +182,7 @@ hooks! {
     fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE {
         match lookup(fd).map(File::kind) {
             Some(Kind::Kcm | Kind::Tcp | Kind::Stack) => open_stream(fd, mode),
+            Some(Kind::Inherited) if lookup(fd).is_some_and(File::was_attached) => open_stream(fd, mode),
             _ => {
                 inherited::hold_at(fd); // libc reads and writes it by itself
                 // SAFETY: forwards the caller's own arguments.

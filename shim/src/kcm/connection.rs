@@ -36,6 +36,8 @@ pub(crate) struct Connection {
     /// Bytes of the stream that an earlier attach took from the socket and did not consume: read
     /// before the socket is.
     pub(super) unread: VecDeque<u8>,
+    /// SO_RCVBUF of a stack connection that processes share, as the process with the engine has told.
+    pub(crate) told_rcvbuf: Option<u32>,
 }
 
 /// The descriptor a connection is read and written through.
@@ -94,6 +96,7 @@ impl Connection {
             hup: false,
             half_closed: false,
             unread: VecDeque::new(),
+            told_rcvbuf: None,
         }
     }
 
@@ -135,7 +138,9 @@ impl Connection {
     pub(crate) fn rcvbuf(&self) -> u32 {
         match &self.fd {
             ConnFd::Stack(source) => source.rcvbuf(),
-            ConnFd::Lent(_) | ConnFd::Kept(_) => rcvbuf(self.fd()),
+            ConnFd::Lent(_) | ConnFd::Kept(_) => {
+                self.told_rcvbuf.unwrap_or_else(|| rcvbuf(self.fd()))
+            }
         }
     }
 
@@ -248,6 +253,11 @@ fn send_parts<'a>(fd: BorrowedFd<'_>, mut parts: impl Iterator<Item = &'a [u8]>)
             Ok(n) => TxResult::Sent(n),
             Err(io::Errno::INTR) => continue,
             Err(io::Errno::AGAIN) => TxResult::Sent(0),
+            // AF_UNIX does not say why, as TCP does.
+            Err(io::Errno::PIPE) => match sockopt::socket_error(fd) {
+                Ok(Err(why)) => TxResult::Failed(why.raw_os_error()),
+                _ => TxResult::Failed(libc::EPIPE),
+            },
             Err(err) => TxResult::Failed(err.raw_os_error()),
         };
     }

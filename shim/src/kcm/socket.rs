@@ -14,7 +14,8 @@ use super::connection::{Connection, rcvbuf};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
-use crate::net::psock::{self, Source};
+use crate::net::inherited;
+use crate::net::psock::{self, Source, Standing};
 use crate::sync::{Mutex, Rank};
 use crate::tcp::Left;
 use crate::{bpf, epoll, heap, housekeeper, sys, tcp};
@@ -176,12 +177,14 @@ pub(super) fn attach(file: &'static File, tcp_fd: i32, bpf_fd: i32) -> Outcome<i
     if lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Kcm) {
         return Err(Errno::EOPNOTSUPP.into());
     }
-    let stack = lookup(tcp_fd).filter(|f| f.kind() == Kind::Stack);
-    if let Some(tcp) = stack {
-        return attach_stack(file, fd, tcp, program);
-    }
-    let new = !lookup(tcp_fd).is_some_and(|f| f.kind() == Kind::Tcp);
-    let tcp = add(file, Candidate::of_kernel(fd)?, program, |cookie| {
+    let tcp = lookup(tcp_fd);
+    let candidate = match tcp.map(File::kind) {
+        Some(Kind::Stack) => return attach_stack(file, fd, tcp.ok_or(Errno::EBADF)?, program),
+        Some(Kind::Inherited) => Candidate::of_processes(fd, psock::standing(tcp_fd)?)?,
+        _ => Candidate::of_kernel(fd)?,
+    };
+    let new = !tcp.is_some_and(|f| f.kind() == Kind::Tcp || f.was_attached());
+    let tcp = add(file, candidate, program, |cookie| {
         let tcp = tcp::adopt(tcp_fd)?;
         let mut conn = Connection::new(tcp_fd, tcp, cookie);
         conn.unread = tcp::take_unread(tcp)?;
@@ -207,6 +210,7 @@ fn attach_stack(
     let candidate = Candidate {
         cookie: sockopt::socket_cookie(fd)?,
         half_closed: half_closed.ok_or(Errno::EOPNOTSUPP)?,
+        told_rcvbuf: None,
     };
     add(file, candidate, program, |cookie| {
         tcp::prepare(tcp)?;
@@ -217,16 +221,22 @@ fn attach_stack(
     Ok(0)
 }
 
-/// SIOCKCMATTACH by another process, of whose TCP socket `tcp` is a copy. `left` is what an earlier
-/// attach left for that process.
+/// SIOCKCMATTACH by another process, of whose TCP socket `tcp` is a copy; `standing` if it is a stack's.
+/// `left` is what an earlier attach left for that process.
 pub(crate) fn attach_apart(
     file: &'static File,
     tcp: OwnedFd,
+    standing: Option<Standing>,
     program: Parser,
     left: Left,
 ) -> Outcome<()> {
     let fd = sys::borrow(sys::number(&tcp));
-    add(file, Candidate::of_kernel(fd)?, program, |cookie| {
+    let candidate = match standing.filter(|_| !tcp::is_tcp(fd)) {
+        Some(_) if !inherited::is_connection(fd) => return Err(Errno::EOPNOTSUPP.into()),
+        Some(standing) => Candidate::of_processes(fd, standing)?,
+        None => Candidate::of_kernel(fd)?,
+    };
+    add(file, candidate, program, |cookie| {
         let mut conn = Connection::apart(tcp, cookie);
         conn.unread = left.unread;
         Ok((conn, left.torn))
@@ -248,9 +258,20 @@ struct Candidate {
     cookie: u64,
     /// The peer's FIN has come.
     half_closed: bool,
+    /// SO_RCVBUF, if it is not that of the descriptor.
+    told_rcvbuf: Option<u32>,
 }
 
 impl Candidate {
+    /// A stack's connection that processes share, over the AF_UNIX socket `fd`.
+    fn of_processes(fd: BorrowedFd<'_>, standing: Standing) -> Outcome<Self> {
+        Ok(Self {
+            cookie: sockopt::socket_cookie(fd)?,
+            half_closed: standing.half_closed,
+            told_rcvbuf: Some(standing.rcvbuf),
+        })
+    }
+
     /// The kernel's socket `fd`.
     fn of_kernel(fd: BorrowedFd<'_>) -> Outcome<Self> {
         let state = match tcp::is_tcp(fd) {
@@ -263,6 +284,7 @@ impl Candidate {
         Ok(Self {
             cookie: sockopt::socket_cookie(fd)?,
             half_closed: tcp::peer_has_closed(state),
+            told_rcvbuf: None,
         })
     }
 }
@@ -279,6 +301,7 @@ fn add(
     let Candidate {
         cookie,
         half_closed,
+        told_rcvbuf,
     } = tcp;
     heap::check_room()?;
     let cell = file.mux()?;
@@ -288,6 +311,7 @@ fn add(
         return Err(Errno::EALREADY.into());
     }
     let (mut conn, torn) = connect(cookie)?;
+    conn.told_rcvbuf = told_rcvbuf;
     let (limit, timeout) = (conn.rcvbuf(), conn.rcvtimeo());
     let psock = match torn {
         false => engine.mux.attach(program, limit, timeout),

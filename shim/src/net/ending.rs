@@ -7,7 +7,7 @@ use kcm_mux::Nanos;
 use super::{cells, lend};
 use crate::fd::table;
 use crate::interpose::poll::native_ppoll;
-use crate::{housekeeper, process, sys};
+use crate::{descriptor, housekeeper, process, sys};
 
 /// How long the ending process itself waits for the last acknowledgements: some round trips of a
 /// local network. What takes longer is left to a process of its own.
@@ -20,11 +20,12 @@ pub(crate) fn at_exit() -> bool {
         return false;
     }
     for fd in table::ours_in(0, u32::MAX) {
-        if lend::lendable(fd).is_some()
-            && let Some(file) = table::remove(fd)
-        {
-            let _ = sys::close(fd);
-            file.release();
+        if let Some((_, file)) = lend::lendable(fd) {
+            descriptor::before_close(file, fd);
+            if table::remove_if(fd, file) {
+                let _ = sys::close(fd);
+                file.release();
+            }
         }
     }
     if lend::is_needed() {

@@ -9,7 +9,7 @@ use kcm_mux::Nanos;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::sockopt::{self, Timeout};
 
-use super::inherited::{Inherited, Phase, known, set_phase};
+use super::inherited::{self, Inherited, Phase, known, set_phase};
 use super::name::Name;
 use super::options::Settings;
 use super::question::Question;
@@ -17,8 +17,7 @@ use super::socket::waits;
 use super::{address, carry, pristine};
 use crate::epoll::kernel_set;
 use crate::errno::{Errno, Exit, Outcome};
-use crate::fd::file::Body;
-use crate::fd::{File, Kind, table};
+use crate::fd::{File, table};
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::recv::deadline;
 use crate::share::guest::{self, Given, Token, What, Wish};
@@ -130,7 +129,7 @@ pub(super) fn listen_both(host: &Host, of: Candidate, backlog: i32) -> Outcome<i
         },
         Settings::default(),
     );
-    let file = File::new(Kind::Inherited, sys::inode(at), Body::Inherited(known))?;
+    let file = inherited::make(sys::inode(at), known)?;
     table::install(of.fd, file);
     Ok(0)
 }
@@ -218,7 +217,7 @@ fn put(fd: i32, given: Given, settings: Settings, phase: Phase) -> Outcome<&'sta
     let mut known = Inherited::new(name, settings, true);
     known.phase = phase;
     let ino = sys::inode(socket.as_fd());
-    let file = File::new(Kind::Inherited, ino, Body::Inherited(known))?;
+    let file = inherited::make(ino, known)?;
     replace(fd, socket)?;
     pristine::changed(fd);
     table::install(fd, file);

@@ -5,7 +5,7 @@
 
 use core::net::SocketAddr;
 
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::sockopt::Timeout;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
 
@@ -22,6 +22,7 @@ use crate::kcm::recv::Received;
 use crate::share::name::is_trusted;
 use crate::share::stack::{ask, tell};
 use crate::sys;
+use crate::tcp::Attached;
 use crate::user_mem::{self, Iovecs, UserPtr};
 
 /// What is known of such a socket.
@@ -71,14 +72,14 @@ impl Inherited {
 }
 
 pub(super) fn set_phase(file: &File, phase: Phase) {
-    if let Ok(Body::Inherited(known)) = file.body.lock().as_deref_mut() {
+    if let Ok(Body::Inherited(known, _)) = file.body.lock().as_deref_mut() {
         known.phase = phase;
     }
 }
 
 pub(super) fn known(file: &File) -> Outcome<Inherited> {
     match &*file.body.lock()? {
-        Body::Inherited(known) => Ok(known.clone()),
+        Body::Inherited(known, _) => Ok(known.clone()),
         _ => Err(Errno::EBADF.into()),
     }
 }
@@ -95,17 +96,41 @@ pub(crate) fn adopt(fd: i32) -> bool {
     let asked = name.peer.is_none();
     let known = Inherited::new(name, Settings::default(), asked);
     let ino = sys::inode(sys::borrow(fd));
-    let Ok(file) = File::new(Kind::Inherited, ino, Body::Inherited(known)) else {
+    let Ok(file) = make(ino, known) else {
         return false;
     };
     table::install(fd, file);
     true
 }
 
+/// The file of such a socket.
+pub(super) fn make(ino: u64, known: Inherited) -> Outcome<&'static File> {
+    let body = Body::Inherited(known, Attached::default());
+    File::new(Kind::Inherited, ino, body)
+}
+
+/// Whether `fd` is a connection that processes share.
+pub(crate) fn is_connection(fd: BorrowedFd<'_>) -> bool {
+    Name::of(fd).is_some_and(|name| name.peer.is_some()) && is_trusted(fd)
+}
+
+/// The process whose engine has the socket.
+pub(super) fn owner_of(file: &File) -> Outcome<Vec<u8>> {
+    Ok(known(file)?.name.owner)
+}
+
+/// SO_RCVBUF as far as this process knows it, if the file is one of these.
+pub(crate) fn rcvbuf(file: &File) -> Option<u32> {
+    match file.kind() {
+        Kind::Inherited => Some(known(file).ok()?.settings.rcvbuf()),
+        _ => None,
+    }
+}
+
 /// Sees to it that bytes flow. Should the owner not answer, its end shows that it is gone.
 pub(crate) fn hold(file: &'static File, fd: i32) {
     let owner = match file.body.lock().as_deref_mut() {
-        Ok(Body::Inherited(known)) if !known.asked => {
+        Ok(Body::Inherited(known, _)) if !known.asked => {
             known.asked = true;
             known.name.owner.clone()
         }
@@ -207,16 +232,16 @@ pub(super) fn accept_beneath(
             (name.peer.ok_or(Errno::ECONNABORTED)?, Some(name)) // or the owner is gone
         }
     };
-    let file = name.map(|name| {
+    let made = name.map(|name| {
         let ino = sys::inode(accepted.as_fd());
         let known = Inherited::new(name, settings, true);
-        File::new(Kind::Inherited, ino, Body::Inherited(known))
+        make(ino, known)
     });
-    let file = file.transpose()?;
+    let made = made.transpose()?;
     let number = sys::hand_out(accepted);
     table::fresh(number);
     pristine::changed(number);
-    if let Some(file) = file {
+    if let Some(file) = made {
         table::install(number, file);
     }
     if !addr.is_null() {
@@ -386,7 +411,7 @@ pub(crate) fn set(
         return ask(&at.owner, fd, Question::Set(level, name, bytes)).map(|_| 0);
     }
     let (number, _) = bytes.split_first_chunk().ok_or(Errno::EINVAL)?;
-    if let Body::Inherited(known) = &mut *file.body.lock()? {
+    if let Body::Inherited(known, _) = &mut *file.body.lock()? {
         known
             .settings
             .set_int(level, name, i32::from_ne_bytes(*number))?;

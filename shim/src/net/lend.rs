@@ -77,7 +77,7 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
             drop(engine);
             lend_listener(file, fd)
         }
-        State::Connected(conn) if socket.psock.is_none() => {
+        State::Connected(conn) => {
             let (v6, settings) = (socket.v6, socket.settings.clone());
             let Some((local, peer)) = engine.stack.tcp_addresses(conn) else {
                 return Ok(());
@@ -128,7 +128,7 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
     }
     file.set_speaks(true);
     for set in file.watch.sets() {
-        epoll::watch_shared(set, file);
+        epoll::watch_anew(set, file);
     }
     Ok(())
 }
@@ -192,9 +192,34 @@ pub(super) fn unix_stream() -> Outcome<OwnedFd> {
     Ok(sys::raise(fd))
 }
 
-/// Others use the connection from now on. What this process still has of it becomes a copy like theirs.
+/// Others use the connection from now on. What this process still has of it becomes a copy like theirs, but
+/// while a mux here reads it: until then what others write is moved, and what arrives is the mux's.
 pub(super) fn share(engine: &mut Engine, number: u32) {
     let Some(relay) = engine.relays.get_mut(&number).filter(|r| !r.is_shared) else {
+        return;
+    };
+    let file = relay.file;
+    match engine.socket(file) {
+        Ok(socket) if socket.psock.is_some() => {}
+        _ => return give_up(engine, number),
+    }
+    if let Some(relay) = engine.relays.get_mut(&number) {
+        relay.is_shared = true;
+    }
+    note_shared();
+    engine.relay_is_due(number);
+}
+
+/// The mux that read the connection has let go of it.
+pub(super) fn unattached(engine: &mut Engine, number: u32) {
+    if engine.relays.get(&number).is_some_and(|r| r.is_shared) {
+        give_up(engine, number);
+    }
+}
+
+/// This process has no more of the connection than the others.
+fn give_up(engine: &mut Engine, number: u32) {
+    let Some(relay) = engine.relays.get(&number) else {
         return;
     };
     let (program, name) = (relay.file, relay.name.clone());
@@ -203,8 +228,7 @@ pub(super) fn share(engine: &mut Engine, number: u32) {
     };
     keeper.set_stream(true);
     keeper.share_net_place(program);
-    let socket = engine.socket(program).ok();
-    let Some(socket) = socket.filter(|socket| socket.psock.is_none()) else {
+    let Ok(socket) = engine.socket(program) else {
         return keeper.release();
     };
     socket.file = keeper;
@@ -221,7 +245,10 @@ pub(super) fn share(engine: &mut Engine, number: u32) {
     let all = ready::IN | ready::OUT | ready::RDHUP | ready::HUP;
     program.watch.notify(all);
     for set in program.watch.sets() {
-        epoll::leave_to_kernel(set, program);
+        match program.was_attached() {
+            true => epoll::watch_anew(set, program),
+            false => epoll::leave_to_kernel(set, program),
+        }
     }
     program.set_link(Link::Private);
     program.release();
@@ -323,7 +350,7 @@ pub(crate) fn before_program(sockets: &[(i32, &'static File)], knows_us: bool) {
 }
 
 /// Somebody who may know nothing of us gets a copy of a lent socket.
-fn give_away(file: &'static File) {
+pub(super) fn give_away(file: &'static File) {
     let Ok(mut engine) = cells::lock(file) else {
         return;
     };
@@ -350,7 +377,8 @@ pub(super) fn watch_again(engine: &Engine) {
         let file = socket.file;
         if file.link() == Link::Tied {
             let is_it = |fd: &i32| lookup(*fd).is_some_and(|at| core::ptr::eq(at, file));
-            file.forget_pins(1 + table::ours_in(0, u32::MAX).filter(is_it).count() as u32);
+            let numbers = table::ours_in(0, u32::MAX).filter(is_it).count() as u32;
+            file.forget_pins(1 + u32::from(socket.psock.is_some()) + numbers);
         }
     }
     handover::look_again();

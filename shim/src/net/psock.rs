@@ -14,9 +14,11 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::cells::{self, EngineGuard};
-use super::{errors, ready, stream};
+use super::question::Question;
+use super::{errors, inherited, lend, ready, stream};
 use crate::errno::{Errno, Exit, Outcome};
-use crate::fd::File;
+use crate::fd::{File, Kind, lookup};
+use crate::share::stack::ask;
 use crate::wait::Pin;
 use crate::{own, sys};
 
@@ -66,10 +68,13 @@ pub(crate) struct Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        if let Ok(mut engine) = cells::lock(self.pin.file())
-            && let Ok(socket) = engine.socket(self.pin.file())
-        {
+        let Ok(mut engine) = cells::lock(self.pin.file()) else {
+            return;
+        };
+        if let Ok(socket) = engine.socket(self.pin.file()) {
             socket.psock = None;
+            let relay = socket.relay;
+            relay.inspect(|number| lend::unattached(&mut engine, *number));
         }
     }
 }
@@ -188,6 +193,73 @@ impl Source {
         let conn = engine.socket(self.pin.file()).ok().and_then(|s| s.conn());
         let queues = conn.and_then(|id| engine.stack.tcp_queues(id));
         queues.map_or((0, 0), |(unread, unsent, _)| (unread, unsent))
+    }
+}
+
+/// What a mux has to know of a connection that processes share, before it attaches it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    /// The peer has ended the stream.
+    pub(crate) half_closed: bool,
+    /// SO_RCVBUF as getsockopt(2) shows it.
+    pub(crate) rcvbuf: u32,
+}
+
+impl Standing {
+    /// In one word, as processes tell each other.
+    pub(crate) fn pack(self) -> u64 {
+        u64::from(self.rcvbuf) << 1 | u64::from(self.half_closed)
+    }
+
+    pub(crate) fn unpack(word: u64) -> Self {
+        Self {
+            half_closed: word & 1 != 0,
+            rcvbuf: (word >> 1) as u32,
+        }
+    }
+}
+
+/// The owner's side of [`standing`].
+pub(super) fn stand(file: &'static File) -> Outcome<Standing> {
+    let half_closed = attachable(file)?.ok_or(Errno::EOPNOTSUPP)?;
+    let mut engine = cells::lock(file)?;
+    let socket = engine.socket(file)?;
+    if socket.psock.is_some() {
+        return Err(Errno::EALREADY.into());
+    }
+    Ok(Standing {
+        half_closed,
+        rcvbuf: socket.settings.rcvbuf(),
+    })
+}
+
+/// How the stack connection behind `fd` stands, which is shared from now on.
+///
+/// # Errors
+/// `EOPNOTSUPP` when it is in no state to be attached, or its owner is gone; `EALREADY` when the owner has
+/// attached it.
+pub(crate) fn standing(fd: i32) -> Outcome<Standing> {
+    let file = lookup(fd).ok_or(Errno::EBADF)?;
+    if file.kind() == Kind::Stack {
+        if !file.is_stream() {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
+        let standing = stand(file)?;
+        lend::lend(file, fd)?;
+        lend::give_away(file);
+        return match file.kind() {
+            Kind::Inherited => Ok(standing),
+            _ => Err(Errno::EOPNOTSUPP.into()), // not connected yet
+        };
+    }
+    let owner = inherited::owner_of(file)?;
+    match ask(&owner, fd, Question::Attach) {
+        Ok(word) => {
+            let word = word.try_into().map_err(|_| Errno::EIO)?;
+            Ok(Standing::unpack(u64::from_ne_bytes(word)))
+        }
+        Err(Exit::Failed(Errno::EALREADY)) => Err(Errno::EALREADY.into()),
+        Err(_) => Err(Errno::EOPNOTSUPP.into()),
     }
 }
 

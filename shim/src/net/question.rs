@@ -11,7 +11,7 @@ use super::lend::share;
 use super::name::{Door, Name};
 use super::relay::Relay;
 use super::socket::Socket;
-use super::{cells, host, ioctl, options};
+use super::{cells, host, ioctl, options, psock};
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::share::owner;
@@ -90,6 +90,7 @@ pub(crate) fn answer(copy: &OwnedFd, question: Question<'_>) -> Outcome<Vec<u8>>
     let value = UserPtr::new(room.as_mut_ptr().cast());
     match question {
         Question::Share | Question::Failure => return Ok(Vec::new()),
+        Question::Attach => return Ok(psock::stand(file)?.pack().to_ne_bytes().to_vec()),
         Question::Name => {
             let mut engine = cells::lock(file)?;
             let number = engine.socket(file)?.relay.ok_or(Errno::EBADF)?;
@@ -120,6 +121,8 @@ pub(crate) fn answer(copy: &OwnedFd, question: Question<'_>) -> Outcome<Vec<u8>>
 pub(crate) enum Question<'a> {
     /// That it be shared.
     Share,
+    /// How it stands for a mux that is going to attach it.
+    Attach,
     /// What it is called.
     Name,
     /// Why it could not be connected.

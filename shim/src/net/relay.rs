@@ -11,7 +11,7 @@
 use core::mem::MaybeUninit;
 use core::time::Duration;
 
-use kcm_stack::{RecvError, SendError, State as TcpState, TcpId};
+use kcm_stack::{Ready, RecvError, SendError, State as TcpState, TcpId};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno as Sys, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags, Shutdown, sockopt};
@@ -254,6 +254,9 @@ impl Relay {
 
     /// One piece from the connection to the other processes.
     fn feed_process(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
+        if { engine.socket(self.file) }.is_ok_and(|socket| socket.psock.is_some()) {
+            return self.feed_only_end(engine, conn);
+        }
         if self.is_read {
             // A reset after the end of the stream.
             let closed = matches!(engine.stack.tcp_state(conn), None | Some(TcpState::Closed));
@@ -289,6 +292,20 @@ impl Relay {
                 _ => Moved::Broken,
             },
         }
+    }
+
+    /// As [`feed_process`](Self::feed_process) while a mux here takes the bytes.
+    fn feed_only_end(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
+        let ended = engine.stack.tcp_ready(conn).contains(Ready::READ_CLOSED);
+        let unread = engine
+            .stack
+            .tcp_queues(conn)
+            .is_some_and(|(unread, ..)| unread != 0);
+        if ended && !unread && !self.is_read {
+            self.is_read = true;
+            let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+        }
+        Moved::Enough
     }
 
     /// One piece from the other processes to the connection.

@@ -19,6 +19,7 @@ pub(crate) fn inherit() {
     MuxCell::reset_in_child();
     let mut made: BTreeMap<usize, &'static File> = BTreeMap::new();
     let mut sets: Vec<(&'static File, i32)> = Vec::new();
+    let mut attached = Vec::new();
     for fd in table::ours_in(0, u32::MAX) {
         let Some(file) = lookup(fd) else { continue };
         match file.kind() {
@@ -41,6 +42,8 @@ pub(crate) fn inherit() {
             }
             // The kernel's socket, and nothing of ours: the bytes are the parent's to parse.
             Kind::Tcp if file.cell.get().is_some() => drop(table::remove(fd)),
+            // Likewise; the number goes on as the copy that it is.
+            Kind::Inherited if file.cell.get().is_some() => attached.push(file),
             // Its engine stays with the parent.
             Kind::Stack => drop(table::remove(fd)),
             Kind::Epoll if sets.iter().all(|(set, _)| !core::ptr::eq(*set, file)) => {
@@ -53,6 +56,9 @@ pub(crate) fn inherit() {
     let renewed = |old: &'static File| made.get(&core::ptr::from_ref(old).addr()).copied();
     for (set, fd) in sets {
         epoll::renew_in_child(set, fd, renewed);
+    }
+    for file in attached {
+        file.cell.swap(None);
     }
 }
 

@@ -11,6 +11,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
 use crate::kcm::{EngineGuard, MuxCell, socket};
+use crate::net::psock::Standing;
 use crate::proc_net::{self, Page};
 use crate::sync::{Mutex, Rank};
 use crate::tcp::Left;
@@ -153,7 +154,7 @@ pub(crate) fn share(file: &'static File) -> Outcome<()> {
     drop(engine);
     file.watch.notify((libc::POLLIN | libc::POLLOUT) as u32);
     for set in file.watch.sets() {
-        epoll::watch_shared(set, file);
+        epoll::watch_anew(set, file);
     }
     Ok(())
 }
@@ -499,9 +500,11 @@ fn attach(
     let left = Left {
         unread: unread.unwrap_or_else(|| data.to_vec()).into(),
         error: 0,
-        torn: request.b != 0,
+        torn: request.b & wire::attach::TORN != 0,
     };
-    socket::attach_apart(file, tcp, program, left)?;
+    let standing = (request.b & wire::attach::ON_STACK != 0)
+        .then(|| Standing::unpack(request.b >> wire::attach::STANDING));
+    socket::attach_apart(file, tcp, standing, program, left)?;
     Ok((0, 0, Vec::new()))
 }
 

@@ -7,15 +7,16 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::IoSlice;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
-use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request};
+use super::wire::{self, Answer, DATA_MAX, HEAD_BYTES, Op, Request, attach};
 use super::{ledger, name, owner, parcel};
 use crate::bpf::Parcel;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
-use crate::fd::{File, Kind, table};
+use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::recv::deadline;
 use crate::kcm::socket;
+use crate::net::psock;
 use crate::proc_net::Page;
 use crate::sync::Mutex;
 use crate::tcp::Left;
@@ -381,6 +382,11 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, remote: Remote) -> Outcome<&'static File
 pub(crate) fn attach(file: &'static File, fd: i32, tcp_fd: i32, bpf_fd: i32) -> Outcome<i32> {
     let tcp = socket::socket_behind(tcp_fd)?;
     let program = bpf::parcel(bpf_fd)?;
+    let on_stack = |file: &File| matches!(file.kind(), Kind::Stack | Kind::Inherited);
+    let standing = match lookup(tcp_fd).is_some_and(on_stack) {
+        true => attach::ON_STACK | psock::standing(tcp_fd)?.pack() << attach::STANDING,
+        false => 0,
+    };
     let (packed, posted) = match &program {
         Parcel::Packed(bytes) => (1, Some(parcel::post(bytes)?)),
         Parcel::Descriptor => (0, None),
@@ -395,7 +401,8 @@ pub(crate) fn attach(file: &'static File, fd: i32, tcp_fd: i32, bpf_fd: i32) -> 
         .into_iter()
         .chain(long.as_ref().map(AsFd::as_fd))
         .collect();
-    let words = [packed, left.torn.into()];
+    let torn = if left.torn { attach::TORN } else { 0 };
+    let words = [packed, torn | standing];
     let asked = ask(file, fd, Op::Attach, words, data, &fds);
     if asked.is_err() && !left.unread.is_empty() {
         tcp::detached(tcp::adopt(tcp_fd)?, left);

@@ -18,6 +18,7 @@ const NAME: u64 = 5;
 const FAILURE: u64 = 6;
 /// As [`SET`], and nobody waits for the answer.
 const TELL: u64 = 4;
+const ATTACH: u64 = 7;
 /// In `Answer::more`: the socket beneath has the answer. Else the length of it.
 const NATIVE: u64 = u64::MAX;
 /// An answer no longer than this is `Answer::value`; a longer one comes in a file.
@@ -27,6 +28,7 @@ fn request(question: Question<'_>) -> (Request, &[u8]) {
     let option = |level: i32, name: i32| (level as u64) << 32 | u64::from(name as u32);
     let (a, b, data) = match question {
         Question::Share => (SHARE, 0, &[][..]),
+        Question::Attach => (ATTACH, 0, &[][..]),
         Question::Name => (NAME, 0, &[][..]),
         Question::Failure => (FAILURE, 0, &[][..]),
         Question::Get(level, name) => (GET, option(level, name), &[][..]),
@@ -89,6 +91,7 @@ pub(super) fn answer(request: Request, data: &[u8], copy: Option<OwnedFd>) -> Ou
     let (level, name) = ((request.b >> 32) as i32, request.b as i32);
     let question = match request.a {
         SHARE => Question::Share,
+        ATTACH => Question::Attach,
         NAME => Question::Name,
         FAILURE => Question::Failure,
         GET => Question::Get(level, name),

@@ -33,7 +33,7 @@ pub(super) enum Op {
     Clone,
     /// Attach the TCP socket that comes along, and with it the parser program: its descriptor, or if `a`
     /// is 1 a file that it is packed in. The data, or the contents of a third descriptor, are bytes of
-    /// the stream taken before; `b`: 1 if the peer is in the middle of a message.
+    /// the stream taken before; `b` is made of [`attach`].
     Attach,
     /// Unattach the TCP socket with cookie `a`. Answers the error posted on it and whether the peer is in
     /// the middle of a message; with a file, if bytes of the stream were taken that nobody consumed.
@@ -48,6 +48,16 @@ pub(super) enum Op {
     Stack,
     /// A stack socket of the owner's engine, for a process that has none (`super::guest`).
     Open,
+}
+
+/// What `b` of [`Op::Attach`] is made of.
+pub(super) mod attach {
+    /// The peer is in the middle of a message.
+    pub(crate) const TORN: u64 = 1;
+    /// The socket is a stack's, and processes share it.
+    pub(crate) const ON_STACK: u64 = 2;
+    /// Where the word of its [`Standing`](crate::net::psock::Standing) begins.
+    pub(crate) const STANDING: u32 = 2;
 }
 
 impl Op {
