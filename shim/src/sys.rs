@@ -127,12 +127,12 @@ pub(crate) fn take(fd: i32) -> OwnedFd {
 }
 
 /// Puts what `fd` names behind the program's number `to`, instead of what is there.
-pub(crate) fn move_onto(fd: OwnedFd, to: i32, cloexec: bool) -> io::Result<()> {
+pub(crate) fn put_onto(fd: &OwnedFd, to: i32, cloexec: bool) -> io::Result<()> {
     let mut flags = io::DupFlags::empty();
     flags.set(io::DupFlags::CLOEXEC, cloexec);
     // SAFETY: the number is the program's; the wrapper is not dropped.
     let mut number = core::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(to) });
-    io::dup3(&fd, &mut number, flags)
+    io::dup3(fd, &mut number, flags)
 }
 
 /// Closes a number that the program owned, as the real close(2).

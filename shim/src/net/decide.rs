@@ -11,7 +11,7 @@ use super::address::{self, Address};
 use super::guest::{self, Candidate, Host};
 use super::open::{self, Place};
 use super::socket::{self, State};
-use super::{cells, lease, pristine, steer, udp};
+use super::{beneath, cells, lease, pristine, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::route::{self, Decision, OnFailure, Plan, Role, Verdict};
@@ -320,12 +320,15 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
         if let Some(done) = done {
             return Ok(done);
         }
-        let file = socket::replace(fd, inet.v6, false, State::Unbound, ruling.device)?;
-        if local.port() != 0 {
-            let mut engine = cells::lock(file)?;
-            socket::bind_in(&mut engine, file, local)?;
+        match local.port() {
+            0 => beneath::keep(fd, v6, ruling.device)?,
+            _ => {
+                let file = socket::replace(fd, v6, false, State::Unbound, ruling.device)?;
+                let mut engine = cells::lock(file)?;
+                socket::bind_in(&mut engine, file, local)?;
+                file
+            }
         }
-        file
     };
     socket::connect_to(file, fd, remote)
 }

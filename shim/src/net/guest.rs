@@ -228,7 +228,7 @@ fn put(fd: i32, given: Given, settings: Settings, phase: Phase) -> Outcome<&'sta
 fn replace(fd: i32, socket: OwnedFd) -> Outcome<()> {
     let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
     let registered = kernel_set::take_registrations(fd);
-    let moved = sys::move_onto(socket, fd, !stays_open);
+    let moved = sys::put_onto(&socket, fd, !stays_open);
     kernel_set::register_again(fd, registered);
     Ok(moved?)
 }

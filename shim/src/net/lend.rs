@@ -15,7 +15,7 @@ use super::inherited::Inherited;
 use super::name::{Door, Name};
 use super::relay::Relay;
 use super::socket::{Socket, State};
-use super::{address, cells, handover, inherited, ready};
+use super::{address, beneath, cells, handover, inherited, ready};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind, lookup, table};
@@ -71,6 +71,17 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
         return Ok(());
     }
     let mut engine = cells::lock(file)?;
+    let socket = engine.socket(file)?;
+    let is_lent = match socket.state {
+        State::Listening(_) => true,
+        State::Connected(_) => socket.psock.is_none(),
+        _ => false,
+    };
+    if is_lent && socket.is_on_kernels {
+        drop(engine);
+        beneath::own(file, fd)?;
+        engine = cells::lock(file)?;
+    }
     let socket = engine.socket(file)?;
     match socket.state {
         State::Listening(_) => {

@@ -59,6 +59,8 @@ pub(crate) struct Socket {
     pub(crate) error: i32,
     /// The address bind(2) gave it, kept over a connection that failed.
     pub(crate) bound: Option<SocketAddr>,
+    /// Its number still is the kernel's TCP socket, unconnected (see [`super::beneath`]).
+    pub(crate) is_on_kernels: bool,
 }
 
 impl Socket {
@@ -76,6 +78,7 @@ impl Socket {
             psock: None,
             error: 0,
             bound: None,
+            is_on_kernels: false,
         }
     }
 
@@ -108,7 +111,7 @@ pub(crate) fn replace(
     enrol(fd, file, (v6, udp), state, device)?.show_timeouts(&beneath);
     let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
     carry::beneath(fd, &beneath);
-    sys::move_onto(beneath, fd, !stays_open)?;
+    sys::put_onto(&beneath, fd, !stays_open)?;
     Ok(file)
 }
 
@@ -129,7 +132,7 @@ pub(crate) fn join(
 }
 
 /// Puts `file` behind `fd`, where a kernel socket stands, with that one's options, which it returns.
-fn enrol(
+pub(super) fn enrol(
     fd: i32,
     file: &'static File,
     (v6, udp): (bool, bool),
