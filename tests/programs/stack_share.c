@@ -285,6 +285,41 @@ static void serves(void)
 	join("serves");
 }
 
+/* What a number is to a process, and that it is the connection. */
+static void number(const char *who, int fd)
+{
+	int priority = -1;
+	socklen_t length = sizeof priority;
+	getsockopt(fd, SOL_SOCKET, SO_PRIORITY, &priority, &length);
+	printf("%s: flags %x, %s, priority %d\n", who, fcntl(fd, F_GETFD), fcntl(fd, F_GETFL) & O_NONBLOCK ? "nonblocking" : "blocking",
+	       priority);
+	struct pollfd p = { fd, POLLIN, 0 };
+	write_all(fd, who, strlen(who));
+	check(poll(&p, 1, 10000) == 1, "poll");
+	text(who, fd, strlen(who));
+}
+
+static void by_every_number(void)
+{
+	int one = dial('E'), two = dup(one), three = fcntl(one, F_DUPFD_CLOEXEC, 0), priority = 5;
+	check(setsockopt(one, SOL_SOCKET, SO_PRIORITY, &priority, sizeof priority) == 0, "priority");
+	check(fcntl(two, F_SETFL, fcntl(two, F_GETFL) | O_NONBLOCK) == 0, "nonblocking");
+	number("before", three);
+	CHILD({
+		number("first of a child", one);
+		number("second of a child", two);
+		number("third of a child", three);
+	});
+	join("by every number");
+	close(one);
+	number("second", two);
+	close(two);
+	CHILD(number("third of another child", three));
+	join("by every number");
+	number("third", three);
+	close(three);
+}
+
 static void takes_turns(void)
 {
 	int fd = dial('E'), go[2];
@@ -630,6 +665,7 @@ static void guest(void)
 	setlinebuf(stdout);
 	uses();
 	serves();
+	by_every_number();
 	takes_turns();
 	asleep();
 	reset(1);
