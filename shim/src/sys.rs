@@ -10,6 +10,7 @@ use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::io;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::errno::Errno;
 use crate::interpose;
 
 /// A descriptor number of the program's as rustix takes it. The kernel checks it again.
@@ -295,6 +296,41 @@ pub(crate) fn unsent_bytes(fd: BorrowedFd<'_>) -> u32 {
 /// Whether `epfd` is an epoll descriptor: it then does not find `fd` among its members.
 pub(crate) fn is_epoll(epfd: i32, fd: i32) -> bool {
     rustix::event::epoll::delete(borrow(epfd), borrow(fd)) == Err(io::Errno::NOENT)
+}
+
+/// Whether an epoll set has `fd` (kcmp(2)); no thread that waits there notices. `None` where the kernel
+/// does not tell.
+pub(crate) fn epoll_has(epfd: i32, fd: i32) -> Option<bool> {
+    /// linux/kcmp.h.
+    const KCMP_EPOLL_TFD: libc::c_long = 7;
+    /// Registrations of one number that outlive its descriptors.
+    const SAME_NUMBER_MAX: u32 = 64;
+    let pid = libc::c_long::from(rustix::process::getpid().as_raw_nonzero().get());
+    let saved = Errno::current();
+    let has = (0..SAME_NUMBER_MAX).find_map(|nth| {
+        // struct kcmp_epoll_slot: the set, the number, and which of those with it.
+        let slot = [epfd as u32, fd as u32, nth];
+        // SAFETY: kcmp reads three words at the last argument and writes nothing.
+        let order = unsafe {
+            interpose::raw::next::syscall(
+                libc::SYS_kcmp,
+                pid,
+                pid,
+                KCMP_EPOLL_TFD,
+                fd.into(),
+                slot.as_ptr() as libc::c_long,
+                0,
+            )
+        };
+        match order {
+            0 => Some(Some(true)),
+            1.. => None,
+            _ if Errno::current() == Errno::ENOENT => Some(Some(false)),
+            _ => Some(None),
+        }
+    });
+    saved.set();
+    has.unwrap_or(Some(false))
 }
 
 /// epoll_wait(2) without waiting.

@@ -69,7 +69,8 @@ pub(crate) fn register_again(fd: i32, registered: Vec<(i32, epoll_event)>) {
     }
 }
 
-/// A registration that changes nothing before it is taken back.
+/// A registration that changes nothing before it is taken back, as long as what `fd` names cannot hang
+/// up: threads that wait would be told.
 fn try_add(epfd: i32, fd: i32) -> Result<(), rustix::io::Errno> {
     let (epfd, fd) = (sys::borrow(epfd), sys::borrow(fd));
     let nothing = epoll::EventData::new_u64(0);
@@ -77,8 +78,11 @@ fn try_add(epfd: i32, fd: i32) -> Result<(), rustix::io::Errno> {
     epoll::delete(epfd, fd)
 }
 
+/// Whether the set has `fd`. To try whether it can be added would tell threads that wait there of a
+/// socket that hangs up, as one without a connection does.
 fn holds(epfd: i32, fd: i32) -> bool {
-    epfd != fd && try_add(epfd, fd) == Err(rustix::io::Errno::EXIST)
+    let listed = || registration(epfd, fd).is_some();
+    epfd != fd && sys::epoll_has(epfd, fd).unwrap_or_else(listed)
 }
 
 /// Target of the link in /proc of a descriptor that is an epoll set.
