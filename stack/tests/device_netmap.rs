@@ -169,6 +169,44 @@ fn veth_in_emulated_mode_exchanges_frames() {
     });
 }
 
+/// Two cursors on one ring would pass each other's slots to the kernel.
+#[test]
+fn rings_have_one_user() {
+    with_netmap("rings_have_one_user", || {
+        veth(1);
+        let options = OpenOptions::default();
+        for name in ["valekcm:e", "netmap:v0", "netmap:kcmtest{4"] {
+            let held = open_one(name, &options);
+            let error = open(name, &options).err().unwrap();
+            assert!(matches!(error, OpenError::Busy { .. }), "{error}");
+            drop(held);
+            open_one(name, &options);
+        }
+    });
+}
+
+#[test]
+fn state_of_the_interface_is_explained() {
+    with_netmap("state_of_the_interface_is_explained", || {
+        veth(1);
+        let device = || "netmap:v0".to_owned();
+        let other_mtu = OpenOptions {
+            mtu: Some(9000),
+            ..OpenOptions::default()
+        };
+        let refusal = |options| open(&device(), options).err().unwrap();
+        let expected = OpenError::Mtu {
+            device: device(),
+            have: 1500,
+            want: 9000,
+        };
+        assert_eq!(refusal(&other_mtu), expected);
+        ip("link set v0 down");
+        let expected = OpenError::LinkDown { device: device() };
+        assert_eq!(refusal(&OpenOptions::default()), expected);
+    });
+}
+
 /// Frames that are not ours pass between the wire and the kernel's own stack.
 #[test]
 fn host_rings_keep_the_kernel_connected() {

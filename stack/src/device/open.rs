@@ -6,6 +6,7 @@ use super::{
     TapDevice, XdpDevice, netmap,
 };
 use core::num::NonZeroU16;
+use rustix::event::{Timespec, poll};
 use rustix::io::Errno;
 
 /// How to open a device. The default suits a single engine on any interface.
@@ -103,6 +104,26 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Vec<Box<dyn NetDevice>>
             }
         }
     }
+}
+
+/// How often, and after how long each time, something is asked for that somebody else still has: two
+/// seconds, where the end of a program takes milliseconds.
+const BUSY_RETRIES_MAX: usize = 200;
+const BUSY_RETRY_AFTER: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+
+/// Asks for what only one may have, and again while it is busy: the kernel lets go of a closed socket's
+/// memory late, and a program that ended with bytes on their way left a process that sees them arrive.
+pub(super) fn patiently<T>(mut ask: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 0..BUSY_RETRIES_MAX {
+        match ask() {
+            Err(Errno::BUSY) => poll(&mut [], Some(&BUSY_RETRY_AFTER)).map(drop)?,
+            result => return result,
+        }
+    }
+    ask()
 }
 
 fn boxed<D: NetDevice + 'static>(devices: Vec<D>) -> Vec<Box<dyn NetDevice>> {

@@ -4,6 +4,7 @@
 //! A read or write moves one frame, with its `virtio_net_hdr`; there is no batch in the interface.
 //! Frames read are packed densely into one arena, so that small ones share the cache.
 
+use super::open::patiently;
 use super::sys::interface::Interface;
 use super::sys::tun::{
     TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6, attach, set_offload,
@@ -77,7 +78,8 @@ impl TapDevice {
             }
         })?;
         let multi_queue = options.queues.get() > 1;
-        attach(tun.as_fd(), name.as_str(), multi_queue).map_err(|errno| match errno {
+        let attached = patiently(|| attach(tun.as_fd(), name.as_str(), multi_queue));
+        attached.map_err(|errno| match errno {
             Errno::PERM => OpenError::Permission {
                 device: device.into(),
                 needs: "a TAP interface needs CAP_NET_ADMIN: run as root, let root create it for you \

@@ -13,7 +13,7 @@
 //! neighbour should not leave them partial (`ethtool -K PEER tx off`); where it does,
 //! [`RxChecksum::MaybePartial`] says so.
 
-use super::open::Facts;
+use super::open::{Facts, patiently};
 use super::sys::abi_bpf::{Attr, Insn, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, insn};
 use super::sys::call::{self, bpf, bpf_fd, fd_number};
 use super::sys::mmap::Mapping;
@@ -24,7 +24,6 @@ use super::{
     IfName, NetDevice, OpenError, OpenOptions, RX_BATCH_FRAMES, RxChecksum, RxFrame, TransmitError,
     Wait, Written, XdpMode, admit,
 };
-use rustix::event::{Timespec, poll};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::xdp::{
@@ -57,14 +56,6 @@ const SO_BUSY_POLL_BUDGET: i32 = 70;
 
 /// Most frames one busy poll takes from the driver.
 const BUSY_POLL_BUDGET: i32 = 64;
-
-/// How long to wait for a queue whose socket was just closed: 200 times 10 ms, where a busy machine
-/// needs tens of milliseconds.
-const BIND_RETRIES_MAX: usize = 200;
-const BIND_RETRY_AFTER: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 10_000_000,
-};
 
 /// One queue of an interface, through an XDP socket.
 pub struct XdpDevice {
@@ -182,7 +173,7 @@ impl XdpDevice {
             XdpMode::ZeroCopy => SocketAddrXdpFlags::XDP_ZEROCOPY,
         };
         let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-        bind_patiently(fd, &SocketAddrXdp::new(flags, facts.index, queue))
+        patiently(|| bind(fd, &SocketAddrXdp::new(flags, facts.index, queue)))
             .map_err(failed("bind(AF_XDP)"))?;
         bpf(&Attr::map_update(
             &redirect.sockets,
@@ -316,19 +307,6 @@ fn redirect_program(sockets: &OwnedFd) -> [Insn; 6] {
         insn(CALL, 0, 0, 0, REDIRECT_MAP),
         insn(EXIT, 0, 0, 0, 0),
     ]
-}
-
-/// Binds the socket, waiting while the queue is taken: after its socket is closed, a worker of the
-/// kernel's still has to let go of the memory. Somebody else's socket does not come this far, its
-/// program is in the way.
-fn bind_patiently(socket: BorrowedFd<'_>, address: &SocketAddrXdp) -> Result<(), Errno> {
-    for _ in 0..BIND_RETRIES_MAX {
-        match bind(socket, address) {
-            Err(Errno::BUSY) => poll(&mut [], Some(&BIND_RETRY_AFTER)).map(drop)?,
-            result => return result,
-        }
-    }
-    bind(socket, address)
 }
 
 /// The rings of a socket, mapped.

@@ -1,5 +1,6 @@
 //! Binding a port of the netmap module.
 
+use super::super::open::patiently;
 use super::super::sys::abi_netmap::{
     NR_REG_ALL_NIC, NR_REG_NIC_SW, NR_REG_ONE_NIC, NR_REG_PIPE_MASTER, NR_REG_PIPE_SLAVE,
     NR_REG_SW, Register, register, register_legacy, set_port_hdr,
@@ -61,7 +62,7 @@ fn open_rings(port: &NetmapPort, options: &OpenOptions) -> Result<NetmapDevice, 
         },
         errno => system("open /dev/netmap", errno),
     })?;
-    let bound = bind(&fd, port).map_err(|errno| match errno {
+    let bound = patiently(|| bind(&fd, port)).map_err(|errno| match errno {
         Errno::NXIO | Errno::NODEV => OpenError::NoInterface { device: device.clone() },
         Errno::BUSY => OpenError::Busy {
             device: device.clone(),
@@ -157,6 +158,13 @@ fn capabilities(
     } else {
         None
     };
+    if let Some(interface) = &interface
+        && interface.is_up() == Ok(false)
+    {
+        return Err(OpenError::LinkDown {
+            device: device.into(),
+        });
+    }
     let mtu = match interface
         .as_ref()
         .and_then(|interface| interface.mtu().ok())

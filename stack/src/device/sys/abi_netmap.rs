@@ -100,7 +100,7 @@ impl Register {
         Self {
             mode,
             ringid,
-            flags: NR_ACCEPT_VNET_HDR,
+            flags: NR_ACCEPT_VNET_HDR | NR_EXCLUSIVE,
             ..Self::default()
         }
     }
@@ -122,6 +122,8 @@ pub(in crate::device) const NR_REG_NIC_SW: u32 = 3;
 pub(in crate::device) const NR_REG_ONE_NIC: u32 = 4;
 pub(in crate::device) const NR_REG_PIPE_MASTER: u32 = 5;
 pub(in crate::device) const NR_REG_PIPE_SLAVE: u32 = 6;
+/// Nobody else may have the rings: two cursors on one ring would pass each other's slots on.
+const NR_EXCLUSIVE: u64 = 0x800;
 /// We understand ports whose frames begin with a `virtio_net_hdr`.
 const NR_ACCEPT_VNET_HDR: u64 = 0x8000;
 
@@ -198,7 +200,7 @@ pub(in crate::device) fn register_legacy(
         nr_arg1: 0,
         nr_arg2: 0,
         nr_arg3: 0,
-        nr_flags: body.mode,
+        nr_flags: body.mode | NR_EXCLUSIVE as u32,
         spare2: [0],
     };
     let room = request.nr_name[..15]
