@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <net/if.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -33,5 +34,18 @@ int main(void)
 	say("hear", recv(fd, &byte, 1, 0) == 1 && byte == 'g' ? 0 : -1);
 	say("leave", setsockopt(fd, IPPROTO_IP, IP_DROP_MEMBERSHIP, &member, sizeof member));
 	say("again", setsockopt(fd, IPPROTO_IP, IP_DROP_MEMBERSHIP, &member, sizeof member));
+
+	/* The same by the names that do not depend on the family (RFC 3678). */
+	struct group_req request = { .gr_interface = if_nametoindex("veth0") };
+	*(struct sockaddr_in *)&request.gr_group = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr = to.sin_addr };
+	say("join", setsockopt(fd, IPPROTO_IP, MCAST_JOIN_GROUP, &request, sizeof request));
+	say("again", setsockopt(fd, IPPROTO_IP, MCAST_JOIN_GROUP, &request, sizeof request));
+	say("short", setsockopt(fd, IPPROTO_IP, MCAST_JOIN_GROUP, &request, 24));
+	say("send", sendto(sender, "h", 1, 0, (void *)&to, sizeof to));
+	say("hear", recv(fd, &byte, 1, 0) == 1 && byte == 'h' ? 0 : -1);
+	say("leave", setsockopt(fd, IPPROTO_IP, MCAST_LEAVE_GROUP, &request, sizeof request));
+	say("again", setsockopt(fd, IPPROTO_IP, MCAST_LEAVE_GROUP, &request, sizeof request));
+	request.gr_group.ss_family = AF_INET6;
+	say("family", setsockopt(fd, IPPROTO_IP, MCAST_JOIN_GROUP, &request, sizeof request));
 	return 0;
 }

@@ -14,6 +14,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 union address {
@@ -143,6 +144,29 @@ static void receive_told(const char *what, int fd, size_t control_room)
 		}
 		printf("\n");
 	}
+}
+
+/* Whether one message tells when a datagram arrived: after it was sent, and before it was asked for. */
+static void receive_time(const char *what, int fd, int type, const struct timespec *sent)
+{
+	char data[8], control[CMSG_SPACE(16)] = "";
+	struct iovec part = { data, sizeof data };
+	struct msghdr m = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+	struct timespec now;
+	if (say(what, recvmsg(fd, &m, 0)) < 0)
+		return;
+	clock_gettime(CLOCK_REALTIME, &now);
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != type || c->cmsg_len != CMSG_LEN(16)) {
+		printf("  no time, flags %x control %zu\n", m.msg_flags, m.msg_controllen);
+		return;
+	}
+	long long at[2], unit = type == SCM_TIMESTAMP ? 1000 : 1;
+	memcpy(at, CMSG_DATA(c), sizeof at);
+	long long then = at[0] * 1000000000 + at[1] * unit, after = now.tv_sec * 1000000000LL + now.tv_nsec;
+	/* The kernel's clock of frames and the program's are a tick apart. */
+	long long before = sent->tv_sec * 1000000000LL + sent->tv_nsec - 20000000;
+	printf("  in time %d, in range %d\n", then >= before && then <= after, at[1] >= 0 && at[1] * unit < 1000000000);
 }
 
 static void set(int fd, int level, int name, int value)
@@ -280,6 +304,32 @@ static void told(void)
 	send_told("IPV6_TCLASS", s, "fd09::1", 5001, IPPROTO_IPV6, IPV6_TCLASS, &ttl, sizeof ttl);
 	receive_told("k", k, 128);
 	close(s), close(k);
+}
+
+static void times(void)
+{
+	puts("-- times");
+	int s = open_at(AF_INET, "10.9.0.2", 5150), k = open_at(AF_INET, "10.9.0.1", 5151);
+	static const struct {
+		int option, type;
+	} kinds[] = { { SO_TIMESTAMP, SCM_TIMESTAMP }, { SO_TIMESTAMPNS, SCM_TIMESTAMPNS } };
+	for (size_t i = 0; i < 2; i++) {
+		struct timespec sent;
+		int on = -1, other = -1;
+		socklen_t length = sizeof on;
+		set(s, SOL_SOCKET, kinds[i].option, 1);
+		getsockopt(s, SOL_SOCKET, kinds[i].option, &on, &length);
+		getsockopt(s, SOL_SOCKET, kinds[!i].option, &other, &length);
+		printf("on %d other %d\n", on, other);
+		clock_gettime(CLOCK_REALTIME, &sent);
+		send_to("k to s", k, "when", "10.9.0.2", 5150);
+		receive_time("s", s, kinds[i].type, &sent);
+	}
+	set(s, SOL_SOCKET, SO_TIMESTAMP, 0);
+	send_to("k to s", k, "when", "10.9.0.2", 5150);
+	receive_told("s", s, 128);
+	close(s);
+	close(k);
 }
 
 static void many(void)
@@ -510,6 +560,7 @@ int main(void)
 	exchange(AF_INET, "10.9.0.2", "10.9.0.1", 5000);
 	exchange(AF_INET6, "fd09::2", "fd09::1", 5000);
 	told();
+	times();
 	many();
 	waiting();
 	refused();

@@ -45,7 +45,7 @@ fn table() -> BTreeMap<String, [String; 2]> {
 fn holds(word: &str, kernel: &[String; 4], stack: &[String; 4]) -> bool {
     let [value, default, one, before] = stack;
     match word {
-        "yes" | "none" => stack == kernel,
+        "yes" | "kept" | "none" => stack == kernel,
         "default" => {
             let refused = one == "ENOPROTOOPT" || value == "1";
             let is_said = before == "-" || before == value;

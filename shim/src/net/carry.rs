@@ -38,19 +38,13 @@ const CARRIED: [(i32, i32); 20] = [
 ];
 
 /// SOL_SOCKET options that the socket beneath keeps, with the kernel's defaults. The last one locks.
-const BENEATH: [(i32, i32); 13] = [
+const BENEATH: [(i32, i32); 7] = [
     (libc::SO_BROADCAST, 0),
     (libc::SO_BUSY_POLL, 0),
     (libc::SO_DEBUG, 0),
-    (libc::SO_DONTROUTE, 0),
     (libc::SO_INCOMING_CPU, -1),
-    (libc::SO_MARK, 0),
-    (libc::SO_PEEK_OFF, -1),
     (libc::SO_PRIORITY, 0),
-    (libc::SO_RXQ_OVFL, 0),
     (libc::SO_SELECT_ERR_QUEUE, 0),
-    (libc::SO_TIMESTAMP, 0),
-    (libc::SO_TIMESTAMPNS, 0),
     (libc::SO_LOCK_FILTER, 0),
 ];
 

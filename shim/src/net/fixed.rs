@@ -18,9 +18,26 @@ const IPV6_RECVFRAGSIZE: i32 = 77;
 const IPV6_FREEBIND: i32 = 78;
 const TCP_THIN_LINEAR_TIMEOUTS: i32 = 16;
 const TCP_INQ: i32 = 36;
+/// asm-generic/socket.h: of programs with a 64-bit time on 32-bit machines.
+const SO_TIMESTAMP_NEW: i32 = 63;
+const SO_TIMESTAMPNS_NEW: i32 = 64;
+const SO_TIMESTAMPING_NEW: i32 = 65;
+/// As above: a filter for what a group of sockets shares.
+const SO_DETACH_REUSEPORT_BPF: i32 = 68;
 
 /// Level, name and value, for both kinds of socket unless another module answers for one.
-const FIXED: [(i32, i32, i32); 48] = [
+const FIXED: [(i32, i32, i32); 59] = [
+    (SOL_SOCKET, libc::SO_DONTROUTE, 0),
+    (SOL_SOCKET, libc::SO_MARK, 0),
+    (SOL_SOCKET, libc::SO_NOFCS, 0),
+    (SOL_SOCKET, libc::SO_NO_CHECK, 0),
+    (SOL_SOCKET, libc::SO_PEEK_OFF, -1),
+    (SOL_SOCKET, libc::SO_RXQ_OVFL, 0),
+    (SOL_SOCKET, libc::SO_TIMESTAMP, 0),
+    (SOL_SOCKET, SO_TIMESTAMP_NEW, 0),
+    (SOL_SOCKET, libc::SO_TIMESTAMPNS, 0),
+    (SOL_SOCKET, SO_TIMESTAMPNS_NEW, 0),
+    (SOL_SOCKET, libc::SO_WIFI_STATUS, 0),
     (IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 0),
     (IPPROTO_IP, libc::IP_FREEBIND, 0),
     (IPPROTO_IP, libc::IP_MINTTL, 0),
@@ -86,12 +103,23 @@ pub(super) fn value(level: i32, name: i32) -> Option<i32> {
     Some(found.2)
 }
 
-/// What the socket beneath has, and TCP and UDP sockets do not.
+/// What the socket beneath would take, and the stack's has not: EOPNOTSUPP, asked or told.
 pub(super) fn is_beneath_only(level: i32, name: i32) -> bool {
     level == SOL_SOCKET
         && matches!(
             name,
-            libc::SO_PASSCRED | libc::SO_PASSSEC | libc::SO_PEERCRED
+            libc::SO_ATTACH_BPF
+                | libc::SO_ATTACH_FILTER
+                | libc::SO_ATTACH_REUSEPORT_CBPF
+                | libc::SO_ATTACH_REUSEPORT_EBPF
+                | SO_DETACH_REUSEPORT_BPF
+                | libc::SO_MAX_PACING_RATE
+                | libc::SO_PASSCRED
+                | libc::SO_PASSSEC
+                | libc::SO_PEERCRED
+                | libc::SO_TIMESTAMPING
+                | SO_TIMESTAMPING_NEW
+                | libc::SO_TXTIME
         )
 }
 

@@ -330,8 +330,11 @@ pub(crate) fn get(
         }
         _ => match engine.socket(file)?.settings.int(level, name) {
             Some(answer) => answer,
-            None if level == libc::SOL_SOCKET => return Err(Exit::Native),
-            None => fixed::value(level, name).ok_or(Errno::ENOPROTOOPT)?,
+            None => match fixed::value(level, name) {
+                Some(only) => only,
+                None if level == libc::SOL_SOCKET => return Err(Exit::Native),
+                None => return Err(Errno::ENOPROTOOPT.into()),
+            },
         },
     };
     drop(engine);
@@ -440,10 +443,10 @@ pub(crate) fn set(
         let mut engine = cells::lock(file)?;
         engine.socket(file)?.settings.int(level, name).is_some()
     };
-    if !known && level == libc::SOL_SOCKET {
+    let only = fixed::value(level, name).filter(|_| !known);
+    if !known && only.is_none() && level == libc::SOL_SOCKET {
         return Err(Exit::Native);
     }
-    let only = fixed::value(level, name).filter(|_| !known);
     if !known && only.is_none() {
         return Err(Errno::ENOPROTOOPT.into());
     }

@@ -281,8 +281,8 @@ pub(crate) fn recv(
         match take(&mut engine, id, flags) {
             Ok(datagram) => {
                 let wants = engine.socket(file)?.settings.wants;
+                let told = Told::new(&datagram, wants, engine.now());
                 drop(engine);
-                let told = Told::new(&datagram, wants);
                 let from = address::in_family(datagram.from, v6);
                 return Ok((deliver(&datagram, dst, flags)?, Some(from), told));
             }

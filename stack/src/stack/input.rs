@@ -385,6 +385,7 @@ impl Stack {
                     dst,
                     ttl: p.hop_limit,
                     tos: p.tos,
+                    at: now,
                     is_group: !self.ip.is_ours_on(iface, dst),
                 };
                 let found = self.udp.packet_arrives(&arrival, transport, p.checksum_ok);

@@ -21,6 +21,7 @@ use crate::limits::{
 };
 use crate::secret::{Key, Rng};
 use crate::stack::{Shard, UdpId};
+use crate::time::Instant;
 
 const HEADER: usize = 8;
 const CHECKSUM_AT: usize = 6;
@@ -38,6 +39,8 @@ pub struct Datagram {
     pub ttl: u8,
     /// Its type of service, or traffic class (IP_RECVTOS).
     pub tos: u8,
+    /// When it arrived (SO_TIMESTAMP).
+    pub at: Instant,
     /// Payload.
     pub data: Box<[u8]>,
 }

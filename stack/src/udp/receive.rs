@@ -8,6 +8,7 @@ use crate::checksum::Sum;
 use crate::events::Ready;
 use crate::ip::iface::IfaceId;
 use crate::limits::UDP_OVERHEAD_BYTES;
+use crate::time::Instant;
 
 /// What IP says of a datagram.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +18,7 @@ pub(crate) struct Arrival {
     pub(crate) dst: Ip,
     pub(crate) ttl: u8,
     pub(crate) tos: u8,
+    pub(crate) at: Instant,
     /// Sent to a group or to everybody: each socket that listens gets a copy.
     pub(crate) is_group: bool,
 }
@@ -133,6 +135,7 @@ impl Udp {
             iface: a.iface,
             ttl: a.ttl,
             tos: a.tos,
+            at: a.at,
             data: data.into(),
         });
         self.stats.datagrams_in += 1;

@@ -1,10 +1,12 @@
-//! Control messages of datagrams: IP_PKTINFO, IP_TTL, IP_TOS and their IPv6 kin, both ways (cmsg(3)).
-//! Interfaces have the kernel's numbers.
+//! Control messages of datagrams: IP_PKTINFO, IP_TTL, IP_TOS and their IPv6 kin, both ways (cmsg(3)), and
+//! when one arrived. Interfaces have the kernel's numbers.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::time::Duration;
 
-use kcm_stack::{Datagram, IfaceId, UdpSendOptions};
+use kcm_stack::{Datagram, IfaceId, Instant, UdpSendOptions};
 use libc::msghdr;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::options::Wants;
 use crate::errno::{Errno, Outcome};
@@ -113,10 +115,12 @@ pub(crate) struct Facts {
     iface: IfaceId,
     ttl: u8,
     tos: u8,
+    /// How long ago it arrived.
+    age: Duration,
 }
 
 impl Told {
-    pub(super) fn new(datagram: &Datagram, wants: Wants) -> Self {
+    pub(super) fn new(datagram: &Datagram, wants: Wants, now: Instant) -> Self {
         Self::Here(Facts {
             wants,
             from: datagram.from.ip(),
@@ -124,6 +128,7 @@ impl Told {
             iface: datagram.iface,
             ttl: datagram.ttl,
             tos: datagram.tos,
+            age: now.since(datagram.at),
         })
     }
 
@@ -151,6 +156,14 @@ impl Facts {
             used: 0,
             flags: 0,
         };
+        for (wanted, kind, part) in [
+            (Wants::TIMESTAMP, libc::SCM_TIMESTAMP, 1_000),
+            (Wants::TIMESTAMPNS, libc::SCM_TIMESTAMPNS, 1),
+        ] {
+            if self.wants.has(wanted) {
+                to.put(libc::SOL_SOCKET, kind, &before_now(self.age, part))?;
+            }
+        }
         let number = steer::number(self.iface);
         let v4 = self.from.is_ipv4();
         let ttl = i32::from(self.ttl).to_ne_bytes();
@@ -191,6 +204,18 @@ impl Facts {
         }
         Ok((to.used, to.flags))
     }
+}
+
+/// The time of day so long ago: a `timeval` if a fraction's unit is a thousand nanoseconds, a `timespec`
+/// if it is one.
+fn before_now(age: Duration, unit: u32) -> [u8; 16] {
+    let now = clock_gettime(ClockId::Realtime);
+    let now = Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec.max(0) as u32);
+    let then = now.saturating_sub(age);
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&then.as_secs().to_ne_bytes());
+    bytes[8..].copy_from_slice(&u64::from(then.subsec_nanos() / unit).to_ne_bytes());
+    bytes
 }
 
 /// The program's control buffer.

@@ -1,4 +1,5 @@
-//! Membership of multicast groups: IP_ADD_MEMBERSHIP, IPV6_JOIN_GROUP and their opposites.
+//! Membership of multicast groups: IP_ADD_MEMBERSHIP, IPV6_JOIN_GROUP, MCAST_JOIN_GROUP (RFC 3678) and
+//! their opposites. Whose datagrams a member hears (IP_ADD_SOURCE_MEMBERSHIP and its kin) cannot be chosen.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,6 +9,7 @@ use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::net::socket::State;
 use crate::net::steer;
+use crate::net::udp::is_udp;
 use crate::net::{cells, errors};
 use crate::route;
 use crate::user_mem::{self, UserPtr};
@@ -25,19 +27,26 @@ pub(crate) fn set(
     length: u32,
 ) -> Outcome<Option<i32>> {
     let joins = match (level, name) {
-        (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP)
-        | (libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP) => true,
-        (libc::IPPROTO_IP, libc::IP_DROP_MEMBERSHIP)
-        | (libc::IPPROTO_IPV6, libc::IPV6_DROP_MEMBERSHIP) => false,
+        (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP | MCAST_JOIN_GROUP)
+        | (libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP | MCAST_JOIN_GROUP) => true,
+        (libc::IPPROTO_IP, libc::IP_DROP_MEMBERSHIP | MCAST_LEAVE_GROUP)
+        | (libc::IPPROTO_IPV6, libc::IPV6_DROP_MEMBERSHIP | MCAST_LEAVE_GROUP) => false,
         _ => return Ok(None),
     };
-    let (group, iface) = match level {
-        libc::IPPROTO_IP => group_v4(value, length)?,
+    match (level, name, is_udp(file)?) {
+        (_, MCAST_JOIN_GROUP | MCAST_LEAVE_GROUP, false) => return Ok(None),
+        // A stream belongs to no group (do_ip_setsockopt, do_ipv6_setsockopt).
+        (libc::IPPROTO_IP, _, false) => return Err(Errno::EPROTO.into()),
+        _ => {}
+    }
+    let (group, iface) = match (level, name) {
+        (_, MCAST_JOIN_GROUP | MCAST_LEAVE_GROUP) => group_of_any(level, value, length)?,
+        (libc::IPPROTO_IP, _) => group_v4(value, length)?,
         _ => group_v6(value, length)?,
     };
     let mut engine = cells::lock(file)?;
     let State::Udp(id) = engine.socket(file)?.state else {
-        return Ok(None);
+        return Err(Errno::EPROTO.into());
     };
     let done = match joins {
         true => engine.stack.udp_join(id, group, iface),
@@ -45,6 +54,33 @@ pub(crate) fn set(
     };
     done.map_err(errors::socket)?;
     Ok(Some(0))
+}
+
+/// linux/in.h; the same for IPv6.
+const MCAST_JOIN_GROUP: i32 = 42;
+const MCAST_LEAVE_GROUP: i32 = 45;
+
+/// `struct group_req`: a number of an interface, and at 8 the group's `struct sockaddr_storage`.
+fn group_of_any(level: i32, value: UserPtr, length: u32) -> Outcome<(IpAddr, Option<IfaceId>)> {
+    if (length as usize) < size_of::<libc::group_req>() {
+        return Err(Errno::EINVAL.into());
+    }
+    let index = user_mem::copy_in::<u32>(value)?;
+    let group = user_mem::copy_in::<[u8; 24]>(value.offset(8))?;
+    let [a, b, ..] = group;
+    let group = match (level, i32::from(u16::from_ne_bytes([a, b]))) {
+        (libc::IPPROTO_IP, libc::AF_INET) => {
+            let [_, _, _, _, a, b, c, d, ..] = group;
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        }
+        (libc::IPPROTO_IPV6, libc::AF_INET6) => {
+            let [_, _, _, _, _, _, _, _, address @ ..] = group;
+            IpAddr::V6(Ipv6Addr::from_octets(address))
+        }
+        (libc::IPPROTO_IP, _) => return Err(Errno::EINVAL.into()),
+        _ => return Err(Errno::EADDRNOTAVAIL.into()),
+    };
+    Ok((group, steer::numbered_or_any(index)?))
 }
 
 /// `struct ip_mreq`, or `struct ip_mreqn` with a number of an interface.

@@ -26,12 +26,20 @@ impl Wants {
     pub(crate) const PKTINFO6: Self = Self(8);
     pub(crate) const HOPLIMIT: Self = Self(16);
     pub(crate) const TCLASS: Self = Self(32);
+    /// When it arrived, in microseconds.
+    pub(crate) const TIMESTAMP: Self = Self(64);
+    /// When it arrived, in nanoseconds.
+    pub(crate) const TIMESTAMPNS: Self = Self(128);
 
     pub(crate) const fn has(self, one: Self) -> bool {
         self.0 & one.0 != 0
     }
 
     fn set(&mut self, one: Self, on: bool) {
+        let times = Self::TIMESTAMP.0 | Self::TIMESTAMPNS.0;
+        if one.0 & times != 0 {
+            self.0 &= !times; // one of the two, or none (sock_set_timestamp)
+        }
         self.0 = if on { self.0 | one.0 } else { self.0 & !one.0 };
     }
 }
@@ -50,8 +58,18 @@ enum Field {
 }
 
 /// The options, and whether a value of one byte does (ip(7)).
-const OPTIONS: [(i32, i32, Field); 19] = [
+const OPTIONS: [(i32, i32, Field); 21] = [
     (libc::SOL_SOCKET, libc::SO_BROADCAST, Field::Broadcast),
+    (
+        libc::SOL_SOCKET,
+        libc::SO_TIMESTAMP,
+        Field::Wants(Wants::TIMESTAMP),
+    ),
+    (
+        libc::SOL_SOCKET,
+        libc::SO_TIMESTAMPNS,
+        Field::Wants(Wants::TIMESTAMPNS),
+    ),
     (libc::IPPROTO_IP, libc::IP_TTL, Field::Ttl),
     (libc::IPPROTO_IP, libc::IP_TOS, Field::Tos),
     (
