@@ -13,6 +13,8 @@ pub const SENT_SEGMENTS_MAX: usize = 16 * 1024;
 
 /// RFC 6298 §2.1: before the first RTT sample.
 pub const RTO_INITIAL: Duration = Duration::from_secs(1);
+/// RFC 6298 §5.7: where a retransmitted SYN left no sample (Linux TCP_TIMEOUT_FALLBACK).
+pub const RTO_FALLBACK: Duration = Duration::from_secs(3);
 /// Linux TCP_RTO_MIN, below the 1 s of RFC 6298 §2.4.
 pub const RTO_MIN: Duration = Duration::from_millis(200);
 /// Linux TCP_RTO_MAX.

@@ -79,13 +79,9 @@ impl Tcb<'_> {
         if let Some(rtt) = d.rtt_us {
             self.c.sample_rtt(rtt, self.now);
         } else if d.cumulative > 0
-            && let (Some(ts), true) = (o.timestamps, self.c.flags.has(Flags::TIMESTAMPS))
+            && let Some(rtt) = self.c.echoed_rtt_us(o, self.now)
         {
-            // Retransmitted data: only the echoed timestamp is unambiguous (RFC 7323 §4).
-            let ms = self.c.ts_now(self.now).wrapping_sub(ts.ecr);
-            if ts.ecr != 0 && ms < 1 << 20 {
-                self.c.sample_rtt(ms.max(1) * 1_000, self.now);
-            }
+            self.c.sample_rtt(rtt, self.now);
         }
         if d.cumulative > 0 {
             self.made_progress();
@@ -343,6 +339,7 @@ impl Tcb<'_> {
                 self.close_to_threshold();
                 self.end_episode();
                 self.b.rack.on_recovery_end();
+                self.continue_recovery(d);
             }
             Phase::Recovery => {
                 if !self.c.flags.has(Flags::SACK) && d.cumulative > 0 {
@@ -356,10 +353,21 @@ impl Tcb<'_> {
             Phase::Loss => {
                 if self.c.snd_una.at_or_after(self.b.episode.point) {
                     self.end_episode();
+                    self.continue_recovery(d);
                 }
             }
         }
         newly_lost
+    }
+
+    /// A recovery is over, but what was sent during it is known to be lost, too (RFC 6675 §5): the next
+    /// begins with the same ACK. To a model it is one and the same, as in Linux: a path that always loses
+    /// a little would else cost it the window again each round.
+    fn continue_recovery(&mut self, d: &Delivery) {
+        if self.b.board.lost_bytes() > 0 {
+            self.enter_recovery();
+            self.reduce_proportionally(d, 0);
+        }
     }
 
     /// The window a reduction ends at, unless a model has its own idea.

@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use super::buffer::{BlockPool, RecvQueue, SendQueue};
 use super::cc::{CcState, CongestionControl, Sampler, Window};
+use super::options::Options;
 use super::rack::Rack;
 use super::reassembly::Reassembly;
 use super::rto::RttEstimate;
@@ -283,6 +284,32 @@ impl Conn {
             self.min_rtt_at = at;
         }
         self.rtt.sample(rtt_us);
+    }
+
+    /// The round trip by the echo of our timestamp, which alone is unambiguous once something was sent
+    /// again (RFC 7323 §4). `None` for an echo that cannot be ours.
+    pub(crate) fn echoed_rtt_us(&self, o: &Options, now: Instant) -> Option<u32> {
+        let ts = o.timestamps.filter(|_| self.flags.has(Flags::TIMESTAMPS))?;
+        let ms = self.ts_now(now).wrapping_sub(ts.ecr);
+        (ts.ecr != 0 && ms < 1 << 20).then(|| ms.max(1) * 1_000)
+    }
+
+    /// The handshake is complete. `rtt_us`: its round trip, if it is known which SYN was answered.
+    pub(crate) fn sample_handshake(&mut self, rtt_us: Option<u32>, now: Instant) {
+        match rtt_us {
+            Some(rtt) => self.sample_rtt(rtt, now),
+            None => self.rtt.fall_back(),
+        }
+    }
+
+    /// The window data begins with, after a handshake in which `sent_again` SYNs of ours were. RFC 5681
+    /// §3.1 allows one segment after the first of them, Linux after the second.
+    pub(crate) fn open_window(&mut self, sent_again: u32) {
+        let mss = u32::from(self.mss);
+        self.window = Window::initial(mss);
+        if sent_again > 1 {
+            self.window.cwnd = mss;
+        }
     }
 
     /// Whether the window follows BBR's model, which has its own answer to loss.

@@ -451,11 +451,15 @@ impl Engine {
         conn.last_send_ms = conn.last_recv_ms;
         mss::sync(&mut conn, mtu);
         conn.rcv_mss = conn.mss.min(limits::MSS_DEFAULT_V4);
-        conn.window = cc::Window::initial(u32::from(conn.mss));
-        if e.retries == 0 {
-            conn.rtt
-                .sample(now.since(e.sent_at).as_micros().min(u128::from(u32::MAX)) as u32);
-        }
+        // Timeouts of a deferred accept sent nothing.
+        let sent_again = if e.acked { 0 } else { e.retries.into() };
+        conn.open_window(sent_again);
+        let rtt_us = if e.retries == 0 {
+            Some(now.since(e.sent_at).as_micros().min(u128::from(u32::MAX)) as u32)
+        } else {
+            conn.echoed_rtt_us(&Options::parse(seg.options, false), now)
+        };
+        conn.sample_handshake(rtt_us, now);
         let i = self.file(conn);
         let l = &mut self.listeners.list[e.listener.index as usize];
         l.accept.push_back(i);

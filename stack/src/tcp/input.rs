@@ -3,7 +3,7 @@
 //! Order as in the RFC: sequence number, RST, SYN, ACK, URG, text, FIN. The acceptance of ACKs and
 //! recovery are in `ack.rs`, of text in `receive.rs`.
 
-use super::conn::{Flags, Phase, TS_RECENT_TICK_MS, stamp, ts_recent_clock};
+use super::conn::{Episode, Flags, Phase, TS_RECENT_TICK_MS, stamp, ts_recent_clock};
 use super::options::{Options, Timestamps};
 use super::reassembly::Range;
 use super::segment::{Control, Segment};
@@ -68,7 +68,7 @@ impl Tcb<'_> {
         }
         self.adopt_syn(seg, &o);
         if acks {
-            self.accept_handshake_ack(seg);
+            self.accept_handshake_ack(seg, &o);
             self.c.flags.put(
                 Flags::ECN,
                 self.c.flags.has(Flags::ECN) && seg.has(Control::ECE) && !seg.has(Control::CWR),
@@ -129,23 +129,30 @@ impl Tcb<'_> {
         mss::sync(self.c, mtu);
         self.c.rcv_mss = self.c.mss.min(limits::MSS_DEFAULT_V4);
         self.c.quick_acks = limits::QUICKACKS;
-        if !self.c.flags.has(Flags::ERROR_TAKEN) && self.c.total_retrans == 0 {
-            self.c.window = super::cc::Window::initial(u32::from(self.c.mss));
+        // The echo of our first SYN says that none was lost (RFC 3522).
+        let first = self.b.episode.retrans_ts;
+        let by_echo = |ts: Timestamps| first.is_some_and(|at| (ts.ecr.wrapping_sub(at) as i32) < 0);
+        let was_needless = seg.has(Control::ACK) && o.timestamps.is_some_and(by_echo);
+        let sent_again = if was_needless {
+            0
         } else {
-            // RFC 6298 §5.7 and RFC 5681 §3.1: a retransmitted SYN starts from one segment.
-            self.c.window.cwnd = u32::from(self.c.mss);
-        }
+            self.c.total_retrans
+        };
+        self.c.open_window(sent_again);
     }
 
     /// Our SYN is acknowledged: takes it off the flight, with its RTT sample.
-    fn accept_handshake_ack(&mut self, seg: &Segment<'_>) {
+    fn accept_handshake_ack(&mut self, seg: &Segment<'_>, o: &Options) {
         let now = stamp(self.now);
+        let mut rtt = self.c.echoed_rtt_us(o, self.now);
         self.b.board.ack(seg.ack, |s| {
             if !s.ever_retransmitted() {
-                self.c.sample_rtt(now.wrapping_sub(s.at), self.now);
+                rtt = Some(now.wrapping_sub(s.at));
             }
         });
+        self.c.sample_handshake(rtt, self.now);
         self.c.snd_una = seg.ack;
+        self.b.episode = Episode::default();
         self.b.backoff = 0;
         self.b.stalled_since = None;
         self.b.timers.stop_rexmit();
@@ -214,7 +221,7 @@ impl Tcb<'_> {
             if !(seg.ack.after(self.c.snd_una) && seg.ack.at_or_before(self.c.snd_nxt)) {
                 return Answer::Reset;
             }
-            self.accept_handshake_ack(seg);
+            self.accept_handshake_ack(seg, &o);
             self.c.snd_wnd = self.scaled_window(seg);
             self.c.max_window = self.c.max_window.max(self.c.snd_wnd);
             self.c.snd_wl1 = seg.seq;

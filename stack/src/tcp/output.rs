@@ -74,6 +74,8 @@ impl Tcb<'_> {
                 .retransmitted(Range { start: iss, end }, now, snapshot);
             self.c.total_retrans += 1;
             self.env.stats.segments_retransmitted += 1;
+            let ts = self.c.ts_now(self.now);
+            self.b.episode.retrans_ts.get_or_insert(ts);
         }
         let rto = self.c.rtt.backed_off_us(self.b.backoff);
         self.b.timers.arm_rexmit(Rexmit::Rto, self.now.plus_us(rto));

@@ -1,6 +1,6 @@
 //! Round-trip estimate and retransmission timeout (RFC 6298), with Linux's floor.
 
-use crate::limits::{RTO_INITIAL, RTO_MAX, RTO_MIN};
+use crate::limits::{RTO_FALLBACK, RTO_INITIAL, RTO_MAX, RTO_MIN};
 
 /// Smoothed round-trip time in microseconds; `srtt == 0` means no sample yet.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,11 +35,18 @@ impl RttEstimate {
         }
     }
 
+    /// RFC 6298 §5.7: the handshake took a timeout and measured nothing, so data starts with 3 s.
+    pub(crate) fn fall_back(&mut self) {
+        if self.srtt_us == 0 {
+            self.rttvar_us = RTO_FALLBACK.as_micros() as u32;
+        }
+    }
+
     /// RTO without backoff, in microseconds. Linux applies its 200 ms floor to the variance term, so
     /// the timeout always exceeds the smoothed round trip by at least that.
     pub(crate) fn rto_us(&self) -> u64 {
         if self.srtt_us == 0 {
-            return RTO_INITIAL.as_micros() as u64;
+            return (RTO_INITIAL.as_micros() as u64).max(self.rttvar_us.into());
         }
         let var = (u64::from(self.rttvar_us) * 4).max(RTO_MIN.as_micros() as u64);
         (u64::from(self.srtt_us) + var).min(RTO_MAX.as_micros() as u64)

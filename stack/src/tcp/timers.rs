@@ -53,8 +53,9 @@ impl Tcb<'_> {
             Rexmit::Reorder => {
                 if self.rack_detect() > 0 && self.b.phase == Phase::Open {
                     self.enter_recovery();
-                    let mss = u32::from(self.c.mss);
-                    self.c.window.cwnd = self.pipe() + mss;
+                    if !self.c.has_model() {
+                        self.c.window.cwnd = self.pipe() + u32::from(self.c.mss);
+                    }
                 }
                 if self.b.timers.rexmit_kind == Rexmit::Off {
                     self.arm_rexmit(true);

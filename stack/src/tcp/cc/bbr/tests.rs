@@ -61,6 +61,27 @@ fn loss_does_not_lower_the_model_and_recovery_gives_the_window_back() {
 }
 
 #[test]
+fn a_recovery_that_follows_another_at_once_does_not_conserve_again() {
+    let (mut bbr, mut w) = start();
+    run(1..2_000, &mut bbr, &mut w);
+    bbr.save_window(&w);
+    let lossy = |n: u32| {
+        let mut a = ack(n, false);
+        a.phase = Phase::Recovery;
+        a
+    };
+    bbr.on_ack(&mut w, &lossy(2_000));
+    assert!(bbr.conserve);
+    (2_001..2_200).for_each(|n| bbr.on_ack(&mut w, &lossy(n)));
+    assert!(!bbr.conserve, "one round only");
+    let cwnd = w.cwnd;
+    // The next episode begins with the ACK that ends the first: no ACK came between the two.
+    bbr.save_window(&w);
+    bbr.on_ack(&mut w, &lossy(2_200));
+    assert!(!bbr.conserve && w.cwnd >= cwnd, "{} {cwnd}", w.cwnd);
+}
+
+#[test]
 fn an_application_that_says_little_does_not_lower_the_bandwidth() {
     let (mut bbr, mut w) = start();
     run(1..2_000, &mut bbr, &mut w);
