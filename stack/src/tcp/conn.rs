@@ -9,7 +9,7 @@ use core::time::Duration;
 use super::buffer::{BlockPool, RecvQueue, SendQueue};
 use super::cc::{CcState, CongestionControl, Sampler, Window};
 use super::options::Options;
-use super::rack::Rack;
+use super::rack::{Rack, Widening};
 use super::reassembly::Reassembly;
 use super::rto::RttEstimate;
 use super::scoreboard::{Scoreboard, Stamp};
@@ -211,6 +211,8 @@ pub(crate) struct Conn {
     pub(crate) bound: Option<IfaceId>,
     /// When the minimum of the round trip was last measured, on [`min_rtt_clock`].
     pub(crate) min_rtt_at: u8,
+    /// RACK's, while nothing is in flight.
+    pub(crate) widening: Widening,
     /// Index of the `Busy` state, or `NONE`.
     pub(crate) busy: u32,
     /// Estimate of the peer's segment size, which paces our ACKs.

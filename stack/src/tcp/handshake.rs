@@ -9,6 +9,7 @@ use super::conn::{Conn, Flags, NONE};
 use super::cookie::{self, Extras};
 use super::demux::Entry;
 use super::options::{OptionBytes, Options, Timestamps};
+use super::rack::Widening;
 use super::rto::RttEstimate;
 use super::segment::{Control, Plan, Segment};
 use super::seq::Seq;
@@ -496,6 +497,7 @@ pub(crate) fn new_conn(t: &FourTuple, tag: u32, iss: Seq, opts: Option<Box<SockO
         rcv_wscale: 0,
         probes: 0,
         min_rtt_at: 0,
+        widening: Widening::default(),
         mss: 0,
         peer_mss: 0,
         snd_una: iss,

@@ -3,13 +3,39 @@
 use super::scoreboard::{Scoreboard, Sent, Stamp, stamp_at_or_after};
 use super::seq::Seq;
 
-/// RFC 8985 §6.2: rounds a widened reordering window persists.
-const REO_WND_PERSIST_ROUNDS: u8 = 16;
+/// RFC 8985 §6.2: recoveries a widened reordering window persists.
+const REO_WND_PERSIST: u8 = 16;
 /// RFC 8985 §7.2: allowance for the peer's delayed ACK when one segment is in flight; Linux uses
 /// its minimum RTO.
 const TLP_DELAYED_ACK_US: u64 = 200_000;
 /// What Linux adds to 2·SRTT when more is in flight.
 const TLP_SLACK_US: u64 = 2_000;
+
+/// By how many quarters of the minimum RTT D-SACKs have widened the reordering window, at most 15, and
+/// for how many more recoveries: in one byte, because it outlives the flight.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Widening(u8);
+
+impl Widening {
+    fn new(steps: u8, recoveries: u8) -> Self {
+        if steps == 0 || recoveries == 0 {
+            return Self::default();
+        }
+        Self(steps.min(15) << 4 | (recoveries - 1).min(15))
+    }
+
+    fn steps(self) -> u8 {
+        self.0 >> 4
+    }
+
+    fn grow(&mut self) {
+        *self = Self::new(self.steps() + 1, REO_WND_PERSIST);
+    }
+
+    fn age(&mut self) {
+        *self = Self::new(self.steps(), self.0 & 15);
+    }
+}
 
 /// RACK's view of a connection with data in flight.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,8 +48,7 @@ pub(crate) struct Rack {
     /// Farthest delivered sequence.
     fack: Option<Seq>,
     pub(crate) reordering_seen: bool,
-    reo_wnd_mult: u8,
-    reo_wnd_persist: u8,
+    pub(crate) widening: Widening,
     dsack_round: Option<Seq>,
 }
 
@@ -57,16 +82,12 @@ impl Rack {
             return;
         }
         self.dsack_round = Some(nxt);
-        self.reo_wnd_mult = self.reo_wnd_mult.saturating_add(1).min(16);
-        self.reo_wnd_persist = REO_WND_PERSIST_ROUNDS;
+        self.widening.grow();
     }
 
     /// Recovery ended without a D-SACK.
     pub(crate) fn on_recovery_end(&mut self) {
-        self.reo_wnd_persist = self.reo_wnd_persist.saturating_sub(1);
-        if self.reo_wnd_persist == 0 {
-            self.reo_wnd_mult = 0;
-        }
+        self.widening.age();
     }
 
     fn reo_wnd_us(
@@ -79,8 +100,8 @@ impl Rack {
         if !self.reordering_seen && (recovering || board.sacked_entries() >= 3) {
             return 0;
         }
-        let mult = u32::from(self.reo_wnd_mult) + 1;
-        (min_rtt_us / 4).saturating_mul(mult).min(srtt_us)
+        let quarters = u32::from(self.widening.steps()) + 1;
+        (min_rtt_us / 4).saturating_mul(quarters).min(srtt_us)
     }
 
     /// Step 5: marks lost what was sent long enough before something delivered. Returns the bytes
@@ -135,4 +156,26 @@ pub(crate) fn probe_timeout_us(srtt_us: u32, single_segment: bool, rto_us: u64) 
         TLP_SLACK_US
     };
     (u64::from(srtt_us) * 2 + slack).min(rto_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_widening_grows_to_fifteen_steps_and_lasts_sixteen_recoveries() {
+        let mut w = Widening::default();
+        for steps in 1..=40 {
+            w.grow();
+            assert_eq!(w.steps(), steps.min(15));
+        }
+        for _ in 1..REO_WND_PERSIST {
+            w.age();
+            assert_eq!(w.steps(), 15);
+        }
+        w.age();
+        assert_eq!(w, Widening::default());
+        w.age();
+        assert_eq!(w, Widening::default());
+    }
 }

@@ -35,7 +35,9 @@ impl Engine {
     fn lend_busy(&mut self, i: u32) {
         let c = &mut self.conns[i];
         c.busy = self.busy.insert(|_| Busy::default());
-        self.busy[c.busy].rack.reordering_seen = c.flags.has(Flags::REORDERING);
+        let rack = &mut self.busy[c.busy].rack;
+        rack.reordering_seen = c.flags.has(Flags::REORDERING);
+        rack.widening = c.widening;
     }
 
     /// After any work on a connection: files its deadline, its readiness and its wish to send, and
@@ -134,6 +136,7 @@ impl Engine {
         if b.rack.reordering_seen {
             c.flags.set(Flags::REORDERING);
         }
+        c.widening = b.rack.widening;
         b.reset(&mut self.env.pool);
         self.busy.remove(c.busy);
         c.busy = NONE;
