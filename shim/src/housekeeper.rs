@@ -19,7 +19,7 @@ use crate::errno::Outcome;
 use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
 use crate::net::cells::{self, ENGINES_MAX, NetCell};
-use crate::net::{handover, lend, relay};
+use crate::net::{handover, lend, relay, revive};
 use crate::share::broker;
 use crate::share::line::Line;
 use crate::share::owner;
@@ -57,6 +57,8 @@ const LISTENER: u64 = u64::MAX - 1;
 const CLAIM: u64 = u64::MAX - 2;
 /// Tag of the first engine's device; those of the others come before it.
 const DEVICE: u64 = u64::MAX - 3;
+/// Tag of a process that has listeners of which this one has copies. Below those of devices.
+const OWNER: u64 = u64::MAX - 64;
 /// In the tag of a connection that other processes have copies of: its engine and number follow.
 const RELAY: u64 = 1 << 61;
 /// In the tag of a line: cell and KCM socket follow.
@@ -235,6 +237,11 @@ pub(crate) fn add_claim(claim: &OwnedFd) {
     let _ = epoll::add(epfd(), claim, tag, epoll::EventFlags::IN);
 }
 
+/// The end of the process at the other end of `line` matters to this one.
+pub(crate) fn add_owner(line: &OwnedFd) {
+    let _ = epoll::add(epfd(), line, epoll::EventData::new_u64(OWNER), WATCH_LINE);
+}
+
 /// Copies of a connection may be with other processes; `fd` is our end.
 pub(crate) fn add_relay(engine: u8, number: u32, fd: &OwnedFd) {
     let tag = RELAY | u64::from(engine) << 32 | u64::from(number);
@@ -401,6 +408,10 @@ impl Keeper {
                 continue;
             }
             let data = event.data.u64();
+            if data == OWNER {
+                revive::on_end();
+                continue;
+            }
             if data == CLAIM {
                 handover::on_claim();
                 broker::end_if_idle();

@@ -2,6 +2,8 @@
  *
  *   stack_guests trace ADDRESS    children of a process that has connections open their own, and print what
  *                                 each call returned; ADDRESS is that of `stack_share peer`
+ *   stack_guests survives ADDRESS OWN
+ *                                 kills the makers of listeners at OWN, and prints what the peer hears
  *   stack_guests hold ADDRESS     opens a connection, says "holding", ends when its standard input does
  *   stack_guests echo ADDRESS     one connection, and its echo */
 #define _GNU_SOURCE
@@ -286,7 +288,10 @@ static void takes_long(void)
 	setsockopt(other, SOL_SOCKET, SO_SNDTIMEO, &soon, sizeof soon);
 	say("not for long", connect(other, (void *)&nobody, sizeof nobody));
 	close(other);
-	int n = epoll_wait(ep, &e, 1, 20000);
+	int n;
+	do /* who is stopped and goes on is told so */
+		n = epoll_wait(ep, &e, 1, 20000);
+	while (n < 0 && errno == EINTR);
 	printf("epoll: %d %x\n", n, e.events);
 	so_error(fd);
 	close(fd);
@@ -483,6 +488,86 @@ static void spread(const char *own)
 	close(s);
 }
 
+/* Workers of a listener whose maker is killed. Each answers with a byte of its own. */
+static void worker(int s, char byte, int by_epoll)
+{
+	struct epoll_event e = { .events = EPOLLIN };
+	int ep = epoll_create1(0);
+	check(epoll_ctl(ep, EPOLL_CTL_ADD, s, &e) == 0, "epoll_ctl");
+	for (;;) {
+		if (by_epoll)
+			check(epoll_wait(ep, &e, 1, -1) == 1 && fcntl(s, F_SETFL, O_NONBLOCK) == 0, "epoll_wait");
+		int fd = accept(s, NULL, NULL);
+		char buf[5];
+		if (fd < 0 && errno == EAGAIN)
+			continue;
+		check(fd >= 0, "accept");
+		fcntl(fd, F_SETFL, 0);
+		if (recv(fd, buf, 5, MSG_WAITALL) == 5)
+			send(fd, &byte, 1, MSG_NOSIGNAL);
+		close(fd);
+	}
+}
+
+/* The master of `workers` is killed, and they go on; whoever is killed after that as well. */
+/* What the peer hears at this port, in a process of its own. */
+static void asks(const char *what, int port)
+{
+	/* Whoever takes the address first learns of the listener a moment later. */
+	CHILD({
+		char byte = 0;
+		for (int i = 0; i < 100 && byte != 'w'; i++) {
+			int fd = calls(port, 1);
+			check(recv(fd, &byte, 1, 0) == 1, "what was heard");
+			close(fd);
+			if (byte != 'w')
+				usleep(20000);
+		}
+		heard(what, calls(port, 8), 8);
+	});
+	check(waitpid(last_child, NULL, 0) == last_child, "waitpid");
+}
+
+static void killed_master(const char *host, int port, int workers)
+{
+	int out[2];
+	pid_t pids[8], master;
+	check(pipe(out) == 0, "pipe");
+	CHILD({
+		int s = listener(host, port, SO_REUSEADDR);
+		for (int i = 0; i < workers; i++) {
+			CHILD(worker(s, 'w', workers > 1));
+			check(write(out[1], &last_child, sizeof last_child) == sizeof last_child, "write");
+		}
+		for (;;)
+			pause();
+	});
+	master = last_child;
+	for (int i = 0; i < workers; i++)
+		check(read(out[0], &pids[i], sizeof pids[i]) == sizeof pids[i], "read");
+	asks("with a master", port);
+	kill(master, SIGKILL);
+	waitpid(master, NULL, 0);
+	asks("without", port);
+	asks("and again", port);
+	for (int i = 0; i < workers - 1; i++) {
+		kill(pids[i], SIGKILL);
+		asks("with fewer", port);
+	}
+	kill(pids[workers - 1], SIGKILL);
+	close(out[0]);
+	close(out[1]);
+}
+
+static void survives(const char *own)
+{
+	alarm(120);
+	killed_master(own, OWN + 4, 1);
+	killed_master(own, OWN + 5, 3);
+	killed_master("0.0.0.0", OWN + 6, 2);
+	puts("done");
+}
+
 static void trace(void)
 {
 	alarm(120);
@@ -518,11 +603,13 @@ static void trace(void)
 
 int main(int argc, char **argv)
 {
-	check(argc == 3, "usage: stack_guests trace|hold|echo ADDRESS");
+	check(argc >= 3, "usage: stack_guests trace|survives|hold|echo ADDRESS [OWN]");
 	ip = argv[2];
 	signal(SIGPIPE, SIG_IGN);
 	if (!strcmp(argv[1], "trace"))
 		trace();
+	else if (!strcmp(argv[1], "survives"))
+		survives(argv[3]);
 	else if (!strcmp(argv[1], "hold")) {
 		int fd = dial('E');
 		puts("holding");

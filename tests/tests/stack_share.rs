@@ -119,9 +119,8 @@ fn a_daemon_serves_after_its_parent_has_ended() {
     }
 }
 
-/// Processes that find the address taken are served by the engine of the one that has it.
-#[test]
-fn a_child_opens_connections_as_on_the_kernel() {
+/// What `stack_guests MODE` prints on the kernel, which is what it prints on the stack.
+fn same_as_on_the_kernel(mode: &str) {
     if !is_runnable() {
         return;
     }
@@ -134,12 +133,25 @@ fn a_child_opens_connections_as_on_the_kernel() {
         let mut peer = lab.on_peer(&peer);
         peer.args(["peer", PEER]);
         let _peer = Server::start(peer);
-        let output = program::run(on(&lab, on_stack, &program).args(["trace", PEER]));
+        let output = program::run(on(&lab, on_stack, &program).args([mode, PEER, GUEST]));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let (kernel, ours) = (trace(false), trace(true));
     assert!(kernel.ends_with("done\n"), "{kernel}");
     assert_eq!(kernel, ours);
+}
+
+/// Processes that find the address taken are served by the engine of the one that has it.
+#[test]
+fn a_child_opens_connections_as_on_the_kernel() {
+    same_as_on_the_kernel("trace");
+}
+
+/// The workers of a server go on when the process that opened its listener is killed, and when the one that
+/// has gone on with its engine is.
+#[test]
+fn a_listener_survives_a_killed_owner() {
+    same_as_on_the_kernel("survives");
 }
 
 /// As above, for a process that has nothing to do with the owner.

@@ -9,7 +9,7 @@ use kcm_mux::Nanos;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::sockopt::{self, Timeout};
 
-use super::inherited::{self, Inherited, Phase, known, set_phase};
+use super::inherited::{self, Inherited, Phase, hold, known, set_phase};
 use super::name::Name;
 use super::options::Settings;
 use super::question::Question;
@@ -68,6 +68,10 @@ fn wish(what: What, v6: bool) -> Wish {
         remote: address::any(v6, 0),
         token: token(),
     }
+}
+
+pub(super) fn wish_to_listen(v6: bool) -> Wish {
+    wish(What::Listen, v6)
 }
 
 /// Makes sure that the process which has a claim is there.
@@ -131,6 +135,7 @@ pub(super) fn listen_both(host: &Host, of: Candidate, backlog: i32) -> Outcome<i
     );
     let file = inherited::make(sys::inode(at), known)?;
     table::install(of.fd, file);
+    hold(file, of.fd);
     Ok(0)
 }
 
@@ -152,6 +157,7 @@ pub(crate) fn listen(file: &'static File, fd: i32, backlog: i32) -> Outcome<i32>
             ..wish(What::Listen, known.name.v6)
         };
         guest::ask(&known.name.owner, &wish, Some(at))?;
+        hold(file, fd);
     }
     Ok(0)
 }
@@ -214,7 +220,7 @@ fn put(fd: i32, given: Given, settings: Settings, phase: Phase) -> Outcome<&'sta
         rustix::fs::OFlags::empty()
     };
     rustix::fs::fcntl_setfl(&socket, flags)?;
-    let mut known = Inherited::new(name, settings, true);
+    let mut known = Inherited::new(name, settings);
     known.phase = phase;
     let ino = sys::inode(socket.as_fd());
     let file = inherited::make(ino, known)?;

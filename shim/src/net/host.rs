@@ -5,7 +5,7 @@ use core::net::SocketAddr;
 use std::collections::VecDeque;
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{SendFlags, SocketAddrUnix};
+use rustix::net::{SendFlags, SocketAddrUnix, sockopt};
 
 use super::lend::{self, unix_stream};
 use super::name::{Door, Name};
@@ -207,15 +207,22 @@ fn let_in(
         local: socket.bound.unwrap_or(address::any(v6, 0)),
         peer: None,
     };
+    drop(engine);
     ready(&name)?;
     let encoded = name.encode();
-    socket.door = Some(Door { name, is_kernels });
+    open_door(kept, name, is_kernels)?;
+    Ok(encoded)
+}
+
+fn open_door(kept: Kept, name: Name, is_kernels: bool) -> Outcome<()> {
+    let mut engine = cells::lock(kept.0)?;
+    engine.socket(kept.0)?.door = Some(Door { name, is_kernels });
     kept.keep().set_link(Link::Tied);
     drop(engine);
     lend::note_door();
     lend::note_shared();
     handover::look_again();
-    Ok(encoded)
+    Ok(())
 }
 
 /// The socket of this name that others have.
@@ -226,10 +233,16 @@ fn lent_as(name: &Name) -> Outcome<&'static File> {
 }
 
 fn listen(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
-    if let Some(name) = like.and_then(|like| Name::of(like.as_fd())) {
-        socket::listen(lent_as(&name)?, wish.backlog)?;
+    if let Some((like, name)) = like.and_then(|like| Some((like, Name::of(like.as_fd())?))) {
+        match lent_as(&name) {
+            Ok(file) => drop(socket::listen(file, wish.backlog)?),
+            Err(_) => adopt(like, &name, wish)?,
+        }
         let (socket, name) = (None, name.encode());
         return Ok(Given { socket, name });
+    }
+    if let Some(name) = known_to_kernel(wish.local)? {
+        return Ok(Given { socket: None, name });
     }
     let settings = settings(wish, like, Role::Listen, wish.local);
     let kept = Kept::new(wish.v6, settings)?;
@@ -237,6 +250,34 @@ fn listen(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     socket::listen(kept.0, wish.backlog)?;
     let (socket, name) = (None, let_in(kept, true, |_| Ok(()))?);
     Ok(Given { socket, name })
+}
+
+/// What a guest's listener of the kernel's at `local` is called, if one has told of it: the kernel spreads what
+/// comes over all that there are.
+fn known_to_kernel(local: SocketAddr) -> Outcome<Option<Vec<u8>>> {
+    let mut name = None;
+    question::find(|engine| {
+        let socket = { engine.sockets() }.find(|socket| {
+            let door = socket.door.as_ref().filter(|door| door.is_kernels);
+            door.is_some() && socket.bound == Some(local) && socket.file.is_only_lent()
+        })?;
+        name = socket.door.as_ref().map(|door| door.name.encode());
+        Some(socket.file)
+    })?;
+    Ok(name)
+}
+
+/// Goes on with a listener whose owner has ended. Several on one address had SO_REUSEPORT, all of them.
+fn adopt(like: &OwnedFd, name: &Name, wish: &Wish) -> Outcome<()> {
+    if name.peer.is_some() || !sockopt::socket_acceptconn(like)? {
+        return Err(Errno::EINVAL.into());
+    }
+    let mut settings = settings(wish, None, Role::Listen, name.local);
+    (settings.reuse_address, settings.reuse_port) = (true, true);
+    let kept = Kept::new(name.v6, settings)?;
+    bind_to(kept.0, name.local)?;
+    socket::listen(kept.0, wish.backlog)?;
+    open_door(kept, name.clone(), false)
 }
 
 /// Why connections of guests failed of which nobody has asked yet, oldest first.

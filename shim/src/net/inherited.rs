@@ -12,7 +12,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFl
 use super::name::{Door, Name};
 use super::options::{self, Settings};
 use super::question::Question;
-use super::{address, fixed, guest, pristine};
+use super::{address, fixed, guest, pristine, revive};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
@@ -31,8 +31,8 @@ pub(crate) struct Inherited {
     pub(super) name: Name,
     /// Options as far as this process knows them, should the owner not answer.
     pub(super) settings: Settings,
-    /// The owner knows that others use it.
-    asked: bool,
+    /// The owner knows that others use it; of a listener: the owner is watched.
+    held: bool,
     /// The kernel's listener.
     pub(super) is_kernels: bool,
     pub(super) phase: Phase,
@@ -53,11 +53,12 @@ pub(super) enum Phase {
 }
 
 impl Inherited {
-    pub(super) fn new(name: Name, settings: Settings, asked: bool) -> Self {
+    /// One that the owner knows others use, but for a listener.
+    pub(super) fn new(name: Name, settings: Settings) -> Self {
         Self {
+            held: name.peer.is_some(),
             name,
             settings,
-            asked,
             is_kernels: false,
             phase: Phase::Open,
         }
@@ -66,7 +67,15 @@ impl Inherited {
     pub(super) fn listener(door: Door, settings: Settings) -> Self {
         Self {
             is_kernels: door.is_kernels,
-            ..Self::new(door.name, settings, true)
+            ..Self::new(door.name, settings)
+        }
+    }
+
+    /// One of which that is not known.
+    pub(super) fn unheld(name: Name, settings: Settings) -> Self {
+        Self {
+            held: false,
+            ..Self::new(name, settings)
         }
     }
 }
@@ -93,8 +102,7 @@ pub(crate) fn adopt(fd: i32) -> bool {
     if !is_trusted(sys::borrow(fd)) {
         return false;
     }
-    let asked = name.peer.is_none();
-    let known = Inherited::new(name, Settings::default(), asked);
+    let known = Inherited::unheld(name, Settings::default());
     let ino = sys::inode(sys::borrow(fd));
     let Ok(file) = make(ino, known) else {
         return false;
@@ -127,16 +135,27 @@ pub(crate) fn rcvbuf(file: &File) -> Option<u32> {
     }
 }
 
-/// Sees to it that bytes flow. Should the owner not answer, its end shows that it is gone.
+/// Sees to it that bytes flow, or of a listener that connections come. Should the owner of a connection not
+/// answer, its end shows that it is gone.
 pub(crate) fn hold(file: &'static File, fd: i32) {
-    let owner = match file.body.lock().as_deref_mut() {
-        Ok(Body::Inherited(known, _)) if !known.asked => {
-            known.asked = true;
-            known.name.owner.clone()
+    let (owner, listens) = match file.body.lock().as_deref_mut() {
+        Ok(Body::Inherited(known, _)) if !known.held => {
+            known.held = true;
+            (known.name.owner.clone(), known.name.peer.is_none())
         }
         _ => return,
     };
+    if listens {
+        return revive::watch(&owner);
+    }
     let _ = ask(&owner, fd, Question::Share);
+}
+
+/// In a forked child, which watches owners for itself.
+pub(crate) fn reset_in_child(file: &File) {
+    if let Ok(Body::Inherited(known, _)) = file.body.lock().as_deref_mut() {
+        known.held &= known.name.peer.is_some();
+    }
 }
 
 /// As [`hold`], for a number that may be any.
@@ -200,6 +219,7 @@ pub(crate) fn accept(
     if known.name.peer.is_some() {
         return Err(Errno::EINVAL.into());
     }
+    hold(file, fd);
     let (name, is_kernels) = (known.name, known.is_kernels);
     let door = Door { name, is_kernels };
     accept_beneath((&door, known.settings), fd, addr, length, flags)
@@ -234,7 +254,7 @@ pub(super) fn accept_beneath(
     };
     let made = name.map(|name| {
         let ino = sys::inode(accepted.as_fd());
-        let known = Inherited::new(name, settings, true);
+        let known = Inherited::new(name, settings);
         make(ino, known)
     });
     let made = made.transpose()?;

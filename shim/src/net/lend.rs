@@ -252,7 +252,7 @@ fn give_up(engine: &mut Engine, number: u32) {
             let _ = rustix::net::shutdown(&relay.fd, Shutdown::Read);
         }
     }
-    program.become_inherited(Inherited::new(name, settings, true));
+    program.become_inherited(Inherited::new(name, settings));
     let all = ready::IN | ready::OUT | ready::RDHUP | ready::HUP;
     program.watch.notify(all);
     for set in program.watch.sets() {
@@ -309,6 +309,9 @@ pub(super) fn socket_of(engine: &mut Engine, file: &File, change: impl FnOnce(&m
 
 /// In the child of a fork, while the parent's engine can still be read: its copies of what is lent.
 pub(crate) fn inherit() {
+    if let Ok(mut door) = DOOR.lock() {
+        core::mem::forget(door.take()); // closed with all others of ours
+    }
     if !cells::is_open() {
         return;
     }
@@ -327,7 +330,7 @@ pub(crate) fn inherit() {
         let known = match relay {
             Some(number) => {
                 let relay = engine.relays.get(&number);
-                relay.map(|relay| Inherited::new(relay.name.clone(), settings, false))
+                relay.map(|relay| Inherited::unheld(relay.name.clone(), settings))
             }
             None => door.map(|door| Inherited::listener(door, settings)),
         };

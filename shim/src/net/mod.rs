@@ -34,6 +34,7 @@ pub(crate) mod psock;
 pub(crate) mod question;
 pub(crate) mod ready;
 pub(crate) mod relay;
+pub(crate) mod revive;
 mod shown;
 pub(crate) mod sleep;
 pub(crate) mod socket;

@@ -9,6 +9,7 @@ use super::{ledger, name, owner};
 use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
 use crate::kcm::MuxCell;
+use crate::net::{inherited, revive};
 use crate::{epoll, housekeeper, sys};
 
 /// Gives up what belongs to the parent; KCM sockets become sockets of another owner.
@@ -16,6 +17,7 @@ pub(crate) fn inherit() {
     owner::reset_in_child();
     remote::reset_in_child();
     ledger::reset_in_child();
+    revive::reset_in_child();
     MuxCell::reset_in_child();
     let mut made: BTreeMap<usize, &'static File> = BTreeMap::new();
     let mut sets: Vec<(&'static File, i32)> = Vec::new();
@@ -50,7 +52,8 @@ pub(crate) fn inherit() {
                 sets.push((file, fd))
             }
             Kind::Epoll => {}
-            Kind::Tcp | Kind::Bpf | Kind::Inherited | Kind::Free => {}
+            Kind::Inherited => inherited::reset_in_child(file),
+            Kind::Tcp | Kind::Bpf | Kind::Free => {}
         }
     }
     let renewed = |old: &'static File| made.get(&core::ptr::from_ref(old).addr()).copied();
