@@ -4,8 +4,8 @@ use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::fd::{File, table};
 use crate::kcm::MuxCell;
-use crate::net::cells;
-use crate::share::{self, owner};
+use crate::net::{cells, revive};
+use crate::share::{self, owner, remote};
 use crate::{heap, housekeeper, net, own, publish, route, sync, wait};
 
 /// The process our state belongs to.
@@ -41,7 +41,7 @@ pub(crate) fn fork(real: impl FnOnce() -> i32) -> i32 {
 /// one, and given to [`after_fork`] by the child.
 pub(crate) fn before_fork() -> impl Sized {
     before_borrowed();
-    (publish::freeze(), freeze())
+    freeze()
 }
 
 /// The child of a fork, before anything else of ours.
@@ -63,13 +63,13 @@ pub(crate) fn before_borrowed() {
 /// fork(2) by `real`, where it is the child that goes on with our muxes, after it has done `first`,
 /// and this process ends: from now on its threads, the housekeeper among them, find every mux locked.
 pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
-    let writer = publish::freeze(); // before the muxes: it waits for them
+    let before = (owner::freeze(), publish::freeze()); // they come before the muxes
     let engines = (MuxCell::freeze_all(), cells::freeze());
     let quiet = freeze();
     let child = real();
     match child {
         0 => {
-            enter_child((writer, engines, quiet));
+            enter_child((before, engines, quiet));
             first();
             share::child::take_over();
             net::ending::take_over();
@@ -80,15 +80,21 @@ pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
     child
 }
 
-/// Holds still what other threads may be changing, so that a child gets it whole.
+/// Holds still what other threads may be changing, so that a child gets it whole. In the order of locks:
+/// one that is taken and may not be waited for would be the child's, and taken, for good.
 fn freeze() -> impl Sized {
     (
+        remote::freeze(),
+        revive::freeze(),
         owner::freeze(),
-        MuxCell::freeze(),
+        publish::freeze(),
+        MuxCell::freeze_live(),
         cells::freeze(),
+        MuxCell::freeze(),
         File::freeze(),
         own::freeze(),
         route::freeze(),
+        publish::freeze_tracers(),
         heap::freeze(),
     )
 }

@@ -198,9 +198,14 @@ impl MuxCell {
         LIVE.lock().is_ok_and(|live| !live.is_empty())
     }
 
-    /// Holds the lists of muxes still for the length of a fork.
+    /// Holds the list of live muxes still for the length of a fork.
+    pub(crate) fn freeze_live() -> impl Sized {
+        LIVE.lock().ok()
+    }
+
+    /// Holds the other lists of muxes still for the length of a fork.
     pub(crate) fn freeze() -> impl Sized {
-        (LIVE.lock().ok(), ALL.lock().ok(), RECYCLED.lock().ok())
+        (ALL.lock().ok(), RECYCLED.lock().ok())
     }
 
     /// Shows `f` every mux, oldest first, with its number, and changes none. Unless `patient`, a mux

@@ -184,6 +184,12 @@ pub(crate) fn reset_in_child() {
 }
 
 /// Holds the page still for the length of a fork, so that the child can go on with its own.
+/// Before the muxes, for which a writer waits.
 pub(crate) fn freeze() -> impl Sized {
-    (WRITER.lock().ok(), JOURNAL.lock().ok(), trace::freeze())
+    (WRITER.lock().ok(), JOURNAL.lock().ok())
+}
+
+/// As [`freeze`], for who is told.
+pub(crate) fn freeze_tracers() -> impl Sized {
+    trace::freeze()
 }

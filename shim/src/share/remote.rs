@@ -452,6 +452,11 @@ pub(crate) fn page(page: Page) -> Option<OwnedFd> {
     passed.into_iter().next()
 }
 
+/// Holds still for the length of a fork: an answer may be waited for meanwhile.
+pub(crate) fn freeze() -> impl Sized {
+    OWNERS.lock().ok()
+}
+
 /// In a forked child, which makes connections of its own. The parent's are closed with all others
 /// of ours.
 pub(super) fn reset_in_child() {
