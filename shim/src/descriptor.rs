@@ -3,7 +3,7 @@
 use crate::errno::{Errno, Outcome};
 use crate::fd::{File, Kind, lookup, table};
 use crate::tcp::Number;
-use crate::{process, tcp};
+use crate::{net, process, tcp};
 
 /// close(2) of a number that is ours. `native` closes the kernel's side.
 pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
@@ -18,7 +18,10 @@ pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) 
         return Ok(native()); // another thread was faster
     }
     let done = match number {
-        Number::Free => native(),
+        Number::Free => {
+            net::beneath::spare(file, fd);
+            native()
+        }
         Number::Needed => {
             tcp::keep_number(file, fd);
             0

@@ -9,6 +9,7 @@ use kcm_mux::Nanos;
 
 use super::{add, adopt};
 use crate::fd::File;
+use crate::net::pristine;
 use crate::sync::{Mutex, Rank};
 use crate::{housekeeper, own, sys};
 
@@ -28,6 +29,9 @@ pub(crate) fn created(epfd: i32) {
 /// `fd` has become a file of ours: sets that got it before hand their registration over, since only
 /// ours hear what KCM has to say of it.
 pub(crate) fn move_registrations(fd: i32, file: &'static File) {
+    if pristine::is_unwatched(fd) {
+        return;
+    }
     let Ok(mut created) = CREATED.lock() else {
         return;
     };

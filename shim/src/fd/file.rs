@@ -46,7 +46,7 @@ pub(crate) struct File {
     kind: AtomicU8,
     /// Descriptors that name this file, plus threads that sleep on it.
     refs: AtomicU32,
-    /// Inode of the kernel object that holds the number: tells when it was replaced unseen.
+    /// Inode of the kernel object that holds the number; 0 of a stack socket that nobody has asked about.
     pub(crate) ino: AtomicU64,
     /// The mux of a KCM socket, or the one that a TCP socket is attached to.
     pub(crate) cell: Slot<MuxCell>,
@@ -60,6 +60,8 @@ pub(crate) struct File {
     speaks: AtomicBool,
     /// A stack socket of type SOCK_STREAM.
     stream: AtomicBool,
+    /// Of a stack socket: the AF_UNIX socket beneath is as accept made it, and nobody else's.
+    plain: AtomicBool,
     /// A KCM socket of type SOCK_SEQPACKET.
     seqpacket: AtomicBool,
     /// SO_RCVTIMEO and SO_SNDTIMEO of a KCM socket in nanoseconds, 0 for none.
@@ -146,6 +148,7 @@ impl File {
                 attached: AtomicBool::new(false),
                 speaks: AtomicBool::new(false),
                 stream: AtomicBool::new(false),
+                plain: AtomicBool::new(false),
                 seqpacket: AtomicBool::new(false),
                 rcvtimeo: AtomicU64::new(0),
                 blocking: AtomicU32::new(0),
@@ -305,6 +308,24 @@ impl File {
         self.stream.store(on, Ordering::Relaxed);
     }
 
+    /// Whether the socket beneath a stack socket could serve another as well, and the caller has the last
+    /// number of it.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain.load(Ordering::Acquire)
+            && self.link() == Link::Private
+            && self.refs.load(Ordering::Acquire) == 1
+    }
+
+    pub(crate) fn set_plain(&self, on: bool) {
+        self.plain.store(on, Ordering::Release);
+    }
+
+    /// What the descriptor just made is known to do.
+    pub(crate) fn set_nonblocking(&self, on: bool) {
+        let known = if on { BLOCKS_NOT } else { BLOCKS };
+        self.blocking.fetch_or(known, Ordering::AcqRel);
+    }
+
     /// Whether a stack socket shares its address with the kernel's socket beneath.
     #[inline]
     pub(crate) fn speaks(&self) -> bool {
@@ -411,6 +432,7 @@ impl File {
         self.taken.swap(None);
         self.set_link(Link::Private);
         self.set_speaks(false);
+        self.set_plain(false);
         self.attached.store(false, Ordering::Relaxed);
         self.watch.clear();
         self.rcvtimeo.store(0, Ordering::Relaxed);

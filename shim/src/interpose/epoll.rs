@@ -7,6 +7,7 @@ use super::{conclude, fresh};
 use crate::epoll;
 use crate::errno::{Errno, Outcome};
 use crate::fd::{File, Kind, lookup};
+use crate::net::pristine;
 use crate::poll;
 use crate::real::{has_one_thread, hooks};
 use crate::user_mem::{self, UserPtr};
@@ -113,6 +114,7 @@ hooks! {
     fn epoll_ctl(epfd: c_int, op: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = move || unsafe { next::epoll_ctl(epfd, op, fd, event) };
+        pristine::watched(fd);
         if poll::ours(fd).is_none() {
             return native();
         }

@@ -20,10 +20,22 @@ fn duplicated(old: c_int, new: c_int) -> c_int {
     new
 }
 
+/// fcntl(2) commands that set who gets which signal (asm-generic/fcntl.h).
+const F_SETSIG: c_int = 10;
+const F_SETOWN_EX: c_int = 15;
+
 /// Whether an fcntl(2) may change what we know of descriptors. Most only ask, and go straight on.
 #[inline(always)]
 fn concerns_us(cmd: c_int) -> bool {
-    matches!(cmd, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC | libc::F_SETFL)
+    matches!(
+        cmd,
+        libc::F_DUPFD
+            | libc::F_DUPFD_CLOEXEC
+            | libc::F_SETFL
+            | libc::F_SETOWN
+            | F_SETSIG
+            | F_SETOWN_EX
+    )
 }
 
 /// What an fcntl(2) that returned `done` means for a file of ours.
@@ -34,6 +46,12 @@ fn controlled(fd: c_int, cmd: c_int, done: c_int) -> c_int {
         libc::F_SETFL => {
             if let Some(file) = lookup(fd) {
                 file.flags_changed();
+            }
+            done
+        }
+        libc::F_SETOWN | F_SETSIG | F_SETOWN_EX => {
+            if let Some(file) = lookup(fd) {
+                file.set_plain(false);
             }
             done
         }

@@ -67,7 +67,10 @@ fn set_option(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
-    let native = || set_natively(fd, level, name, value, len);
+    let native = || {
+        file.set_plain(false);
+        set_natively(fd, level, name, value, len)
+    };
     let outcome = match file.kind() {
         Kind::Kcm => {
             let done = kcm::options::set(file, fd, level, name, at(value), len, native);

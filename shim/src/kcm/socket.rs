@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kcm_mux::{Parser, PsockId, SocketType};
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
@@ -14,8 +14,8 @@ use super::connection::{Connection, rcvbuf};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
-use crate::net::inherited;
 use crate::net::psock::{self, Source, Standing};
+use crate::net::{beneath, inherited};
 use crate::sync::{Mutex, Rank};
 use crate::tcp::Left;
 use crate::{bpf, epoll, heap, housekeeper, sys, tcp};
@@ -207,9 +207,11 @@ fn attach_stack(
         true => psock::attachable(tcp)?,
         false => None,
     };
+    let half_closed = half_closed.ok_or(Errno::EOPNOTSUPP)?;
+    beneath::settle(tcp, fd.as_raw_fd())?; // the cookie is that of the socket which copies will have
     let candidate = Candidate {
         cookie: sockopt::socket_cookie(fd)?,
-        half_closed: half_closed.ok_or(Errno::EOPNOTSUPP)?,
+        half_closed,
         told_rcvbuf: None,
     };
     add(file, candidate, program, |cookie| {

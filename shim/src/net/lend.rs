@@ -53,6 +53,7 @@ pub(crate) fn lend_all() {
     if !cells::is_open() {
         return;
     }
+    beneath::forget_spare();
     for fd in table::ours_in(0, u32::MAX) {
         if let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Stack)
             && lend(file, fd).is_err()
@@ -70,18 +71,12 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     if file.link() != Link::Private {
         return Ok(());
     }
-    let mut engine = cells::lock(file)?;
-    let socket = engine.socket(file)?;
-    let is_lent = match socket.state {
-        State::Listening(_) => true,
-        State::Connected(_) => socket.psock.is_none(),
-        _ => false,
-    };
-    if is_lent && socket.is_on_kernels {
-        drop(engine);
-        beneath::own(file, fd)?;
-        engine = cells::lock(file)?;
+    file.set_plain(false);
+    let state = cells::lock(file)?.socket(file)?.state;
+    if matches!(state, State::Listening(_) | State::Connected(_)) {
+        beneath::settle(file, fd)?;
     }
+    let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     match socket.state {
         State::Listening(_) => {

@@ -7,7 +7,7 @@
 //! housekeeper answers for the engine.
 
 pub(crate) mod address;
-mod beneath;
+pub(crate) mod beneath;
 mod carry;
 pub(crate) mod cells;
 mod decide;

@@ -332,7 +332,10 @@ pub(crate) fn get(
             Some(answer) => answer,
             None => match fixed::value(level, name) {
                 Some(only) => only,
-                None if level == libc::SOL_SOCKET => return Err(Exit::Native),
+                None if level == libc::SOL_SOCKET => {
+                    file.set_plain(false); // SO_COOKIE, which is no other socket's
+                    return Err(Exit::Native);
+                }
                 None => return Err(Errno::ENOPROTOOPT.into()),
             },
         },

@@ -16,6 +16,9 @@ const GENERIC: u8 = 16;
 const TCP: u8 = 4;
 const V6: u8 = 8;
 
+/// Has never been put into an epoll set.
+const UNWATCHED: u8 = 32;
+
 /// By number, from socket(2) to the call that changes it.
 static NUMBERS: [AtomicU8; FDS_MAX] = [const { AtomicU8::new(0) }; FDS_MAX];
 
@@ -36,7 +39,7 @@ pub(crate) fn made(fd: i32, family: i32, kind: i32, protocol: i32) {
         _ => 0,
     };
     if let Some(place) = place(fd) {
-        place.store(UNTOUCHED | GENERIC | known, Ordering::Relaxed);
+        place.store(UNTOUCHED | GENERIC | UNWATCHED | known, Ordering::Relaxed);
     }
 }
 
@@ -59,12 +62,31 @@ pub(crate) fn sets(fd: i32, level: i32) {
     }
     let before = place(fd).map_or(0, |place| place.load(Ordering::Relaxed));
     changed(fd);
-    if level != libc::SOL_SOCKET
-        && before & GENERIC != 0
+    let mut kept = before & UNWATCHED;
+    if level != libc::SOL_SOCKET {
+        kept |= before & GENERIC;
+    }
+    if kept != 0
         && let Some(place) = place(fd)
     {
-        place.store(GENERIC, Ordering::Relaxed);
+        place.store(kept, Ordering::Relaxed);
     }
+}
+
+/// An epoll set gets `fd`, or may.
+#[inline]
+pub(crate) fn watched(fd: i32) {
+    if route::is_set()
+        && let Some(place) = place(fd)
+        && place.load(Ordering::Relaxed) & UNWATCHED != 0
+    {
+        place.fetch_and(!UNWATCHED, Ordering::Relaxed);
+    }
+}
+
+/// Whether no epoll set has, or has had, `fd`.
+pub(crate) fn is_unwatched(fd: i32) -> bool {
+    place(fd).is_some_and(|place| place.load(Ordering::Relaxed) & UNWATCHED != 0)
 }
 
 /// Whether no option of SOL_SOCKET has been set.

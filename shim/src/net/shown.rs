@@ -13,7 +13,9 @@ use super::cells::EngineGuard;
 use super::engine::Engine;
 use super::info;
 use super::socket::State;
+use crate::fd::{File, lookup, table};
 use crate::publish::trace;
+use crate::sys;
 
 /// One socket of the stack.
 pub(crate) struct Shown {
@@ -57,6 +59,7 @@ impl EngineGuard {
     /// The first `max` sockets, for the page: a program may have very many, and waits meanwhile.
     pub(crate) fn shown(&mut self, max: usize) -> Vec<Shown> {
         let now = self.now();
+        find_inodes(self.sockets().take(max).map(|s| s.file));
         let sockets: Vec<_> = self
             .sockets()
             .take(max)
@@ -75,6 +78,25 @@ impl EngineGuard {
                 shown
             })
             .collect()
+    }
+}
+
+/// Asks for the inodes that are not known yet: a short connection is over before anybody looks.
+fn find_inodes(files: impl Iterator<Item = &'static File>) {
+    let unknown = |file: &&File| file.ino.load(Ordering::Relaxed) == 0;
+    let mut files: Vec<*const File> = files.filter(unknown).map(core::ptr::from_ref).collect();
+    files.sort_unstable();
+    for fd in table::ours_in(0, u32::MAX) {
+        if files.is_empty() {
+            return;
+        }
+        if let Some(file) = lookup(fd)
+            && let Ok(at) = files.binary_search(&core::ptr::from_ref(file))
+        {
+            files.remove(at);
+            file.ino
+                .store(sys::inode(sys::borrow(fd)), Ordering::Relaxed);
+        }
     }
 }
 

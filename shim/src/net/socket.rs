@@ -14,7 +14,7 @@ use super::engine::Engine;
 use super::name::Door;
 use super::options::Settings;
 use super::psock::Bell;
-use super::{carry, errors, inherited, pristine, sleep};
+use super::{beneath, carry, errors, inherited, pristine, sleep};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
@@ -123,8 +123,7 @@ pub(crate) fn join(
     state: State,
     device: Option<IfaceId>,
 ) -> Outcome<&'static File> {
-    let ino = sys::inode(sys::borrow(fd));
-    let file = File::new(Kind::Stack, ino, Body::None)?;
+    let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(!udp);
     file.set_speaks(true);
     let _ = enrol(fd, file, (v6, udp), state, device)?;
@@ -170,8 +169,7 @@ fn make(flags: SocketFlags, udp: bool) -> Outcome<(rustix::fd::OwnedFd, &'static
         UnixType::STREAM
     };
     let fd = rustix::net::socket_with(AddressFamily::UNIX, ty, flags, None)?;
-    let ino = sys::inode(sys::borrow(sys::number(&fd)));
-    let file = File::new(Kind::Stack, ino, Body::None)?;
+    let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(!udp);
     Ok((fd, file))
 }
@@ -366,7 +364,11 @@ fn take_connection(listener_file: &'static File, flags: i32) -> Outcome<Option<(
     let mut socket_flags = SocketFlags::empty();
     socket_flags.set(SocketFlags::CLOEXEC, flags & libc::SOCK_CLOEXEC != 0);
     socket_flags.set(SocketFlags::NONBLOCK, flags & libc::SOCK_NONBLOCK != 0);
-    let (beneath, file) = make(socket_flags, false)?;
+    let beneath = beneath::take(socket_flags)?;
+    let file = File::new(Kind::Stack, 0, Body::None)?;
+    file.set_stream(true);
+    file.set_plain(true);
+    file.set_nonblocking(socket_flags.contains(SocketFlags::NONBLOCK));
     if !table::in_range(sys::number(&beneath)) {
         file.release();
         return Err(Errno::EMFILE.into());
