@@ -161,7 +161,7 @@ fn mend(frame: &mut [u8]) {
 
 #[test]
 fn a_frame_that_only_looks_like_the_one_before_is_found_out() {
-    let damages: [(&str, Damage); 14] = [
+    let damages: [(&str, Damage); 18] = [
         ("none", &|_| {}),
         ("another station", &|f| f[5] ^= 1),
         ("not IPv4", &|f| f[13] = 0xdd),
@@ -177,6 +177,10 @@ fn a_frame_that_only_looks_like_the_one_before_is_found_out() {
         ("fragment", &|f| (f[20] |= 0x20, mend(f)).1),
         ("not TCP", &|f| (f[23] = 17, mend(f)).1),
         ("another sender", &|f| (f[29] ^= 4, mend(f)).1),
+        ("everybody as sender", &|f| (f[29] = 255, mend(f)).1),
+        ("a group as sender", &|f| (f[26] = 224, mend(f)).1),
+        ("loopback as sender", &|f| (f[26] = 127, mend(f)).1),
+        ("another address", &|f| (f[33] ^= 4, mend(f)).1),
         ("another port", &|f| f[35] ^= 1),
         ("cut", &|f| f.truncate(36)),
     ];

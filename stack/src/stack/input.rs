@@ -2,7 +2,7 @@
 
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
-use super::train::Train;
+use super::prediction::Prediction;
 use super::{Received, Stack};
 use crate::addr::Ip;
 use crate::checksum::Sum;
@@ -146,31 +146,33 @@ impl Stack {
 
     /// One frame of a batch.
     fn handle_next(&mut self, now: Instant, iface: IfaceId, frame: &[u8], received: Received) {
-        if let Some(train) = self.train
-            && let Some(transport) = train.predicts(iface, frame)
+        if let Some(prediction) = &mut self.prediction
+            && let Some(p) = prediction.predicts(iface, frame)
+            && (p.src == prediction.src || p.src.is_valid_source() && !self.ip.is_broadcast(p.src))
         {
+            prediction.src = p.src;
             self.stats.frames_in += 1;
             let verified = |i: &Iface| i.checksums.rx_verified;
             let packet = Segmented {
                 iface,
-                src: train.src,
-                dst: train.dst,
-                transport,
+                src: p.src,
+                dst: p.dst,
+                transport: p.transport,
                 checksum_ok: received.checksum_ok || self.ip.iface(iface).is_some_and(verified),
-                ce: train.has_ce(),
+                ce: p.ce,
             };
             self.tcp_segment(now, &packet);
             return;
         }
-        self.follows = None;
+        self.was_segment = false;
         self.handle_frame_on(now, iface, frame, received);
-        let behind = |(src, dst)| Train::behind(iface, frame, src, dst);
-        self.train = self.follows.and_then(behind);
+        let behind = || Prediction::behind(iface, frame);
+        self.prediction = self.was_segment.then(behind).flatten();
     }
 
     /// Between batches addresses change.
     fn end_batch(&mut self, now: Instant) {
-        self.train = None;
+        self.prediction = None;
         self.tcp.end_batch(now);
     }
 
@@ -444,9 +446,8 @@ impl Stack {
             return;
         }
         let (ip, tcp) = (&mut self.ip, &mut self.tcp);
-        if tcp.packet_arrives(ip, s.iface, s.src, s.dst, s.transport, s.ce, now) {
-            self.follows = Some((s.src, s.dst));
-        }
+        tcp.packet_arrives(ip, s.iface, s.src, s.dst, s.transport, s.ce, now);
+        self.was_segment = true;
     }
 
     /// Sends an ICMP error about a packet from `flow.0` to `flow.1`, where the rules allow one: not

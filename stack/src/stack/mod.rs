@@ -5,10 +5,10 @@ mod dhcp;
 mod frames;
 mod handles;
 mod input;
+mod prediction;
 mod report;
 mod shard;
 mod tcp;
-mod train;
 mod transmit;
 mod udp;
 
@@ -35,7 +35,7 @@ use crate::secret::Key;
 use crate::tcp::Engine;
 use crate::time::Instant;
 use crate::udp::Udp;
-use train::Train;
+use prediction::Prediction;
 
 /// A TCP/IP stack with one or several interfaces.
 ///
@@ -61,9 +61,9 @@ pub struct Stack {
     /// Frames of ours to ourselves that another shard is to see.
     strays: VecDeque<(IfaceId, Vec<u8>)>,
     /// Within a batch, what the next frame is likely to look like.
-    train: Option<Train>,
-    /// The last TCP packet belonged to the same connection as the one before: its addresses.
-    follows: Option<(Ip, Ip)>,
+    prediction: Option<Prediction>,
+    /// The last frame was a TCP packet that was delivered.
+    was_segment: bool,
     stats: LinkStats,
 }
 
@@ -80,8 +80,8 @@ impl Stack {
             icmp_budget: RateLimit::new(limits::ICMP_ERRORS_PER_SEC / u32::from(shard.count())),
             shard,
             strays: VecDeque::new(),
-            train: None,
-            follows: None,
+            prediction: None,
+            was_segment: false,
             stats: LinkStats::default(),
         }
     }

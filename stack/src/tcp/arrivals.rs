@@ -18,8 +18,7 @@ use crate::ip::{IpLayer, IpMeta};
 use crate::time::Instant;
 
 impl Engine {
-    /// One TCP packet for one of our addresses, checksum already judged. Whether it belongs to the same
-    /// connection as the one before it in the batch.
+    /// One TCP packet for one of our addresses, checksum already judged.
     #[allow(clippy::too_many_arguments, reason = "the fields of one parsed packet")]
     pub(crate) fn packet_arrives(
         &mut self,
@@ -30,10 +29,10 @@ impl Engine {
         bytes: &[u8],
         ce: bool,
         now: Instant,
-    ) -> bool {
+    ) {
         let Some(seg) = Segment::parse(bytes, ce) else {
             self.env.stats.malformed += 1;
-            return false;
+            return;
         };
         self.env.stats.segments_in += 1;
         let tuple = FourTuple {
@@ -49,8 +48,7 @@ impl Engine {
         if self.train != NONE {
             let c = &self.conns[self.train];
             if c.tuple() == tuple && c.hears(Some(arrival)) {
-                self.conn_segment(ip, self.train, arrival, &tuple, &seg, now);
-                return true;
+                return self.conn_segment(ip, self.train, arrival, &tuple, &seg, now);
             }
             self.leave_train(now);
         }
@@ -63,7 +61,6 @@ impl Engine {
             }
             None => self.listener_segment(ip, arrival, &tuple, tag, &seg, None, now),
         }
-        false
     }
 
     /// Hash tag of the flow a segment from `src` to `dst` belongs to.

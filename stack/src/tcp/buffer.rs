@@ -458,8 +458,10 @@ impl RecvQueue {
         if let Some(small) = self.small.take() {
             pool.give_small(small);
         }
-        for b in self.blocks.drain(..).flatten() {
-            pool.give(b);
+        while let Some(block) = self.blocks.pop_front() {
+            if let Some(b) = block {
+                pool.give(b);
+            }
         }
         self.layout.clear(self.head);
         self.head = 0;

@@ -28,6 +28,8 @@ pub(super) struct Egress {
 enum Sent {
     Nothing,
     Frame(Transmit),
+    /// A frame, and nothing is left.
+    Last(Transmit),
     /// Held for a neighbour, looped back or dropped: look for the next.
     Elsewhere,
     /// It is another interface's from now on.
@@ -57,11 +59,10 @@ impl Engine {
             let transmit = self.conn_transmit(ip, i, out, now);
             let egress = &mut self.egress[here];
             match transmit {
-                Sent::Nothing => {
-                    egress.dirty.pop_front();
-                    egress.quantum = 0;
-                    self.conns[i].flags.clear(Flags::DIRTY);
-                    self.settle_quietly(i, now);
+                Sent::Nothing => self.ends_turn(here, i, now),
+                Sent::Last(t) => {
+                    self.ends_turn(here, i, now);
+                    return Some(t);
                 }
                 Sent::Frame(t) => {
                     egress.quantum += 1;
@@ -80,6 +81,15 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// The connection at the front of an interface's list has nothing more to send.
+    fn ends_turn(&mut self, here: usize, i: u32, now: Instant) {
+        let egress = &mut self.egress[here];
+        egress.dirty.pop_front();
+        egress.quantum = 0;
+        self.conns[i].flags.clear(Flags::DIRTY);
+        self.settle_quietly(i, now);
     }
 
     fn conn_transmit(&mut self, ip: &mut IpLayer, i: u32, out: &mut [u8], now: Instant) -> Sent {
@@ -101,6 +111,7 @@ impl Engine {
         }
         t.env.stats.segments_out += 1;
         let left = t.run_length(&plan);
+        let is_last = t.has_said_all();
         let Tcb { c, b, .. } = t;
         let opts = c.opts();
         let meta = IpMeta {
@@ -160,7 +171,10 @@ impl Engine {
                     let pseudo = checksum.is_none().then(|| meta.pseudo(plan.len()));
                     self.run = Run::behind(frame, transmit, &start, pseudo);
                 }
-                Sent::Frame(transmit)
+                match is_last {
+                    true => Sent::Last(transmit),
+                    false => Sent::Frame(transmit),
+                }
             }
             _ => {
                 ip.fill_full_checksum(&meta, transport, CHECKSUM_AT);

@@ -1,7 +1,7 @@
 //! After every piece of work on a connection: its deadline, its readiness and its wish to send are filed,
 //! and what it needs no longer goes back: busy state, the record itself.
 
-use super::conn::{Busy, Flags, NONE};
+use super::conn::{Busy, Conn, Flags, NONE};
 use super::demux::Entry;
 use super::state::State;
 use super::timewait::Last;
@@ -43,50 +43,46 @@ impl Engine {
     /// After any work on a connection: files its deadline, its readiness and its wish to send, and
     /// lets go of what it needs no longer.
     pub(super) fn settle(&mut self, i: u32, now: Instant) {
-        match self.conns[i].state {
-            State::TimeWait => self.enter_time_wait(i, now),
-            State::Closed => {}
-            _ => {
-                let t = self.tcb(i, now);
-                let wants_output = t.wants_output();
-                let deadline = t.b.timers.earliest().min(t.keepalive_at());
-                let idle = t.b.is_idle();
-                let is_new = t.b.holds_ack && !core::mem::replace(&mut t.b.is_held, true);
-                self.wheel.set(i, deadline);
-                if is_new {
-                    self.held.push(i);
-                }
-                if wants_output {
-                    self.mark_dirty(i);
-                } else if idle {
-                    self.release_busy(i);
-                }
-                self.queue_event(i);
-                return;
-            }
-        }
-        self.bury(i);
+        self.settle_as(i, now, true);
     }
 
     /// As `settle`, for a connection that just said it has nothing to send: what blocks it will
     /// mark it again.
     pub(super) fn settle_quietly(&mut self, i: u32, now: Instant) {
+        self.settle_as(i, now, false);
+    }
+
+    #[inline]
+    fn settle_as(&mut self, i: u32, now: Instant, may_send: bool) {
         match self.conns[i].state {
-            State::TimeWait => {
-                self.enter_time_wait(i, now);
-                self.bury(i);
-            }
-            State::Closed => self.bury(i),
-            _ => {
-                let t = self.tcb(i, now);
-                let deadline = t.b.timers.earliest().min(t.keepalive_at());
-                let idle = t.b.is_idle();
-                self.wheel.set(i, deadline);
-                if idle {
-                    self.release_busy(i);
-                }
-                self.queue_event(i);
-            }
+            State::TimeWait => self.enter_time_wait(i, now),
+            State::Closed => {}
+            _ => return self.settle_living(i, now, may_send),
+        }
+        self.bury(i);
+    }
+
+    fn settle_living(&mut self, i: u32, now: Instant, may_send: bool) {
+        let t = self.tcb(i, now);
+        let wants_output = may_send && t.wants_output();
+        let deadline = t.b.timers.earliest().min(t.keepalive_at());
+        let is_done = !wants_output && t.b.is_idle();
+        let holds = may_send && t.b.holds_ack && !core::mem::replace(&mut t.b.is_held, true);
+        let joins_egress = wants_output && t.c.joins_egress();
+        let joins_events = t.c.joins_events();
+        let iface = t.c.iface;
+        self.wheel.set(i, deadline);
+        if holds {
+            self.held.push(i);
+        }
+        if joins_egress {
+            self.egress[iface.index()].dirty.push_back(i);
+        }
+        if is_done {
+            self.release_busy(i);
+        }
+        if joins_events {
+            self.events.push_back(i);
         }
     }
 
@@ -109,22 +105,15 @@ impl Engine {
 
     pub(super) fn mark_dirty(&mut self, i: u32) {
         let c = &mut self.conns[i];
-        if !c.flags.has(Flags::DIRTY) {
-            c.flags.set(Flags::DIRTY);
+        if c.joins_egress() {
             self.egress[c.iface.index()].dirty.push_back(i);
         }
     }
 
     pub(super) fn queue_event(&mut self, i: u32) {
-        let c = &mut self.conns[i];
-        if c.events.is_empty()
-            || c.flags.any(Flags::EVENT_QUEUED | Flags::IN_ACCEPT_QUEUE)
-            || !c.is_owned()
-        {
-            return;
+        if self.conns[i].joins_events() {
+            self.events.push_back(i);
         }
-        c.flags.set(Flags::EVENT_QUEUED);
-        self.events.push_back(i);
     }
 
     pub(super) fn release_busy(&mut self, i: u32) {
@@ -253,6 +242,26 @@ impl Engine {
     }
 }
 
+impl Conn {
+    /// Whether it is to be put on the list of those with something to send, which it then counts as.
+    fn joins_egress(&mut self) -> bool {
+        let joins = !self.flags.has(Flags::DIRTY);
+        self.flags.set(Flags::DIRTY);
+        joins
+    }
+
+    /// Whether it is to be put on the list of those with news for the application.
+    fn joins_events(&mut self) -> bool {
+        let joins = !self.events.is_empty()
+            && !self.flags.any(Flags::EVENT_QUEUED | Flags::IN_ACCEPT_QUEUE)
+            && self.is_owned();
+        if joins {
+            self.flags.set(Flags::EVENT_QUEUED);
+        }
+        joins
+    }
+}
+
 impl Tcb<'_> {
     /// Whether anything might be sent now; the egress pass decides.
     pub(crate) fn wants_output(&self) -> bool {
@@ -264,5 +273,10 @@ impl Tcb<'_> {
             && (self.b.board.lost_bytes() > self.b.board.retrans_bytes()
                 || self.unsent() > 0
                 || c.flags.has(Flags::FIN_QUEUED) && c.flight() <= self.b.tx.len() as u32)
+    }
+
+    /// Whether the egress pass need not ask again. It does ask for a model, which is told of silence.
+    pub(super) fn has_said_all(&self) -> bool {
+        !self.wants_output() && !self.c.has_model()
     }
 }

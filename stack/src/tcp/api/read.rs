@@ -85,8 +85,13 @@ impl Engine {
         if peek {
             return Ok(Ok(n));
         }
+        let ack_at = t.b.timers.delayed_ack;
         t.consume(skip + n);
-        self.settle(i, now);
+        // Most reads change nothing that is filed.
+        let is_ack_due = t.b.holds_ack || t.b.timers.delayed_ack != ack_at;
+        if is_ack_due || t.wants_output() || t.b.is_idle() {
+            self.settle(i, now);
+        }
         if n == 0 && room > 0 {
             // Only a passed urgent byte was queued: now it is gone, what does the stream say?
             return self.readable(i).map(|_| Ok(0));

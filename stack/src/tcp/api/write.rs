@@ -53,7 +53,12 @@ impl Engine {
             t.c.flags.set(Flags::WANTS_WRITE);
         }
         t.c.flags.put(Flags::MORE, more);
-        self.settle(i, now);
+        if taken > 0 && t.wants_output() {
+            // No deadline changes before something leaves.
+            self.mark_dirty(i);
+        } else {
+            self.settle(i, now);
+        }
         if taken == 0 && total > 0 {
             Err(SendError::WouldBlock)
         } else {
