@@ -152,7 +152,17 @@ pub(crate) fn native_sendmsg(fd: c_int, msg: UserPtr, flags: c_int) -> Result<us
 #[inline(always)]
 fn asks_no_control(msg: *const msghdr) -> bool {
     // SAFETY: the header lies in a page that is known to be readable.
-    user_mem::is_known(at(msg), size_of::<msghdr>()) && unsafe { (*msg).msg_controllen } == 0
+    user_mem::is_known(at(msg), size_of::<msghdr>()) && unsafe { control_length(msg) } == 0
+}
+
+/// Length of the control data. The kernel takes a header that is not aligned, too.
+///
+/// # Safety
+/// The header is readable.
+#[inline(always)]
+unsafe fn control_length(msg: *const msghdr) -> usize {
+    // SAFETY: by the contract.
+    unsafe { (&raw const (*msg).msg_controllen).read_unaligned() }
 }
 
 /// recvmsg(2) on a socket of ours. Not in line, so that its frame costs others nothing.
@@ -172,7 +182,7 @@ fn recvmsg_natively(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
         user_mem::was_read(at(msg), size_of::<msghdr>(), before);
     }
     // SAFETY: the kernel has just written to the header.
-    if got >= 0 && unsafe { (*msg).msg_controllen } != 0 {
+    if got >= 0 && unsafe { control_length(msg) } != 0 {
         rights::received(at(msg));
     }
     got
