@@ -51,6 +51,7 @@ mod sys;
 mod tcp;
 mod transfer;
 mod user_mem;
+mod values;
 mod variadic;
 mod wait;
 mod watch;

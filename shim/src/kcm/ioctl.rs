@@ -7,31 +7,26 @@ use crate::fd::file::Link;
 use crate::publish;
 use crate::share::remote;
 use crate::user_mem::{self, UserPtr};
-
-const SIOCKCMATTACH: u32 = 0x89e0;
-const SIOCKCMUNATTACH: u32 = 0x89e1;
-const SIOCKCMCLONE: u32 = 0x89e2;
+use crate::values::KcmRequest;
 
 /// The three KCM requests. Others go to the socket beneath, but for those that it would answer as
 /// the AF_UNIX socket it is.
 pub(crate) fn ioctl(file: &'static File, fd: i32, request: u32, arg: UserPtr) -> Outcome<i32> {
+    let mut room = [0; KcmRequest::BYTES_MAX];
+    let argument = { room.get_mut(..KcmRequest::length(request)) }.unwrap_or_default();
+    user_mem::read_bytes(arg, argument)?;
     let remote = file.link() == Link::Remote;
-    match request {
-        SIOCKCMATTACH if remote => {
-            let [tcp_fd, bpf_fd] = user_mem::copy_in::<[i32; 2]>(arg)?;
-            remote::attach(file, fd, tcp_fd, bpf_fd)
+    match KcmRequest::new(request, argument).ok_or(Errno::EINVAL)? {
+        KcmRequest::Attach { tcp, program } if remote => remote::attach(file, fd, tcp, program),
+        KcmRequest::Attach { tcp, program } => {
+            publish::attached(socket::attach(file, tcp, program), tcp)
         }
-        SIOCKCMUNATTACH if remote => remote::unattach(file, fd, user_mem::copy_in::<i32>(arg)?),
-        SIOCKCMCLONE if remote => remote::clone(file, fd, |new| Ok(user_mem::copy_out(arg, &new)?)),
-        SIOCKCMATTACH => {
-            let [tcp_fd, bpf_fd] = user_mem::copy_in::<[i32; 2]>(arg)?;
-            publish::attached(socket::attach(file, tcp_fd, bpf_fd), tcp_fd)
+        KcmRequest::Unattach { tcp } if remote => remote::unattach(file, fd, tcp),
+        KcmRequest::Unattach { tcp } => publish::unattached(socket::unattach(file, tcp), file, tcp),
+        KcmRequest::Clone if remote => {
+            remote::clone(file, fd, |new| Ok(user_mem::copy_out(arg, &new)?))
         }
-        SIOCKCMUNATTACH => {
-            let tcp_fd = user_mem::copy_in::<i32>(arg)?;
-            publish::unattached(socket::unattach(file, tcp_fd), file, tcp_fd)
-        }
-        SIOCKCMCLONE => {
+        KcmRequest::Clone => {
             let mut made = -1;
             let cloned = socket::clone(file, |fd| {
                 made = fd;
@@ -39,13 +34,9 @@ pub(crate) fn ioctl(file: &'static File, fd: i32, request: u32, arg: UserPtr) ->
             });
             publish::cloned(cloned, made)
         }
-        FIONREAD => Err(publish::unsupported(file, "FIONREAD", Errno::ENOTTY).into()),
-        TIOCOUTQ => Err(publish::unsupported(file, "TIOCOUTQ", Errno::ENOTTY).into()),
-        SIOCATMARK => Err(publish::unsupported(file, "SIOCATMARK", Errno::ENOTTY).into()),
-        _ => Err(Exit::Native),
+        KcmRequest::Unsupported(name) => {
+            Err(publish::unsupported(file, name, Errno::ENOTTY).into())
+        }
+        KcmRequest::Beneath => Err(Exit::Native),
     }
 }
-
-const FIONREAD: u32 = libc::FIONREAD as u32;
-const TIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
-const SIOCATMARK: u32 = 0x8905;

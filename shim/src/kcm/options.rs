@@ -92,10 +92,7 @@ pub(crate) fn set(
     match (level, name) {
         (SOL_KCM, _) => set_kcm(file, fd, name, value, length),
         (libc::SOL_SOCKET, libc::SO_PEEK_OFF | libc::SO_ZEROCOPY | libc::SO_REUSEPORT) => {
-            if (length as i32) < size_of::<i32>() as i32 {
-                return Err(Errno::EINVAL.into());
-            }
-            user_mem::copy_in::<i32>(value)?;
+            user_mem::int_value(value, length)?;
             Err(Errno::EOPNOTSUPP.into())
         }
         (libc::SOL_SOCKET, _) => {
@@ -110,10 +107,7 @@ pub(crate) fn set(
 }
 
 fn set_kcm(file: &'static File, fd: i32, name: i32, value: UserPtr, length: u32) -> Outcome<i32> {
-    if (length as i32) < size_of::<i32>() as i32 {
-        return Err(Errno::EINVAL.into());
-    }
-    let on = user_mem::copy_in::<i32>(value)? != 0;
+    let on = user_mem::int_value(value, length)? != 0;
     if name != KCM_RECV_DISABLE {
         return Err(Errno::ENOPROTOOPT.into());
     }

@@ -12,6 +12,7 @@ use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::kcm::options::{put_bytes, put_int};
 use crate::user_mem::{self, UserPtr};
+use crate::values;
 
 /// By number (linux/asm-generic/socket.h).
 const SO_BINDTOIFINDEX: i32 = 62;
@@ -31,29 +32,19 @@ enum Wanted {
 
 fn wanted(option: (i32, i32), value: UserPtr, length: u32) -> Outcome<Wanted> {
     let found = if option == BY_NAME {
-        let mut room = [0; steer::NAME_BYTES];
-        let count = (length as usize).min(steer::NAME_BYTES - 1);
-        let name = room.get_mut(..count).unwrap_or_default();
-        user_mem::read_bytes(value, name)?;
-        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let mut room = [0; steer::NAME_BYTES - 1];
+        let name = values::text(user_mem::value(value, length, 0, &mut room)?);
         if name.is_empty() {
             return Ok(Wanted::Any);
         }
         steer::named(name)
     } else {
-        match int(value, length)? {
+        match user_mem::int_value(value, length)? {
             0 => return Ok(Wanted::Any),
             number => steer::numbered(number as u32),
         }
     };
     Ok(found.map_or(Wanted::Stranger, Wanted::One))
-}
-
-fn int(value: UserPtr, length: u32) -> Outcome<i32> {
-    match length as i32 {
-        4.. => Ok(user_mem::copy_in::<i32>(value)?),
-        _ => Err(Errno::EINVAL.into()),
-    }
 }
 
 /// Whether the option would tie the socket to a device that is none of the stack's.
@@ -138,7 +129,7 @@ pub(super) fn set(
             let (iface, address) = match option {
                 GROUPS_V4 => by_request(value, length)?,
                 _ => {
-                    let number = int(value, length)? as u32;
+                    let number = user_mem::int_value(value, length)? as u32;
                     (steer::numbered_or_any(number)?, None)
                 }
             };

@@ -17,6 +17,7 @@ use crate::fd::File;
 use crate::kcm::options::{put_bytes, put_int};
 use crate::sys;
 use crate::user_mem::{self, UserPtr};
+use crate::values;
 
 /// Options of one socket, as far as the engine does not have them.
 #[derive(Clone, Debug, Default)]
@@ -453,10 +454,7 @@ pub(crate) fn set(
     if !known && only.is_none() {
         return Err(Errno::ENOPROTOOPT.into());
     }
-    if (length as i32) < size_of::<i32>() as i32 {
-        return Err(Errno::EINVAL.into());
-    }
-    let value = user_mem::copy_in::<i32>(value)?;
+    let value = user_mem::int_value(value, length)?;
     if let Some(only) = only {
         return match value == only {
             true => Ok(0),
@@ -506,12 +504,11 @@ fn change(
 }
 
 fn set_linger(file: &'static File, value: UserPtr, length: u32) -> Outcome<i32> {
-    if (length as i32) < size_of::<[i32; 2]>() as i32 {
-        return Err(Errno::EINVAL.into());
-    }
-    let [on, seconds] = user_mem::copy_in::<[i32; 2]>(value)?;
+    let mut room = [0; size_of::<libc::linger>()];
+    let value = user_mem::value(value, length, room.len(), &mut room)?;
+    let linger = values::linger(value).ok_or(Errno::EINVAL)?;
     change(file, |settings| {
-        settings.linger = (on != 0).then_some(seconds.max(0) as u32);
+        settings.linger = linger;
         Ok(())
     })
 }
@@ -520,15 +517,9 @@ fn set_linger(file: &'static File, value: UserPtr, length: u32) -> Outcome<i32> 
 pub(super) const CONGESTION_MAX: usize = 16;
 
 fn set_congestion(file: &'static File, value: UserPtr, length: u32) -> Outcome<i32> {
-    if (length as i32) < 1 {
-        return Err(Errno::EINVAL.into());
-    }
-    let mut room = [0; CONGESTION_MAX];
-    let count = (length as usize).min(CONGESTION_MAX - 1);
-    let name = room.get_mut(..count).unwrap_or_default();
-    user_mem::read_bytes(value, name)?;
-    let name = name.split(|b| *b == 0).next().unwrap_or_default();
-    let congestion = str::from_utf8(name)
+    let mut room = [0; CONGESTION_MAX - 1];
+    let name = user_mem::value(value, length, 1, &mut room)?;
+    let congestion = str::from_utf8(values::text(name))
         .ok()
         .and_then(CongestionControl::from_name)
         .ok_or(Errno::ENOENT)?;

@@ -1,6 +1,6 @@
 //! KCM and stack sockets that travel as SCM_RIGHTS control data over other sockets.
 
-use libc::{cmsghdr, mmsghdr, msghdr};
+use libc::{mmsghdr, msghdr};
 
 use super::remote::{self, Remote};
 use super::{name, owner};
@@ -10,6 +10,7 @@ use crate::fd::{File, Kind, lookup, table};
 use crate::net::{inherited, lend};
 use crate::sys;
 use crate::user_mem::{self, UserPtr};
+use crate::values::{self, Control, Controls};
 
 /// Control data looked at: more than SCM_MAX_FD descriptors, and whatever else comes along.
 const CONTROL_MAX: usize = 64 << 10;
@@ -85,32 +86,9 @@ fn carried(msg: UserPtr) -> Outcome<Vec<i32>> {
     let header = user_mem::copy_in::<msghdr>(msg)?;
     let mut control = vec![0; header.msg_controllen.min(CONTROL_MAX)];
     user_mem::read_bytes(UserPtr::new(header.msg_control), &mut control)?;
-    let mut fds = Vec::new();
-    let mut rest = control.as_slice();
-    while let Some((length, level, kind)) = head(rest) {
-        let Some(data) = rest.get(size_of::<cmsghdr>()..length) else {
-            break;
-        };
-        if (level, kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-            fds.extend(
-                data.chunks_exact(4)
-                    .filter_map(|c| Some(i32::from_ne_bytes(c.try_into().ok()?))),
-            );
-        }
-        let next = length.next_multiple_of(size_of::<usize>());
-        rest = rest.get(next..).unwrap_or(&[]);
-    }
-    Ok(fds)
-}
-
-/// Length, level and type of the first control message.
-fn head(control: &[u8]) -> Option<(usize, i32, i32)> {
-    const WORD: usize = size_of::<usize>();
-    let length = usize::from_ne_bytes(control.get(..WORD)?.try_into().ok()?);
-    let int = |at: usize| {
-        Some(i32::from_ne_bytes(
-            control.get(at..at + 4)?.try_into().ok()?,
-        ))
-    };
-    (length >= size_of::<cmsghdr>()).then_some((length, int(WORD)?, int(WORD + 4)?))
+    let rights = |c: &Control| (c.level, c.kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+    let whole = Controls(&control).map_while(Result::ok).filter(rights);
+    Ok(whole
+        .flat_map(|message| values::ints(message.data))
+        .collect())
 }

@@ -30,7 +30,8 @@ mod tests;
 
 use core::ffi::c_void;
 
-use crate::errno::{Errno, Exit};
+use crate::errno::{Errno, Exit, Outcome};
+use crate::values;
 
 pub(crate) use in_place::{InPlace, Writable};
 pub(crate) use iovecs::Iovecs;
@@ -256,6 +257,31 @@ pub(crate) fn read_bytes(at: UserPtr, bytes: &mut [u8]) -> Result<(), Efault> {
             .copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len())
     };
     Ok(())
+}
+
+/// The value of an option, or as much of it as `room` takes.
+///
+/// # Errors
+/// `EINVAL` for one shorter than `least` bytes, `EFAULT`.
+pub(crate) fn value(at: UserPtr, length: u32, least: usize, room: &mut [u8]) -> Outcome<&[u8]> {
+    let count = usize::try_from(length as i32).map_err(|_| Errno::EINVAL)?;
+    if count < least {
+        return Err(Errno::EINVAL.into());
+    }
+    let count = count.min(room.len());
+    let bytes = room.get_mut(..count).unwrap_or_default();
+    read_bytes(at, bytes)?;
+    Ok(bytes)
+}
+
+/// The value of an option that is an int.
+///
+/// # Errors
+/// As [`value`].
+pub(crate) fn int_value(at: UserPtr, length: u32) -> Outcome<i32> {
+    let mut room = [0; size_of::<i32>()];
+    let bytes = value(at, length, room.len(), &mut room)?;
+    Ok(values::int(bytes).ok_or(Errno::EINVAL)?)
 }
 
 /// Stores `bytes` in the program's memory.

@@ -4,6 +4,7 @@
 //! hands them to libFuzzer; [`run_seeded`] runs them on pseudo-random input in a plain test, the
 //! same input each time.
 
+pub mod arguments;
 pub mod bpf_gen;
 pub mod bpf_interp;
 pub mod bpf_verifier;
@@ -13,6 +14,8 @@ pub mod engine;
 mod plan;
 pub mod route_plan;
 pub mod strparser;
+#[path = "../../../shim/src/values.rs"]
+mod values;
 
 /// Calls `target` with `runs` inputs of up to `len_max` bytes, derived from `seed`.
 pub fn run_seeded(target: impl Fn(&[u8]), seed: u64, runs: u64, len_max: usize) {

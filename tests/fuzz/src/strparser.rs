@@ -148,9 +148,16 @@ impl World {
 
     /// Receives until nothing is left, and nothing that room for it lets the parser go on to.
     fn receive_all(&mut self) {
-        while (0..self.readers.len()).fold(false, |any, r| self.receive(r, usize::MAX) || any)
-            || self.answer_events()
-        {}
+        while self.receive_each() || self.answer_events() {}
+    }
+
+    /// Receives on every socket. True if any had a message.
+    fn receive_each(&mut self) -> bool {
+        let mut any = false;
+        for reader in 0..self.readers.len() {
+            any |= self.receive(reader, usize::MAX);
+        }
+        any
     }
 
     /// Tells the parser that SO_RCVBUF has not grown, where it asks. True if it did.

@@ -12,9 +12,8 @@ use super::options::Wants;
 use crate::errno::{Errno, Outcome};
 use crate::net::steer;
 use crate::user_mem::{self, UserPtr};
+use crate::values::{CONTROL_HEADER as HEADER, Control, Controls};
 
-/// sizeof(struct cmsghdr).
-const HEADER: usize = 16;
 /// Longest control data that is read, net.core.optmem_max.
 const BYTES_MAX: usize = 20_480;
 /// sizeof(struct in_pktinfo), sizeof(struct in6_pktinfo).
@@ -42,13 +41,9 @@ pub(crate) fn of_send(header: &msghdr) -> Outcome<UdpSendOptions> {
     }
     let mut bytes = vec![0; length];
     user_mem::read_bytes(UserPtr::new(header.msg_control), &mut bytes)?;
-    let mut rest = &bytes[..];
-    while let Some((head, _)) = rest.split_first_chunk::<HEADER>() {
-        let length = usize::from_ne_bytes(part(head, 0));
-        let (level, kind) = (int(head, 8), int(head, 12));
-        let data = rest.get(HEADER..length).ok_or(Errno::EINVAL)?;
+    for message in Controls(&bytes) {
+        let Control { level, kind, data } = message.map_err(|_| Errno::EINVAL)?;
         one(level, kind, data, &mut options)?;
-        rest = rest.get(aligned(length)..).unwrap_or_default();
     }
     Ok(options)
 }
