@@ -102,7 +102,7 @@ fn a_device_that_cannot_be_used_costs_one_sentence_and_follows_the_policy() {
     let program = program::build("stack_policy", &[]);
     let lab = Lab::new(false);
     let as_nobody: &[&str] = &["setpriv", "--reuid=65534", "--clear-groups", "env"];
-    let cases: [(&str, &str, &[&str], &str); 7] = [
+    let cases: [(&str, &str, &[&str], &str); 12] = [
         ("", "packet:eth9", &[], "no such interface"),
         (
             "",
@@ -116,7 +116,12 @@ fn a_device_that_cannot_be_used_costs_one_sentence_and_follows_the_policy() {
             &[],
             "`ip link set eth0 mtu 9000`",
         ),
+        ("", "xdp:eth9", &[], "no such interface"),
+        ("", "xdp:eth0 mtu=9000", &[], "`ip link set eth0 mtu 9000`"),
+        ("", "xdp:eth0 queues=9", &[], "`ethtool -L`"),
+        ("", "tap:eth0", &[], "delete it or name another"),
         ("", "packet:eth0", as_nobody, "permission denied"),
+        ("", "xdp:eth0", as_nobody, "use `packet:` or `tap:`"),
         ("", "tap:kcm7", as_nobody, "permission denied"),
         (
             "link set eth0 down",
