@@ -214,7 +214,7 @@ pub(crate) fn is_usable(fd: i32) -> bool {
 pub(crate) fn option<const N: usize>(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<[u8; N]> {
     let mut value = [0u8; N];
     let mut length = N as libc::socklen_t;
-    let saved = crate::errno::Errno::current();
+    let saved = Errno::current();
     // SAFETY: value and length are ours, and the length is that of the value.
     let done = unsafe {
         interpose::socket::next::getsockopt(
@@ -236,7 +236,7 @@ pub(crate) fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> Option<i3
 
 /// setsockopt(2) of an int, for what does no harm when it fails.
 pub(crate) fn set_option_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) {
-    let saved = crate::errno::Errno::current();
+    let saved = Errno::current();
     // SAFETY: the value is ours, and the length is its.
     let _ = unsafe {
         interpose::socket::next::setsockopt(
@@ -270,7 +270,7 @@ pub(crate) fn rcvlowat(fd: BorrowedFd<'_>) -> u32 {
 /// An ioctl(2) that stores an int.
 fn ioctl_int(fd: BorrowedFd<'_>, request: libc::Ioctl) -> u32 {
     let mut value = 0i32;
-    let saved = crate::errno::Errno::current();
+    let saved = Errno::current();
     // SAFETY: the request stores one int at its argument.
     let done = unsafe {
         interpose::fd::next::ioctl(
