@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent / "bench"))
 
 import build  # noqa: E402
 import lab as labs  # noqa: E402
-import loading, runtimes, servers, stack_both, stack_forking, stack_servers, tools  # noqa: E402,E401,F401  (they register their programs)
+import loading, runtimes, servers, stack_both, stack_forking, stack_guests, stack_servers, tools  # noqa: E402,E401,F401  (they register their programs)
 from registry import APPS  # noqa: E402
 
 # Both runs share the machine, so only a stall is told from noise: a lost wake-up costs some program's whole timeout.
