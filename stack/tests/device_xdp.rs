@@ -125,6 +125,41 @@ fn each_queue_has_its_own_socket() {
 }
 
 #[test]
+fn queues_beyond_those_asked_for_are_read_too() {
+    in_namespace(
+        "queues_beyond_those_asked_for_are_read_too",
+        Rights::System,
+        || {
+            veth(3);
+            let mut peer = open_one("packet:v1", &OpenOptions::default());
+            let frames: Vec<Kept> = (0..256)
+                .map(|n| udp(1000 + n, 2000, &n.to_be_bytes()))
+                .collect();
+            for queues in [1, 2] {
+                let fewer = OpenOptions {
+                    queues: NonZeroU16::new(queues).unwrap(),
+                    ..OpenOptions::default()
+                };
+                let Some(mut devices) = open_xdp(&fewer) else {
+                    return;
+                };
+                assert_eq!(devices.len(), usize::from(queues));
+                send(&mut peer, &frames);
+                let mut seen = 0;
+                while seen < 256 {
+                    for device in &mut devices {
+                        let got = take(device).unwrap();
+                        seen += got.iter().filter(|frame| is_ours(&frame.data)).count();
+                    }
+                }
+                send(&mut devices[0], &[raw(1, 60)]);
+                assert_eq!(expect(&mut peer, 1), [raw(1, 60)]);
+            }
+        },
+    );
+}
+
+#[test]
 fn kernel_has_the_interface_back_when_the_device_is_dropped() {
     in_namespace(
         "kernel_has_the_interface_back_when_the_device_is_dropped",
@@ -162,6 +197,17 @@ fn refusals_say_what_to_do() {
             OpenError::Busy { .. }
         ));
         drop(devices);
+        let seventeen = OpenError::SurplusQueues {
+            device: "xdp:v2".into(),
+            have: 17,
+            most: 16,
+        };
+        ip(
+            "link add v2 numrxqueues 17 numtxqueues 17 type veth peer name v3 numrxqueues 17 numtxqueues 17",
+        );
+        ip("link set v2 up");
+        let many = open("xdp:v2", &OpenOptions::default()).err();
+        assert_eq!(many, Some(seventeen));
         let nine = OpenOptions {
             queues: NonZeroU16::new(9).unwrap(),
             ..OpenOptions::default()

@@ -65,6 +65,15 @@ pub enum OpenError {
         /// Queues asked for.
         want: u16,
     },
+    /// The interface spreads frames over more queues than are read.
+    SurplusQueues {
+        /// The device name.
+        device: String,
+        /// Queues of the interface.
+        have: u16,
+        /// Most it may have.
+        most: u16,
+    },
     /// Someone else holds the device, or the part of it that was asked for.
     Busy {
         /// The device name.
@@ -121,6 +130,12 @@ impl fmt::Display for OpenError {
                 f,
                 "{device}: {want} queues asked for, the interface has {have}; ask for at most {have}, \
                  or add some with `ethtool -L`"
+            ),
+            Self::SurplusQueues { device, have, most } => write!(
+                f,
+                "{device}: frames come by any of the interface's {have} queues; \
+                 `ethtool -L {} combined {most}` leaves as many as are read",
+                interface_of(device)
             ),
             Self::Busy { device, holder } => write!(f, "{device}: already in use, {holder}"),
             Self::Layout { device, field } => write!(

@@ -2,8 +2,8 @@
 
 use super::sys::interface::Interface;
 use super::{
-    DeviceError, DeviceName, MemoryDevice, MemoryOptions, NetDevice, OpenError, PacketDevice,
-    TapDevice, XdpDevice, netmap,
+    DeviceError, DeviceName, Joined, MemoryDevice, MemoryOptions, NetDevice, OpenError,
+    PacketDevice, TapDevice, XdpDevice, netmap,
 };
 use core::num::NonZeroU16;
 use rustix::event::{Timespec, poll};
@@ -79,7 +79,10 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Vec<Box<dyn NetDevice>>
     match &parsed {
         DeviceName::Netmap(port) => netmap::open(port, options).map(boxed),
         DeviceName::Packet(interface) => PacketDevice::open(interface, options).map(boxed),
-        DeviceName::Xdp(interface) => XdpDevice::open(interface, options).map(boxed),
+        DeviceName::Xdp(interface) => {
+            let queues = XdpDevice::open(interface, options)?;
+            share_out(name, boxed(queues), usize::from(options.queues.get()))
+        }
         DeviceName::Tap(interface) => TapDevice::open(interface, options).map(boxed),
         DeviceName::SharedMemory(shared) => {
             netmap::open_named(shared, options).map(|device| boxed(vec![device]))
@@ -124,6 +127,37 @@ pub(super) fn patiently<T>(mut ask: impl FnMut() -> Result<T, Errno>) -> Result<
         }
     }
     ask()
+}
+
+/// Makes `count` devices of all the queues that there are, which are no fewer.
+fn share_out(
+    name: &str,
+    queues: Vec<Box<dyn NetDevice>>,
+    count: usize,
+) -> Result<Vec<Box<dyn NetDevice>>, OpenError> {
+    if queues.len() <= count {
+        return Ok(queues);
+    }
+    let mut shares: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+    for (n, queue) in queues.into_iter().enumerate() {
+        shares[n % count].push(queue);
+    }
+    let joined = shares.into_iter().map(|mut share| match share.len() {
+        1 => Ok(share.remove(0)),
+        _ => Joined::new(share).map(|joined| Box::new(joined) as Box<dyn NetDevice>),
+    });
+    joined
+        .collect::<Result<_, _>>()
+        .map_err(|error| match error {
+            DeviceError::System { call, errno } => OpenError::System {
+                device: name.into(),
+                call,
+                errno,
+            },
+            _ => OpenError::NoInterface {
+                device: name.into(),
+            },
+        })
 }
 
 fn boxed<D: NetDevice + 'static>(devices: Vec<D>) -> Vec<Box<dyn NetDevice>> {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A five-line program on the interface redirects every frame to the socket of its queue, and passes
-//! it to the kernel's stack when there is none. It lives as long as the devices do. So the kernel hears
-//! nothing more on the queues that are open; an interface of one's own is the place for it.
+//! it to the kernel's stack when there is none. It lives as long as the devices do. Every queue
+//! is opened, so that the kernel hears nothing more; an interface of one's own is the place for it.
 //!
 //! There is no place for offload state beside a frame: checksums are computed here, and a veth's
 //! neighbour should not leave them partial (`ethtool -K PEER tx off`); where it does,
@@ -39,6 +39,9 @@ use std::sync::Arc;
 
 /// Entries of each ring, and chunks of each direction: 4 MiB of ordinary chunks each way.
 const RING_ENTRIES: u32 = 2048;
+
+/// Queues that are opened although fewer are asked for: 128 MiB, which the kernel keeps resident.
+const QUEUES_MAX: u16 = 16;
 
 /// What the driver keeps free in front of a received frame (`XDP_PACKET_HEADROOM`).
 const HEADROOM_BYTES: usize = 256;
@@ -83,7 +86,8 @@ struct Redirect {
 }
 
 impl XdpDevice {
-    /// Opens the first `options.queues` queues of an interface and redirects their frames.
+    /// Opens every queue of an interface and redirects their frames: the NIC spreads them over all its
+    /// queues, and by one that nobody reads they would go to the kernel. At least `options.queues`.
     ///
     /// # Errors
     ///
@@ -96,6 +100,10 @@ impl XdpDevice {
         if want > have {
             return Err(OpenError::Queues { device, have, want });
         }
+        let most = want.max(QUEUES_MAX);
+        if have > most {
+            return Err(OpenError::SurplusQueues { device, have, most });
+        }
         let max = CHUNK_BYTES_MAX - HEADROOM_BYTES - ETHERNET_HEADER_LEN;
         if facts.mtu > max {
             return Err(OpenError::MtuTooLarge {
@@ -105,7 +113,7 @@ impl XdpDevice {
             });
         }
         let redirect = Arc::new(Redirect::attach(&device, &facts, have, options)?);
-        (0..u32::from(want))
+        (0..u32::from(have))
             .map(|queue| Self::open_queue(&device, &facts, options, queue, Arc::clone(&redirect)))
             .collect()
     }
