@@ -557,6 +557,50 @@ static void case_listen(void)
 	close(s);
 }
 
+/* Nothing that was done to an accepted connection shows in the next. */
+static void case_one_after_another(void)
+{
+	char text[64];
+	int s = tcp(), other, priority = 6;
+	struct sockaddr_in a = at(own_address, 0);
+	socklen_t len = sizeof a;
+	bind(s, (void *)&a, sizeof a);
+	getsockname(s, (void *)&a, &len);
+	R(listen(s, 4));
+	for (int round = 0; round < 9; round++) {
+		int control = connected(CALLBACK);
+		write_all(control, text, snprintf(text, sizeof text, "%s %d", own_address, ntohs(a.sin_port)));
+		int fd = accept4(s, NULL, NULL, round % 3 == 1 ? SOCK_NONBLOCK : round % 3 == 2 ? SOCK_CLOEXEC : 0);
+		printf("  flags %x %x owner %d priority %d\n",
+		       fcntl(fd, F_GETFL) & (O_NONBLOCK | O_ASYNC), fcntl(fd, F_GETFD), fcntl(fd, F_GETOWN),
+		       option(fd, SOL_SOCKET, SO_PRIORITY));
+		switch (round) {
+		case 0:
+			fcntl(fd, F_SETFL, O_NONBLOCK | O_ASYNC);
+			break;
+		case 2:
+			fcntl(fd, F_SETOWN, getpid());
+			break;
+		case 4:
+			setsockopt(fd, SOL_SOCKET, SO_PRIORITY, &priority, sizeof priority);
+			break;
+		case 6:
+			other = dup(fd);
+			close(fd);
+			fcntl(other, F_SETFL, O_NONBLOCK);
+			fd = other;
+			break;
+		}
+		wait_for(fd, 4);
+		R(read(fd, text, sizeof text));
+		write_all(fd, "pong", 4);
+		R(recv(control, text, 4, MSG_WAITALL));
+		close(fd);
+		close(control);
+	}
+	close(s);
+}
+
 static void case_urgent(void)
 {
 	char buf[16];
@@ -755,7 +799,8 @@ static int guest(void)
 		{ "stream", case_stream }, { "unconnected", case_unconnected },
 		{ "connect, not blocking", case_connect_nonblocking }, { "refused", case_refused },
 		{ "reset", case_reset }, { "epoll", case_epoll }, { "idle", case_idle }, { "select", case_select },
-		{ "listen", case_listen }, { "urgent", case_urgent }, { "timeouts", case_timeouts },
+		{ "listen", case_listen }, { "one after another", case_one_after_another },
+		{ "urgent", case_urgent }, { "timeouts", case_timeouts },
 		{ "full", case_full }, { "bulk", case_bulk }, { "files", case_files },
 		{ "copies", case_copies }, { "options", case_options },
 	};

@@ -3,8 +3,8 @@
 //! other processes need the AF_UNIX socket: what is lent or attached gets it before
 //! ([`settle`]).
 //!
-//! To make a socket and to end one takes as long as several frames. So the AF_UNIX sockets of accepted
-//! connections are used again ([`spare`]), unless something was done to them that a new one does not show.
+//! To make a socket and to end one takes as long as several frames. So the AF_UNIX socket of an accepted
+//! connection is used again ([`spare`]), unless something was done to it that a new one does not show.
 
 use core::sync::atomic::Ordering;
 
@@ -57,35 +57,30 @@ fn own(file: &'static File, fd: i32) -> Outcome<()> {
     Ok(())
 }
 
-/// Most sockets kept for connections to come: those of a server that has few connections at a time.
-const SPARE_MAX: i32 = 16;
-/// One in so many numbers that a program may have is held for them at most.
-const SPARE_PART: i32 = 64;
-
-static SPARE: Mutex<Vec<OwnedFd>> = Mutex::ranked(Rank::Leaf, Vec::new());
+/// One, so that how many descriptors are open does not tell how many connections there were at a time.
+static SPARE: Mutex<Option<OwnedFd>> = Mutex::ranked(Rank::Leaf, None);
 
 /// The program is closing `fd`: if that is the last number of `file`, and the socket beneath is as a new one
 /// would be, it is kept for another connection.
 pub(crate) fn spare(file: &File, fd: i32) {
-    if !file.is_plain() {
+    if !file.is_plain() || SPARE.lock().map_or(true, |spare| spare.is_some()) {
         return;
     }
-    let (floor, kept) = (
-        sys::floor(),
-        SPARE.lock().map_or(usize::MAX, |spare| spare.len()),
-    );
-    if kept >= (floor / SPARE_PART).min(SPARE_MAX) as usize {
-        return;
-    }
-    let high = sys::dup_high(sys::borrow(fd));
-    let Some(high) = high.ok().filter(|high| sys::number(high) >= floor) else {
-        return;
+    let high = sys::dup_high(sys::borrow(fd)).ok();
+    let Some(high) = high.filter(|high| sys::number(high) >= sys::floor()) else {
+        return; // there are few numbers left
     };
-    let number = sys::number(&high);
-    own::protect(number);
-    match SPARE.lock() {
-        Ok(mut spare) => spare.push(high),
-        Err(_) => own::unprotect(number),
+    own::protect(sys::number(&high));
+    let unused = match SPARE.lock() {
+        Ok(mut spare) => spare.replace(high),
+        Err(_) => Some(high),
+    };
+    give_up(unused);
+}
+
+fn give_up(spare: Option<OwnedFd>) {
+    if let Some(fd) = spare {
+        own::unprotect(sys::number(&fd));
     }
 }
 
@@ -98,7 +93,7 @@ pub(super) fn take(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
 }
 
 fn again(flags: SocketFlags) -> Option<OwnedFd> {
-    let spare = SPARE.lock().ok()?.pop()?;
+    let spare = SPARE.lock().ok()?.take()?;
     own::unprotect(sys::number(&spare));
     let mut status = OFlags::RDWR;
     status.set(OFlags::NONBLOCK, flags.contains(SocketFlags::NONBLOCK));
@@ -109,10 +104,8 @@ fn again(flags: SocketFlags) -> Option<OwnedFd> {
     }
 }
 
-/// Gives up what is kept, before a child gets copies.
+/// Gives up what is kept, before a child gets a copy.
 pub(super) fn forget_spare() {
-    let spare = SPARE.lock().map(|mut spare| core::mem::take(&mut *spare));
-    for fd in spare.into_iter().flatten() {
-        own::unprotect(sys::number(&fd));
-    }
+    let spare = SPARE.lock().map_or(None, |mut spare| spare.take());
+    give_up(spare);
 }
