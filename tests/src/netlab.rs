@@ -82,12 +82,30 @@ impl Lab {
     /// As [`on_stack`](Self::on_stack), with more words in the stack's line.
     #[must_use]
     pub fn on_stack_with(&self, words: &str, program: impl AsRef<OsStr>) -> Command {
+        self.on_device("packet:eth0", words, program)
+    }
+
+    /// As [`on_stack_with`](Self::on_stack_with), with the stack on another device.
+    #[must_use]
+    pub fn on_device(&self, device: &str, words: &str, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.on_guest("env");
         let library = crate::guest::library().display();
         command.arg(format!("LD_PRELOAD={library}"));
-        command.arg(format!("KCMSHIM_STACK=packet:eth0 {GUEST}/24 {words}"));
+        command.arg(format!("KCMSHIM_STACK={device} {GUEST}/24 {words}"));
         command.arg(program);
         command
+    }
+
+    /// Makes a TAP on the guest's side, whose other end is the kernel's interface with the peer's address.
+    ///
+    /// # Panics
+    /// When `ip` fails.
+    pub fn add_tap(&self, name: &str) {
+        let guest = self.guest();
+        let tap = ["tuntap", "add", name, "mode", "tap", "vnet_hdr"];
+        ip(&[&["-n", &guest][..], &tap[..]].concat());
+        ip(&["-n", &guest, "link", "set", name, "up"]);
+        ip(&["-n", &guest, "addr", "add", "10.9.0.1/24", "dev", name]);
     }
 
     /// A command on the guest's side under the library, with the kernel's TCP.

@@ -76,9 +76,7 @@ fn a_program_does_the_same_over_xdp_and_tap() {
 
     // The other end of a TAP is its interface, which the kernel has.
     let lab = Lab::new(false);
-    ip(&lab, "tuntap add kcm0 mode tap vnet_hdr");
-    ip(&lab, "link set kcm0 up");
-    ip(&lab, "address add 10.9.0.1/24 dev kcm0");
+    lab.add_tap("kcm0");
     let guest = under(&lab, &format!("tap:kcm0 {GUEST}/24"), &[], &program);
     assert_eq!(attached(lab.on_guest(&program), guest), expected, "tap");
 }

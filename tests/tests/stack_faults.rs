@@ -1,6 +1,7 @@
 //! A network that fails under a program on the stack: it sees what the kernel's stack would have shown
 //! it, what arrives is whole, and nobody waits for ever.
 
+use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -72,22 +73,52 @@ fn can_run() -> bool {
     missing.is_none()
 }
 
-/// A transfer to the peer and back during which `fault` happens. `server` are the words for the peer.
-fn transfer(
-    program: &Path,
-    lab: &Lab,
-    server: [&str; 3],
-    timeout: &str,
-    fault: impl FnOnce(&Lab),
-) -> Vec<String> {
-    let _server = Running::server(&mut lab.on_peer(program), &server);
-    let mut guest = Running::start(
-        &mut lab.on_stack(program),
-        &["transfer", PEER, BYTES, timeout],
-    );
-    assert_eq!(guest.line(), "under way");
-    fault(lab);
-    guest.rest()
+/// Devices that a stack can have here.
+const DEVICES: [&str; 3] = ["packet:eth0", "xdp:eth0", "tap:kcm0"];
+
+/// A program on the stack over one kind of device, and its peer at the other end.
+struct Wire {
+    lab: Lab,
+    device: &'static str,
+}
+
+impl Wire {
+    fn new(device: &'static str) -> Self {
+        let lab = Lab::new(false);
+        if let Some(name) = device.strip_prefix("tap:") {
+            lab.add_tap(name);
+        }
+        Self { lab, device }
+    }
+
+    /// What the device's name says behind the colon.
+    fn interface(&self) -> &'static str {
+        self.device.split(':').nth(1).unwrap_or_default()
+    }
+
+    /// A command at the other end: of a TAP that is the kernel of the same namespace.
+    fn at_peer(&self, program: impl AsRef<OsStr>) -> Command {
+        match self.device.starts_with("tap:") {
+            true => self.lab.on_guest(program),
+            false => self.lab.on_peer(program),
+        }
+    }
+
+    /// A transfer to the peer and back during which `fault` happens. `server` are the words for the peer.
+    fn transfer(
+        &self,
+        program: &Path,
+        server: [&str; 3],
+        timeout: &str,
+        fault: impl FnOnce(&Self),
+    ) -> Vec<String> {
+        let _server = Running::server(&mut self.at_peer(program), &server);
+        let mut guest = self.lab.on_device(self.device, "", program);
+        let mut guest = Running::start(&mut guest, &["transfer", PEER, BYTES, timeout]);
+        assert_eq!(guest.line(), "under way", "{}", self.device);
+        fault(self);
+        guest.rest()
+    }
 }
 
 /// One frame of a hundred is lost, one comes twice and one out of order, both ways.
@@ -97,11 +128,14 @@ fn a_transfer_is_whole_over_a_bad_link() {
         return;
     }
     let program = program::build("stack_faults", &[]);
-    let lab = Lab::new(false);
-    let _server = Running::server(&mut lab.on_peer(&program), &["serve", PEER, BYTES]);
-    let mut guest = lab.on_stack_with("faults=1", &program);
-    let guest = Running::start(&mut guest, &["transfer", PEER, BYTES, PATIENT]);
-    assert_eq!(guest.rest(), ["under way", "gave all", "took all"]);
+    for device in DEVICES {
+        let wire = Wire::new(device);
+        let _server = Running::server(&mut wire.at_peer(&program), &["serve", PEER, BYTES]);
+        let mut guest = wire.lab.on_device(device, "faults=1", &program);
+        let guest = Running::start(&mut guest, &["transfer", PEER, BYTES, PATIENT]);
+        let wanted = ["under way", "gave all", "took all"];
+        assert_eq!(guest.rest(), wanted, "{device}");
+    }
 }
 
 /// Longer than a few retransmissions, and than the pause the library makes before it tries a device again.
@@ -113,42 +147,59 @@ fn a_transfer_survives_the_link_going_down_on_either_side() {
         return;
     }
     let program = program::build("stack_faults", &[]);
-    let own: fn(&Lab) -> Command = |lab| lab.on_guest("ip");
-    let other: fn(&Lab) -> Command = |lab| lab.on_peer("ip");
-    for side in [own, other] {
-        let lab = Lab::new(false);
-        let seen = transfer(&program, &lab, ["serve", PEER, BYTES], PATIENT, |lab| {
-            ip(side(lab), &["link", "set", "eth0", "down"]);
-            thread::sleep(AWAY);
-            ip(side(lab), &["link", "set", "eth0", "up"]);
-        });
-        assert_eq!(seen, ["gave all", "took all"]);
+    let own: fn(&Wire) -> Command = |wire| wire.lab.on_guest("ip");
+    let other: fn(&Wire) -> Command = |wire| wire.at_peer("ip");
+    for device in DEVICES {
+        // A TAP is one interface.
+        let sides = if device.starts_with("tap:") {
+            &[own][..]
+        } else {
+            &[own, other][..]
+        };
+        for side in sides {
+            let wire = Wire::new(device);
+            let seen = wire.transfer(&program, ["serve", PEER, BYTES], PATIENT, |wire| {
+                let interface = wire.interface();
+                ip(side(wire), &["link", "set", interface, "down"]);
+                thread::sleep(AWAY);
+                ip(side(wire), &["link", "set", interface, "up"]);
+            });
+            assert_eq!(seen, ["gave all", "took all"], "{device}");
+        }
     }
 }
 
+/// The peer takes so many bytes, and no more: however slowly the fault comes, the transfer is not over before.
+const STALLS: [&str; 3] = ["stall", PEER, "3000000"];
+
 #[test]
-fn a_peer_that_vanishes_and_a_device_that_is_removed_end_in_etimedout() {
+fn a_peer_that_vanishes_ends_in_etimedout() {
     if !can_run() {
         return;
     }
     let program = program::build("stack_faults", &[]);
-    let lab = Lab::new(false);
-    // However slowly the fault comes, the transfer is not over before.
-    let stalls = ["stall", PEER, "3000000"];
+    let wire = Wire::new("packet:eth0");
     // Nobody has the address any more, and nobody says so.
-    let seen = transfer(&program, &lab, stalls, IMPATIENT, |lab| {
-        ip(
-            lab.on_peer("ip"),
-            &["address", "del", "10.9.0.1/24", "dev", "eth0"],
-        );
+    let seen = wire.transfer(&program, STALLS, IMPATIENT, |wire| {
+        let gone = ["address", "del", "10.9.0.1/24", "dev", "eth0"];
+        ip(wire.at_peer("ip"), &gone);
     });
     assert_eq!(seen, ["gave ETIMEDOUT"]);
-    drop(lab);
-    let lab = Lab::new(false);
-    let seen = transfer(&program, &lab, stalls, IMPATIENT, |lab| {
-        ip(lab.on_guest("ip"), &["link", "del", "eth0"]);
-    });
-    assert_eq!(seen, ["gave ETIMEDOUT"]);
+}
+
+#[test]
+fn a_device_that_is_removed_ends_in_etimedout() {
+    if !can_run() {
+        return;
+    }
+    let program = program::build("stack_faults", &[]);
+    for device in DEVICES {
+        let wire = Wire::new(device);
+        let seen = wire.transfer(&program, STALLS, IMPATIENT, |wire| {
+            ip(wire.lab.on_guest("ip"), &["link", "del", wire.interface()]);
+        });
+        assert_eq!(seen, ["gave ETIMEDOUT"], "{device}");
+    }
 }
 
 /// Runs a program on the kernel's stack and on ours, and expects the same lines.

@@ -101,7 +101,9 @@ pub fn pump(
 ///
 /// # Errors
 ///
-/// [`DeviceError`]. A frame the device refuses for its length or kind is dropped, as a router would.
+/// [`DeviceError`], after what could be done: what a device that is gone does not take counts as sent,
+/// so that connections over it end by their timers. A frame the device refuses for its length or kind is
+/// dropped, as a router would.
 pub fn pump_on(
     stack: &mut Stack,
     iface: IfaceId,
@@ -109,10 +111,13 @@ pub fn pump_on(
     now: Instant,
     budget: usize,
 ) -> Result<Pumped, DeviceError> {
-    let received = pump_in(stack, iface, device, now, budget)?;
+    let received = pump_in(stack, iface, device, now, budget);
     stack.handle_timeout(now);
-    let mut pumped = flush_on(stack, iface, device, now, budget)?;
-    pumped.received = received;
+    let flushed = flush_on(stack, iface, device, now, budget);
+    let pumped = Pumped {
+        received: received?,
+        ..flushed?
+    };
     Ok(pumped)
 }
 

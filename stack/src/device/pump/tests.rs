@@ -1,6 +1,8 @@
 use super::*;
 use crate::device::netmap::{self, PairOptions};
-use crate::device::{Fault, GsoSet, LinkFaults, Loss, MemoryDevice, MemoryOptions};
+use crate::device::{
+    BorrowedFd, Counters, Fault, GsoSet, LinkFaults, Loss, MemoryDevice, MemoryOptions, Wait,
+};
 use crate::{ConnectOptions, Key, ListenOptions};
 use core::time::Duration;
 
@@ -194,5 +196,63 @@ fn frames_go_to_whom_they_concern() {
     assert_eq!(audience(&stack, &v6), Audience::Others);
     for len in 0..13 {
         assert_eq!(audience(&stack, &v4(A)[..len]), Audience::Others);
+    }
+}
+
+/// A device whose interface was removed.
+struct Gone(MemoryDevice);
+
+impl NetDevice for Gone {
+    fn capabilities(&self) -> &Capabilities {
+        self.0.capabilities()
+    }
+
+    fn receive(
+        &mut self,
+        _: usize,
+        _: &mut dyn FnMut(&[RxFrame<'_>]),
+    ) -> Result<usize, DeviceError> {
+        Err(DeviceError::Gone)
+    }
+
+    fn transmit_with(
+        &mut self,
+        room: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> Option<Written>,
+    ) -> Result<bool, TransmitError> {
+        match write(&mut vec![0; room]) {
+            Some(_) => Err(DeviceError::Gone.into()),
+            None => Ok(false),
+        }
+    }
+
+    fn kick(&mut self) -> Result<(), DeviceError> {
+        Err(DeviceError::Gone)
+    }
+
+    fn wait_fd(&self, _: Wait) -> Option<(BorrowedFd<'_>, Wait)> {
+        None
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+}
+
+#[test]
+fn connections_over_a_device_that_is_gone_time_out() {
+    let (device, _) = MemoryDevice::pair(&MemoryOptions::default()).unwrap();
+    let mut device = Gone(device);
+    let mut client = stack(&device, A);
+    let mut now = Instant::ZERO;
+    let id = client
+        .tcp_connect(now, (B, 80).into(), &ConnectOptions::default())
+        .unwrap();
+    while client.tcp_take_error(id).is_none() {
+        assert!(now < Instant::from_millis(600_000), "it waits for ever");
+        let round = pump(&mut client, &mut device, now, 256);
+        assert_eq!(round, Err(DeviceError::Gone));
+        let next = client.next_deadline().unwrap_or(now);
+        now = next.max(now + Duration::from_millis(1));
     }
 }
