@@ -36,6 +36,7 @@ impl Setting {
         stack.add_address(self.ip(side), 24).unwrap();
         let other = 3 - side;
         stack.add_neighbor(self.ip(other), [2, 0, 0, 0, 0, other], now);
+        stack.add_neighbor(self.ip(9), OTHER_MAC, now);
         stack
     }
 }
@@ -48,6 +49,8 @@ enum Event {
     Ack,
     /// The peer has another Ethernet address.
     Moved,
+    /// There is another way to the peer, through a router.
+    Rerouted,
     Time,
     /// More to send, and a FIN.
     Close,
@@ -132,6 +135,12 @@ impl Pair {
                 }
             }
             Event::Moved => ours.add_neighbor(self.setting.ip(2), OTHER_MAC, now),
+            Event::Rerouted => {
+                let prefix_len = if self.setting.ipv6 { 128 } else { 32 };
+                let router = Some(self.setting.ip(9));
+                ours.add_route(self.setting.ip(2), prefix_len, router)
+                    .unwrap();
+            }
             Event::Time => self.now += Duration::from_millis(1),
             Event::Close => ours.tcp_close(now, id),
             Event::Urgent => drop(ours.tcp_send_urgent(now, id, b"!")),
@@ -203,6 +212,7 @@ fn a_run_is_what_its_segments_are() {
         Event::Nothing,
         Event::Ack,
         Event::Moved,
+        Event::Rerouted,
         Event::Time,
         Event::Close,
         Event::Urgent,

@@ -85,6 +85,8 @@ pub(crate) struct NeighborCache {
     by_ip: BTreeMap<(IfaceId, Ip), u16>,
     next_at: Instant,
     work: NeighborWork,
+    /// Counts what may make an answer differ from the one before.
+    changes: u64,
 }
 
 impl NeighborCache {
@@ -94,7 +96,13 @@ impl NeighborCache {
             by_ip: BTreeMap::new(),
             next_at: Instant::FAR_FUTURE,
             work: NeighborWork::default(),
+            changes: 0,
         }
+    }
+
+    /// While it is the same, so is what [`resolve`](Self::resolve) answers at one time.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// The entry for a next hop, created if absent.
@@ -105,6 +113,7 @@ impl NeighborCache {
                 generation: self.entries[usize::from(index)].generation,
             };
         }
+        self.changes += 1;
         let state = Reachability::Failed;
         let mut fresh = Neighbor {
             iface,
@@ -142,6 +151,7 @@ impl NeighborCache {
 
     /// Makes every reference stale: routes changed, and each has to look up its own again.
     pub(crate) fn forget_references(&mut self) {
+        self.changes += 1;
         for e in &mut self.entries {
             e.generation = next_generation(e.generation);
         }
@@ -218,6 +228,7 @@ impl NeighborCache {
             return (mac, VecDeque::new());
         }
         let r = self.entry(iface, ip, now);
+        self.changes += 1;
         let e = &mut self.entries[usize::from(r.index)];
         e.mac = mac;
         e.state = Reachability::Reachable {
@@ -289,6 +300,7 @@ impl NeighborCache {
                     }
                 };
             } else {
+                self.changes += 1;
                 e.state = Reachability::Failed;
                 e.pending_bytes = 0;
                 self.work.undeliverable.extend(e.pending.drain(..));

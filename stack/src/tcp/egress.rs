@@ -164,7 +164,7 @@ impl Engine {
                         conn: i,
                         left,
                         now,
-                        hop,
+                        neighbors: ip.neighbors.changes(),
                         tcp_at: offset,
                         payload_at: offset + plan.header_len(),
                     };

@@ -8,7 +8,7 @@ use super::conn::{Flags, NONE, Phase};
 use super::segment::{Control, Plan};
 use super::{CHECKSUM_AT, Engine, Tcb};
 use crate::checksum::Sum;
-use crate::ip::{ETHERNET, IpLayer, NextHop, sum_without_ident};
+use crate::ip::{ETHERNET, IpLayer, sum_without_ident};
 use crate::limits::SENT_SEGMENTS_MAX;
 use crate::stack::Transmit;
 use crate::time::Instant;
@@ -26,7 +26,8 @@ pub(super) struct Run {
     /// How many may still follow.
     left: u32,
     now: Instant,
-    hop: NextHop,
+    /// [`changes`](crate::ip::neighbor::NeighborCache::changes) of the neighbours its way depends on.
+    neighbors: u64,
     transmit: Transmit,
     /// What the first frame began with, and some of its payload.
     head: [u8; HEAD_BYTES],
@@ -45,7 +46,7 @@ pub(super) struct Start {
     pub(super) conn: u32,
     pub(super) left: u32,
     pub(super) now: Instant,
-    pub(super) hop: NextHop,
+    pub(super) neighbors: u64,
     pub(super) tcp_at: usize,
     pub(super) payload_at: usize,
 }
@@ -67,7 +68,7 @@ impl Run {
             conn: start.conn,
             left: start.left,
             now: start.now,
-            hop: start.hop,
+            neighbors: start.neighbors,
             transmit,
             ip_sum: sum_without_ident(&head[ETHERNET..tcp_at]),
             head,
@@ -93,7 +94,7 @@ impl Engine {
         if run.left == 0 || run.conn != i || run.now != now || c.busy == NONE {
             return None;
         }
-        if ip.next_hop(&mut c.neighbor, c.remote_ip, c.bound, now) != run.hop {
+        if ip.neighbors.changes() != run.neighbors {
             return None;
         }
         let b = &mut self.busy[c.busy];
