@@ -21,8 +21,9 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
-use crate::kcm::MuxCell;
-use crate::net::cells::{self, Turn};
+use crate::kcm::{Connection, MuxCell};
+use crate::net::cells::{self, ENGINES_MAX, Engines};
+use crate::net::turns::{self, Turns};
 use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{self, BellId, Held, Pin};
@@ -45,12 +46,52 @@ pub(crate) struct EpollSet {
     aux: OwnedFd,
     /// Something was ever put into `aux`.
     has_beneath: bool,
+    /// Where the members are, and what lies beneath those that are KCM sockets.
+    engines: InEngines,
     /// Threads asleep on this set.
     sleepers: Vec<BellId>,
     /// Who goes first when both sides have more than fits: turns, so that neither starves.
     native_first: bool,
     /// When the kernel's members were last asked.
     asked_at: Nanos,
+}
+
+/// How many members are in each engine.
+struct InEngines {
+    members: [u32; ENGINES_MAX],
+    counted: Engines,
+    /// Of connections of KCM sockets: the engines of all there have been.
+    beneath: Engines,
+}
+
+impl InEngines {
+    fn new() -> Self {
+        Self {
+            members: [0; ENGINES_MAX],
+            counted: Engines::NONE,
+            beneath: Engines::NONE,
+        }
+    }
+
+    fn all(&self) -> Engines {
+        self.counted | self.beneath
+    }
+
+    fn add(&mut self, engines: Engines) {
+        self.counted |= engines;
+        for (at, count) in self.members.iter_mut().enumerate() {
+            *count += u32::from(engines.has(at as u8));
+        }
+    }
+
+    fn remove(&mut self, engines: Engines) {
+        for (at, count) in self.members.iter_mut().enumerate() {
+            *count -= u32::from(engines.has(at as u8));
+            if *count == 0 {
+                self.counted = self.counted.without(Engines::one(at as u8));
+            }
+        }
+    }
 }
 
 /// One registration.
@@ -60,6 +101,8 @@ struct Member {
     file: &'static File,
     events: u32,
     data: u64,
+    /// The engines it was counted in.
+    engines: Engines,
     /// EPOLLONESHOT has fired: silent until EPOLL_CTL_MOD.
     spent: bool,
     queued: bool,
@@ -129,6 +172,7 @@ fn adopt(epfd: i32) -> Outcome<&'static File> {
         ready: VecDeque::new(),
         aux,
         has_beneath: false,
+        engines: InEngines::new(),
         sleepers: Vec::new(),
         native_first: false,
         asked_at: 0,
@@ -171,11 +215,11 @@ impl EpollSet {
     /// Takes a registration out. Its key would otherwise stay among those that may have something, and
     /// keep every thread from its sleep.
     fn remove(&mut self, key: u64) {
-        if self
-            .members
-            .remove(&key)
-            .is_some_and(|member| member.queued)
-        {
+        let Some(member) = self.members.remove(&key) else {
+            return;
+        };
+        self.engines.remove(member.engines);
+        if member.queued {
             self.ready.retain(|k| *k != key);
         }
     }
@@ -215,6 +259,7 @@ fn add(set: &'static File, fd: i32, target: &'static File, event: epoll_event) -
         file: target,
         events,
         data: event.u64,
+        engines: engines_of(target),
         spent: false,
         queued: false,
         news: 0,
@@ -225,6 +270,7 @@ fn add(set: &'static File, fd: i32, target: &'static File, event: epoll_event) -
         }
         let key = set.next_key;
         set.next_key += 1;
+        set.engines.add(member.engines);
         set.members.insert(key, member);
         Ok(key)
     })??;
@@ -344,7 +390,7 @@ fn watch_beneath(
         let conns: Vec<_> = engine.mux.psocks().collect();
         for psock in conns {
             if let Some(conn) = engine.connection(psock) {
-                watch_connection(set, cell, psock, conn.raw_fd());
+                watch_connection(set, cell, psock, conn);
             }
         }
         return Ok(());
@@ -450,7 +496,9 @@ pub(crate) fn renew_in_child(
         for member in set.members.values_mut() {
             member.file = renewed(member.file).unwrap_or(member.file);
             member.queued = false;
+            member.engines = Engines::NONE; // they are the parent's
         }
+        set.engines = InEngines::new();
         set.members.clone()
     });
     for (key, member) in members.unwrap_or_default() {
@@ -461,15 +509,21 @@ pub(crate) fn renew_in_child(
 }
 
 /// A connection joins the mux of a member: the set watches it too.
-pub(crate) fn watch_connection(set: &File, cell: &'static MuxCell, psock: PsockId, fd: i32) {
+pub(crate) fn watch_connection(
+    set: &File,
+    cell: &'static MuxCell,
+    psock: PsockId,
+    conn: &Connection,
+) {
     let tag = epoll::EventData::new_u64(Source::Connection(cell.index(), psock).pack());
     let flags = epoll::EventFlags::IN
         | epoll::EventFlags::OUT
         | epoll::EventFlags::RDHUP
         | epoll::EventFlags::ET;
     let _ = with(set, |set| {
-        let fd = sys::borrow(fd);
+        let fd = conn.fd();
         set.has_beneath = true;
+        set.engines.beneath |= conn.engines();
         epoll::add(&set.aux, fd, tag, flags).or_else(|_| epoll::modify(&set.aux, fd, tag, flags))
     });
 }
@@ -492,6 +546,37 @@ pub(crate) fn deliver(file: &'static File, key: u64, events: u32) -> bool {
     };
     file.watch.notify(libc::EPOLLIN as u32); // a set that holds this set
     woken
+}
+
+/// A member is in other engines than before.
+pub(crate) fn look_elsewhere(set: &'static File, target: &'static File) {
+    let _ = with(set, |set| {
+        let engines = engines_of(target);
+        let these = { set.members.values_mut() }.filter(|m| core::ptr::eq(m.file, target));
+        for member in these {
+            set.engines.remove(member.engines);
+            set.engines.add(engines);
+            member.engines = engines;
+        }
+        set.wake();
+    });
+}
+
+/// The engines a thread has to look at which waits for the set.
+pub(crate) fn engines(set: &File) -> Engines {
+    if !cells::are_several() {
+        return Engines::ALL;
+    }
+    with(set, |set| set.engines.all()).unwrap_or(Engines::NONE)
+}
+
+/// The engines that a member is in. What is inside another set may change.
+fn engines_of(target: &File) -> Engines {
+    match target.kind() {
+        Kind::Stack => target.engines(),
+        Kind::Epoll => Engines::ALL,
+        _ => Engines::NONE,
+    }
 }
 
 /// The file of a member is gone.
@@ -649,7 +734,7 @@ pub(crate) fn wait(
     let mut awake = None; // lets go of the set at the end
     let mut seen = Seen::at_first(file, until)?;
     loop {
-        cells::first().look();
+        turns::look(engines(file));
         if seen.aux {
             drain_aux(file);
         }
@@ -723,7 +808,7 @@ pub(crate) struct SetStay {
     set: Pin,
     bell: Lent,
     id: BellId,
-    turn: Option<Turn>,
+    turn: Option<Turns>,
     /// The bell's descriptor may be readable.
     rung: bool,
 }
@@ -749,16 +834,16 @@ fn sleep(
     bell.arm();
     let raw_bell = bell.bell().raw_fd();
     let turn = before.as_mut().and_then(|before| before.turn.take());
-    let duty = cells::first().sleep(id, turn);
-    let (turn, device, due) = match duty {
-        Some(duty) => (Some(duty.turn), duty.entry, duty.until),
-        None => (None, None, None),
-    };
+    let duty = turns::sleep(engines(file), id, turn);
+    let due = duty.until;
+    let mut all = [wait::readable(-1); 3 + ENGINES_MAX];
+    let used = 3 + duty.entries().len();
+    all[3..used].copy_from_slice(duty.entries());
     let stay = SetStay {
         set,
         bell,
         id,
-        turn,
+        turn: Some(duty.turns()),
         rung: true,
     };
     drop(before);
@@ -780,12 +865,12 @@ fn sleep(
         return Ok((Some(stay), Seen::ALL));
     }
     // poll(2) passes over negative numbers.
-    let fds = [raw_bell, fds.0, fds.1].map(|fd| wait::readable(fd.unwrap_or(-1)));
-    let mut fds = [fds[0], fds[1], fds[2], device.unwrap_or(wait::readable(-1))];
+    for (place, fd) in all.iter_mut().zip([raw_bell, fds.0, fds.1]) {
+        place.fd = fd.unwrap_or(-1);
+    }
+    let fds = &mut all[..used];
     let wake_at = [until, calling, due].into_iter().flatten().min();
-    let (slept, held) = wait::holding(Held::Set(stay), || {
-        native_ppoll_masked(&mut fds, wake_at, mask)
-    });
+    let (slept, held) = wait::holding(Held::Set(stay), || native_ppoll_masked(fds, wake_at, mask));
     slept?;
     let seen = Seen {
         kernel: calling.is_some() || fds[1].revents != 0,

@@ -10,7 +10,8 @@ use crate::errno::Outcome;
 use crate::fd::{File, Kind, lookup};
 use crate::interpose::poll::{SigMask, native_ppoll_masked};
 use crate::kcm::MuxCell;
-use crate::net::cells::{self, Turn};
+use crate::net::cells::{self, Engines};
+use crate::net::turns::{self, Turns};
 use crate::ready::{self, Beneath};
 use crate::sync::Lent;
 use crate::wait::{BellId, Held, Pin, readable};
@@ -54,7 +55,7 @@ pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> O
     let mut awake = None; // lets go of the files at the end
     loop {
         heap::check_room()?;
-        cells::first().look();
+        turns::look(engines(&ours));
         if look(fds, &ours) {
             merge_native(fds, &ours, Some(0), mask)?;
             return Ok(count(fds));
@@ -69,6 +70,21 @@ pub(crate) fn poll(fds: &mut [pollfd], until: Option<Nanos>, mask: SigMask) -> O
             return Ok(count(fds));
         }
     }
+}
+
+/// The engines that those are in which the files wait for.
+fn engines(ours: &Ours) -> Engines {
+    if !cells::are_several() {
+        return Engines::ALL;
+    }
+    let beneath = |cell: &'static MuxCell| cell.lock().map(|engine| engine.conns.engines());
+    let each = { ours.iter() }.map(|(_, file)| match (file.kind(), file.cell.get()) {
+        (Kind::Stack, _) => file.engines(),
+        (Kind::Kcm, Some(cell)) => beneath(cell).unwrap_or(Engines::NONE),
+        (Kind::Epoll, _) => epoll::engines(file),
+        _ => Engines::NONE,
+    });
+    each.fold(Engines::NONE, |all, one| all | one)
 }
 
 fn count(fds: &[pollfd]) -> usize {
@@ -150,14 +166,9 @@ fn sleep(
 ) -> Outcome<Option<Watching>> {
     let mut watching = Watching::start(ours)?;
     let turn = before.as_mut().and_then(|before| before.turn.take());
-    let duty = cells::first().sleep(watching.id, turn);
-    let (device, due) = match duty {
-        Some(duty) => {
-            watching.turn = Some(duty.turn);
-            (duty.entry, duty.until)
-        }
-        None => (None, None),
-    };
+    let duty = turns::sleep(engines(ours), watching.id, turn);
+    let (device, due) = (duty.entries().to_vec(), duty.until);
+    watching.turn = Some(duty.turns());
     drop(before);
     if look(fds, ours) {
         return Ok(Some(watching)); // it came between the last look and now
@@ -221,7 +232,7 @@ pub(crate) struct Watching {
     bell: Lent,
     id: BellId,
     files: Vec<Pin>,
-    turn: Option<Turn>,
+    turn: Option<Turns>,
 }
 
 impl Watching {

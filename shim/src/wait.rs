@@ -18,7 +18,7 @@ use crate::fd::File;
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::connections::Few;
 use crate::kcm::{Engine, MuxCell};
-use crate::net::cells::Turn;
+use crate::net::turns::{self, Turns};
 use crate::poll::Watching;
 use crate::sync::{DoorbellPool, Lent};
 use crate::watch::Watcher;
@@ -65,7 +65,7 @@ pub(crate) struct Stay {
     cell: &'static MuxCell,
     bell: Lent,
     /// The mux has stack connections: this thread's part in watching the device.
-    _turn: Option<Turn>,
+    _turns: Option<Turns>,
 }
 
 impl Stay {
@@ -178,23 +178,21 @@ pub(crate) fn sleep(
         fds.extend(interest.fds);
     }
     let timer = engine.mux.next_deadline();
-    let duty = match engine.conns.any_on_stack() {
-        true => net::cells::first().sleep(id, None),
-        false => None,
-    };
     let mut due = None;
-    let turn = duty.map(|duty| {
-        fds.extend(duty.entry);
+    let mut turns = None;
+    if engine.conns.any_on_stack() {
+        let duty = turns::sleep(engine.conns.engines(), id, None);
+        fds.extend(duty.entries().iter().copied());
         due = duty.until;
-        duty.turn
-    });
+        turns = Some(duty.turns());
+    }
     drop(engine);
     *pin = None; // what stands on this stack is lost if the thread is cancelled
     let stay = Held::Message(Stay {
         pin: stay,
         cell,
         bell,
-        _turn: turn,
+        _turns: turns,
     });
     let wake_at = [until, timer, due].into_iter().flatten().min();
     let (slept, held) = holding(stay, || native_ppoll(&mut fds, wake_at));

@@ -125,6 +125,8 @@ pub enum Tcp {
     /// The stack's in the process, over a device that hears itself. Each case has a network namespace
     /// of its own, which takes root.
     Stack,
+    /// As `Stack`, with two engines.
+    TwoEngines,
 }
 
 impl Tcp {
@@ -133,6 +135,11 @@ impl Tcp {
             Self::Kernel => &[],
             Self::Stack => &[
                 ("KCMSHIM_STACK", "mem: 10.9.0.2/24 fd00::2/64"),
+                ("GUEST_ADDRESS", "10.9.0.2"),
+                ("GUEST_ADDRESS6", "fd00::2"),
+            ],
+            Self::TwoEngines => &[
+                ("KCMSHIM_STACK", "mem: 10.9.0.2/24 fd00::2/64 queues=2"),
                 ("GUEST_ADDRESS", "10.9.0.2"),
                 ("GUEST_ADDRESS6", "fd00::2"),
             ],

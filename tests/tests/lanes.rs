@@ -105,6 +105,15 @@ fn quirk(section: &str) {
 
 /// Both sets over the stack's connections.
 fn on_stack(section: &str) {
+    over(Tcp::Stack, section);
+}
+
+/// And over connections that live in two engines.
+fn on_engines(section: &str) {
+    over(Tcp::TwoEngines, section);
+}
+
+fn over(tcp: Tcp, section: &str) {
     if let Some(why) = netlab::missing() {
         let _ = writeln!(io::stderr(), "{section} on the stack not run: {why}");
         return;
@@ -122,7 +131,7 @@ fn on_stack(section: &str) {
         if ids.is_empty() {
             continue;
         }
-        let text = guest::run_cases(&program, set, &ids, User::Caller, Tcp::Stack);
+        let text = guest::run_cases(&program, set, &ids, User::Caller, tcp);
         let what = format!("{section}, {set} cases on the stack against {lane}");
         assert_same_but(&what, &Trace::parse(&text), &expected, &known);
     }
@@ -142,19 +151,19 @@ macro_rules! sections {
 }
 
 sections! {
-    a_create(18): strict on_stack;
-    b_ioctl(29): strict ordinary_user quirk on_stack;
-    c_options(10): strict on_stack;
-    d_send(35): strict quirk on_stack;
-    e_flow(18): strict on_stack;
-    f_failure(18): strict quirk on_stack;
-    g_recv(28): strict quirk on_stack;
-    h_poll(10): strict quirk on_stack;
-    i_steering(24): strict quirk on_stack;
-    j_parser(46): strict ordinary_user quirk on_stack;
-    k_lifetime(24): strict quirk on_stack;
-    l_random(24): strict ordinary_user on_stack;
-    m_signals(9): strict on_stack;
+    a_create(18): strict on_stack on_engines;
+    b_ioctl(29): strict ordinary_user quirk on_stack on_engines;
+    c_options(10): strict on_stack on_engines;
+    d_send(35): strict quirk on_stack on_engines;
+    e_flow(18): strict on_stack on_engines;
+    f_failure(18): strict quirk on_stack on_engines;
+    g_recv(28): strict quirk on_stack on_engines;
+    h_poll(10): strict quirk on_stack on_engines;
+    i_steering(24): strict quirk on_stack on_engines;
+    j_parser(46): strict ordinary_user quirk on_stack on_engines;
+    k_lifetime(24): strict quirk on_stack on_engines;
+    l_random(24): strict ordinary_user on_stack on_engines;
+    m_signals(9): strict on_stack on_engines;
 }
 
 /// Headings of the two tables of divergences.

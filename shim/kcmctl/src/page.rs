@@ -57,6 +57,8 @@ pub(crate) struct Totals {
 pub(crate) struct Stack {
     pub(crate) counters: [u64; STACK_COUNTERS.len()],
     pub(crate) sockets: [u64; STACK_SOCKETS.len()],
+    /// Of each engine the rounds that the program's threads have made, and its sockets.
+    pub(crate) engines: Vec<[u32; 2]>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,9 +152,12 @@ impl Stack {
         STACK_SOCKETS.into_iter().zip(self.sockets)
     }
 
-    /// Both as JSON objects.
+    /// All of it as a JSON object.
     pub(crate) fn json(&self) -> Value {
+        let engine = |[rounds, sockets]: &[u32; 2]| json!({"rounds": rounds, "sockets": sockets});
+        let engines: Vec<_> = self.engines.iter().map(engine).collect();
         json!({
+            "engines": engines,
             "sockets": counters_json(self.sockets()),
             "totals": counters_json(self.counters()),
         })
@@ -279,6 +284,10 @@ impl Page {
         let stack = (word(header::HAS_STACK) != 0).then(|| Stack {
             counters: std::array::from_fn(|at| word(header::STACK + at)),
             sockets: std::array::from_fn(|at| word(header::SOCKETS + at)),
+            engines: (0..(word(header::ENGINES) as usize).min(header::ENGINES_MAX))
+                .map(|at| word(header::ENGINE + at))
+                .map(|both| [both as u32, (both >> 32) as u32])
+                .collect(),
         });
         Ok(Self {
             stack,

@@ -37,6 +37,11 @@ pub(crate) fn totals(pid: u32, as_json: bool) -> Outcome<()> {
     for (name, value) in stack {
         table.row([format!("stack {name}"), value.to_string()]);
     }
+    let engines = page.stack.iter().flat_map(|stack| &stack.engines);
+    for (at, [rounds, sockets]) in engines.enumerate() {
+        table.row([format!("engine {at} rounds"), rounds.to_string()]);
+        table.row([format!("engine {at} sockets"), sockets.to_string()]);
+    }
     out::print(&table.text(out::columns()))
 }
 

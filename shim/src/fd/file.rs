@@ -1,6 +1,6 @@
 //! Open file descriptions of ours: what all dups of a descriptor share.
 
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use kcm_mux::{KcmId, PsockId, RxBatch, SocketType};
 
@@ -10,6 +10,7 @@ use crate::epoll::EpollSet;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::housekeeper;
 use crate::kcm::MuxCell;
+use crate::net::cells::Engines;
 use crate::net::inherited::Inherited;
 use crate::share;
 use crate::share::remote::Remote;
@@ -52,6 +53,8 @@ pub(crate) struct File {
     pub(crate) cell: Slot<MuxCell>,
     /// Index of the KCM socket in that mux; of a stack socket, which engine it lives in and its index there.
     id: AtomicU32,
+    /// Of a stack socket: the engines it is in, if they are several ([`Engines`]).
+    engines: AtomicU16,
     /// Index of the psock of an attached TCP socket in its mux.
     psock: AtomicU32,
     /// A stack socket, of whichever process's engine, that is, or was, attached.
@@ -144,6 +147,7 @@ impl File {
                 ino: AtomicU64::new(0),
                 cell: Slot::empty(),
                 id: AtomicU32::new(0),
+                engines: AtomicU16::new(0),
                 psock: AtomicU32::new(0),
                 attached: AtomicBool::new(false),
                 speaks: AtomicBool::new(false),
@@ -261,6 +265,16 @@ impl File {
     #[inline]
     pub(crate) fn net_engine(&self) -> u8 {
         (self.id.load(Ordering::Acquire) >> NET_INDEX_BITS) as u8
+    }
+
+    /// The engines that a stack socket is in: the one it lives in, and those in which it listens besides.
+    #[inline]
+    pub(crate) fn engines(&self) -> Engines {
+        Engines::one(self.net_engine()) | Engines::from_bits(self.engines.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_engines(&self, engines: Engines) {
+        self.engines.store(engines.bits(), Ordering::Release);
     }
 
     /// A stack socket lives in this engine, as its socket of this index.
@@ -433,6 +447,7 @@ impl File {
         self.set_link(Link::Private);
         self.set_speaks(false);
         self.set_plain(false);
+        self.engines.store(0, Ordering::Relaxed);
         self.attached.store(false, Ordering::Relaxed);
         self.watch.clear();
         self.rcvtimeo.store(0, Ordering::Relaxed);

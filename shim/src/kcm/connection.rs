@@ -11,6 +11,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
 use super::connections::Few;
 use crate::fd::File;
+use crate::net::cells::Engines;
 use crate::net::psock::Source;
 use crate::{own, sys, tcp};
 
@@ -74,6 +75,11 @@ impl Connection {
     /// The stack connection `source` of `file`.
     pub(crate) fn on_stack(source: Source, file: &'static File, cookie: u64) -> Self {
         Self::over(ConnFd::Stack(source), Some(file), cookie)
+    }
+
+    /// The engine it lives in, if it is on the stack.
+    pub(crate) fn engines(&self) -> Engines {
+        self.source().map_or(Engines::NONE, Source::engines)
     }
 
     /// The stack connection it is, if it is one.

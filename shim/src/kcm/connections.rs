@@ -10,7 +10,9 @@ use rustix::fd::OwnedFd;
 use smallvec::{SmallVec, smallvec};
 
 use super::connection::Connection;
-use crate::{net, own, pool, sys};
+use crate::net::cells::Engines;
+use crate::net::turns;
+use crate::{own, pool, sys};
 
 /// Connections polled one by one; a mux that has had more gets an epoll descriptor.
 const POLLED_MAX: usize = 16;
@@ -23,6 +25,8 @@ pub(crate) struct Connections {
     count: usize,
     /// How many of them are on the stack in this process.
     on_stack: usize,
+    /// The engines of those.
+    engines: Engines,
     /// Connections that may have something to read, each once: those with `readable`.
     due: VecDeque<PsockId>,
     /// Connections whose socket did not take all bytes, and perhaps takes them now.
@@ -61,6 +65,7 @@ impl Connections {
         }
         self.count += 1;
         self.on_stack += usize::from(conn.source().is_some());
+        self.engines |= conn.engines();
         if let Some(reactor) = &self.reactor {
             watch(reactor, id, &conn);
         }
@@ -77,6 +82,9 @@ impl Connections {
         let conn = self.slots.get_mut(id.0 as usize)?.take()?;
         self.count -= 1;
         self.on_stack -= usize::from(conn.source().is_some());
+        if self.on_stack == 0 {
+            self.engines = Engines::NONE;
+        }
         if let Some(reactor) = &self.reactor {
             let _ = epoll::delete(reactor, conn.fd());
         }
@@ -99,6 +107,11 @@ impl Connections {
         self.reactor = Some(reactor);
     }
 
+    /// The engines of those on the stack in this process.
+    pub(crate) fn engines(&self) -> Engines {
+        self.engines
+    }
+
     /// Whether some are on the stack in this process: who sleeps watches its device too.
     pub(crate) fn any_on_stack(&self) -> bool {
         self.on_stack != 0
@@ -107,7 +120,7 @@ impl Connections {
     /// Lets the stack see what its device has, if a connection is there.
     pub(super) fn move_frames(&self) {
         if self.any_on_stack() {
-            net::cells::first().look();
+            turns::look(self.engines);
         }
     }
 

@@ -340,7 +340,7 @@ fn watch_in_sets(cell: &'static MuxCell, engine: &EngineGuard, psock: PsockId) {
     };
     for file in engine.mux.kcms().filter_map(|id| engine.kcm(id)) {
         for set in file.watch.sets() {
-            epoll::watch_connection(set, cell, psock, conn.raw_fd());
+            epoll::watch_connection(set, cell, psock, conn);
         }
     }
 }

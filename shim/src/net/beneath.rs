@@ -13,8 +13,9 @@ use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use super::carry;
+use super::cells::{self, NetCell};
 use super::socket::{self, State};
-use super::{carry, cells};
 use crate::errno::Outcome;
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
@@ -23,10 +24,15 @@ use crate::{own, sys};
 
 /// A stack socket takes the place of the kernel's TCP socket behind `fd`, which has no address and goes on
 /// holding the number.
-pub(super) fn keep(fd: i32, v6: bool, device: Option<IfaceId>) -> Outcome<&'static File> {
+pub(super) fn keep(
+    fd: i32,
+    v6: bool,
+    device: Option<IfaceId>,
+    cell: &'static NetCell,
+) -> Outcome<&'static File> {
     let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(true);
-    socket::enrol(fd, file, (v6, false), State::Unbound, device)?;
+    socket::enrol((fd, file), (v6, false), State::Unbound, device, cell)?;
     cells::lock(file)?.socket(file)?.is_on_kernels = true;
     Ok(file)
 }

@@ -1,24 +1,26 @@
-//! The engines of the process, each behind a lock of its own, and the threads that sleep on them. A
-//! process has one, unless its interfaces have several queues: then engine k has queue k of each, and a
-//! socket lives in one of them ([`of`]).
+//! The engines of the process, each behind a lock of its own. A process has one, unless its interfaces
+//! have several queues: then engine k has queue k of each, and a socket lives in one of them ([`of`]);
+//! only a listener may be in several ([`super::listeners`]). Nobody waits for an engine while it has
+//! another.
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use kcm_mux::Nanos;
 use kcm_stack::Instant;
-use libc::pollfd;
 
 use super::engine::{Engine, instant};
+use super::listeners;
 use super::socket::Socket;
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
-use crate::sync::{Guard, Mutex, Rank, RawMutex};
-use crate::wait::BellId;
+use crate::route::QUEUES_MAX;
+use crate::sync::{Guard, Mutex, Rank, RawMutex, Together};
 use crate::{housekeeper, sys};
 
 /// Most engines of a process: a [`File`] has four bits for the one it lives in.
 pub(crate) const ENGINES_MAX: usize = 16;
+const _: () = assert!(QUEUES_MAX as usize <= ENGINES_MAX);
 
 /// Where an engine lives. Never freed.
 #[repr(align(128))] // two cache lines, which processors fetch together
@@ -26,8 +28,6 @@ pub(crate) struct NetCell {
     engine: Mutex<Option<Engine>>,
     /// Which of [`CELLS`] this is.
     index: u8,
-    /// Whether `engine` is there, readable without the lock.
-    open: AtomicBool,
     /// Counts rounds made by the program's own threads: the housekeeper stays out of the way while
     /// it moves.
     passes: AtomicU32,
@@ -45,6 +45,60 @@ static CELLS: [NetCell; ENGINES_MAX] = {
     cells
 };
 
+/// How many there are.
+static COUNT: AtomicU8 = AtomicU8::new(0);
+
+/// Some of the engines, a bit each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Engines(u16);
+const _: () = assert!(ENGINES_MAX <= u16::BITS as usize);
+
+impl Engines {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const ALL: Self = Self(u16::MAX);
+
+    pub(crate) const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn bits(self) -> u16 {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) const fn one(index: u8) -> Self {
+        Self(1 << (index as usize % ENGINES_MAX))
+    }
+
+    #[inline]
+    pub(crate) const fn has(self, index: u8) -> bool {
+        self.0 & Self::one(index).0 != 0
+    }
+
+    pub(crate) const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Those of them that are there.
+    #[inline]
+    pub(crate) fn cells(self) -> impl Iterator<Item = &'static NetCell> {
+        all().filter(move |cell| self.has(cell.index))
+    }
+}
+
+impl core::ops::BitOr for Engines {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl core::ops::BitOrAssign for Engines {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
 /// The engine that is there if any is: it speaks for the host, and has sockets that have no address yet.
 #[inline]
 pub(crate) fn first() -> &'static NetCell {
@@ -54,12 +108,24 @@ pub(crate) fn first() -> &'static NetCell {
 /// Whether the process has engines.
 #[inline]
 pub(crate) fn is_open() -> bool {
-    first().is_open()
+    count() != 0
+}
+
+/// How many engines there are.
+#[inline]
+pub(crate) fn count() -> u8 {
+    COUNT.load(Ordering::Acquire)
+}
+
+#[inline]
+pub(crate) fn are_several() -> bool {
+    count() > 1
 }
 
 /// The engines that are there.
+#[inline]
 pub(crate) fn all() -> impl Iterator<Item = &'static NetCell> {
-    CELLS.iter().take_while(|cell| cell.is_open())
+    CELLS.iter().take(usize::from(count()))
 }
 
 /// The engine of this index, of those there may be.
@@ -89,19 +155,49 @@ pub(crate) fn lock(file: &File) -> Outcome<EngineGuard> {
     }
 }
 
+/// Puts the engines in that `make` makes, unless they are there.
+pub(crate) fn open_with<E>(
+    make: impl FnOnce() -> Result<Vec<Engine>, E>,
+) -> Outcome<Result<(), E>> {
+    if is_open() {
+        return Ok(Ok(()));
+    }
+    let mut first = first().engine.lock()?;
+    if first.is_none() {
+        let mut made = match make() {
+            Ok(made) => made.into_iter(),
+            Err(why) => return Ok(Err(why)),
+        };
+        let (mut count, one) = (1, made.next());
+        for (engine, cell) in made.zip(CELLS.iter().skip(1)) {
+            *cell.engine.lock()? = Some(engine); // nobody else takes it yet
+            count += 1;
+        }
+        if one.is_some() {
+            *first = one;
+            COUNT.store(count, Ordering::Release);
+        }
+    }
+    Ok(Ok(()))
+}
+
 /// Holds every engine still for the length of a fork.
 pub(crate) fn freeze() -> impl Sized {
+    let placing = listeners::PLACING.lock().ok(); // comes before them
+    let _on_purpose = Together::begin();
     // Others are opened, if at all, under the lock of the first.
-    core::array::from_fn::<_, ENGINES_MAX, _>(|at| {
+    let engines = core::array::from_fn::<_, ENGINES_MAX, _>(|at| {
         let cell = &CELLS[at];
-        (at == 0 || cell.is_open()).then(|| cell.engine.lock().ok())
-    })
+        (at < usize::from(count().max(1))).then(|| cell.engine.lock().ok())
+    });
+    (engines, placing)
 }
 
 /// In a forked child: the engines stay with the parent.
 pub(crate) fn reset_in_child() {
-    for cell in &CELLS {
-        cell.open.store(false, Ordering::Release);
+    listeners::forget();
+    let there = usize::from(COUNT.swap(0, Ordering::AcqRel));
+    for cell in CELLS.iter().take(there) {
         if let Ok(mut engine) = cell.engine.lock() {
             core::mem::forget(engine.take()); // its descriptors are closed as any of ours
         }
@@ -113,7 +209,6 @@ impl NetCell {
         Self {
             engine: Mutex::ranked(Rank::Net, None),
             index: 0,
-            open: AtomicBool::new(false),
             passes: AtomicU32::new(0),
             due: AtomicU64::new(0),
         }
@@ -141,31 +236,6 @@ impl NetCell {
         })
     }
 
-    /// Whether there is an engine.
-    #[inline]
-    pub(crate) fn is_open(&self) -> bool {
-        self.open.load(Ordering::Acquire)
-    }
-
-    /// Puts the engine in that `make` makes, unless one is there.
-    pub(crate) fn open_with<E>(
-        &'static self,
-        make: impl FnOnce() -> Result<Engine, E>,
-    ) -> Outcome<Result<(), E>> {
-        if self.is_open() {
-            return Ok(Ok(()));
-        }
-        let mut engine = self.engine.lock()?;
-        if engine.is_none() {
-            match make() {
-                Ok(made) => *engine = Some(made),
-                Err(why) => return Ok(Err(why)),
-            }
-            self.open.store(true, Ordering::Release);
-        }
-        Ok(Ok(()))
-    }
-
     pub(crate) fn passes(&self) -> u32 {
         self.passes.load(Ordering::Relaxed)
     }
@@ -177,9 +247,7 @@ impl NetCell {
 
     /// Moves frames for a thread of the program that is about to look at its files.
     pub(crate) fn look(&'static self) {
-        if self.is_open()
-            && let Ok(mut engine) = self.lock()
-        {
+        if let Ok(mut engine) = self.lock() {
             engine.pump();
         }
     }
@@ -259,6 +327,13 @@ impl EngineGuard {
         self.exchange(now);
     }
 
+    /// What a thread does that has nothing more to say and goes to sleep: what it sends by that is part
+    /// of the answer.
+    pub(super) fn before_sleep(&mut self) {
+        self.release_acks();
+        self.settle();
+    }
+
     /// The program has nothing to say for now that acknowledgements could go with.
     fn release_acks(&mut self) {
         let now = self.now();
@@ -283,66 +358,6 @@ impl EngineGuard {
             for number in due {
                 self.move_relay(number);
             }
-        }
-    }
-}
-
-/// A thread asleep on files of the engine. Dropping it ends that.
-pub(crate) struct Turn {
-    cell: &'static NetCell,
-    bell: BellId,
-}
-
-/// What a sleeping thread watches for the engine.
-pub(crate) struct Duty {
-    pub(crate) turn: Turn,
-    /// The device, if it falls to this thread.
-    pub(crate) entry: Option<pollfd>,
-    /// When the engine has something to do.
-    pub(crate) until: Option<Nanos>,
-}
-
-impl NetCell {
-    /// The thread with this bell goes to sleep, perhaps once more after `before`. `None` without an
-    /// engine.
-    pub(crate) fn sleep(&'static self, bell: BellId, before: Option<Turn>) -> Option<Duty> {
-        if !self.is_open() {
-            return None;
-        }
-        let mut engine = self.lock().ok()?;
-        if let Some(before) = before {
-            engine.rename_sleeper(before.bell, bell);
-            core::mem::forget(before);
-        } else {
-            engine.enter_sleep(bell);
-        }
-        Some(engine.begin_sleep(bell))
-    }
-}
-
-impl EngineGuard {
-    /// As [`NetCell::sleep`], for a thread that has entered.
-    pub(crate) fn begin_sleep(&mut self, bell: BellId) -> Duty {
-        let leads = self.is_led_by(bell);
-        let turn = Turn {
-            cell: self.cell,
-            bell,
-        };
-        // What is sent when the lock is given back is part of the answer.
-        self.release_acks();
-        self.settle();
-        Duty {
-            turn,
-            entry: leads.then(|| self.device_entry()).flatten(),
-            until: leads.then(|| self.next_deadline()).flatten(),
-        }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        if let Ok(mut engine) = self.cell.lock() {
-            engine.leave_sleep(self.bell);
         }
     }
 }

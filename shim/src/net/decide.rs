@@ -11,7 +11,7 @@ use super::address::{self, Address};
 use super::guest::{self, Candidate, Host};
 use super::open::{self, Place};
 use super::socket::{self, State};
-use super::{beneath, cells, lease, pristine, steer, udp};
+use super::{beneath, cells, homes, lease, pristine, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::route::{self, Decision, OnFailure, Plan, Role, Verdict};
@@ -224,9 +224,9 @@ pub(crate) fn bind(
         }
         return udp::bind(fd, inet.v6, local, device).map(|_| 0);
     }
-    let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
-    let mut engine = cells::lock(file)?;
-    socket::bind_in(&mut engine, file, local)?;
+    let cell = cells::first();
+    let file = socket::replace(fd, (inet.v6, false), State::Unbound, device, cell)?;
+    socket::bind_in(file, local)?;
     Ok(0)
 }
 
@@ -253,11 +253,10 @@ pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Out
     if let Some(done) = done {
         return Ok(done);
     }
-    let device = ruling.device;
-    let file = socket::replace(fd, inet.v6, false, State::Unbound, device)?;
+    let cell = cells::first();
+    let file = socket::replace(fd, (inet.v6, false), State::Unbound, ruling.device, cell)?;
     if local.port() != 0 {
-        let mut engine = cells::lock(file)?;
-        socket::bind_in(&mut engine, file, at)?;
+        socket::bind_in(file, at)?;
     }
     socket::listen(file, backlog)
 }
@@ -282,10 +281,9 @@ fn listen_both(
     if let Some(done) = done {
         return Ok(done);
     }
-    let file = socket::join(fd, v6, false, State::Unbound, ruling.device)?;
-    let mut engine = cells::lock(file)?;
-    socket::bind_in(&mut engine, file, local)?;
-    drop(engine);
+    let cell = cells::first();
+    let file = socket::join(fd, (v6, false), State::Unbound, ruling.device, cell)?;
+    socket::bind_in(file, local)?;
     socket::listen(file, backlog)
 }
 
@@ -320,12 +318,12 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
         if let Some(done) = done {
             return Ok(done);
         }
+        let cell = homes::of_thread();
         match local.port() {
-            0 => beneath::keep(fd, v6, ruling.device)?,
+            0 => beneath::keep(fd, v6, ruling.device, cell)?,
             _ => {
-                let file = socket::replace(fd, v6, false, State::Unbound, ruling.device)?;
-                let mut engine = cells::lock(file)?;
-                socket::bind_in(&mut engine, file, local)?;
+                let file = socket::replace(fd, (v6, false), State::Unbound, ruling.device, cell)?;
+                socket::bind_in(file, local)?;
                 file
             }
         }

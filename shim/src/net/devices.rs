@@ -1,8 +1,12 @@
 //! The devices of the engine, one for each interface of the plan, and the one descriptor that says when
 //! any of them has something.
 
+use std::sync::Arc;
+
 use kcm_mux::Nanos;
-use kcm_stack::device::{self, Counters, DeviceError, NetDevice, Pumped, Wait};
+use kcm_stack::device::{
+    self, Checksum, Counters, DeviceError, FrameMeta, NetDevice, Pumped, Wait,
+};
 use kcm_stack::{IfaceId, Instant, Stack};
 use libc::pollfd;
 use rustix::event::epoll;
@@ -10,6 +14,7 @@ use rustix::fd::{AsRawFd, OwnedFd};
 
 use super::engine::{instant, nanos};
 use super::shown::Traced;
+use super::spread::Exchange;
 use crate::publish::trace;
 use crate::{own, sys};
 
@@ -21,15 +26,26 @@ const RETRY_AFTER: Nanos = 100_000_000;
 
 /// Every device of the engine.
 pub(super) struct Devices {
+    /// The engine's index.
+    engine: u8,
     all: Vec<Link>,
     /// With several: an epoll set of the descriptors of those that work.
     set: Option<OwnedFd>,
+}
+
+/// What an engine has of a device.
+pub(super) struct Part {
+    pub(super) iface: IfaceId,
+    pub(super) device: Box<dyn NetDevice>,
+    pub(super) exchange: Option<Arc<Exchange>>,
 }
 
 /// A device and the interface it is to the engine.
 struct Link {
     iface: IfaceId,
     device: Box<dyn NetDevice>,
+    /// With several engines: what the frames of the interface go through, where tracers see them too.
+    exchange: Option<Arc<Exchange>>,
     /// Frames wait for room in the device.
     is_full: bool,
     /// The device has failed, and is left alone until then; 0 while it works.
@@ -43,8 +59,8 @@ impl Devices {
     ///
     /// # Errors
     /// The process or the system is out of descriptors.
-    pub(super) fn new(all: Vec<(IfaceId, Box<dyn NetDevice>)>) -> rustix::io::Result<Self> {
-        for (_, device) in &all {
+    pub(super) fn new(engine: u8, all: Vec<Part>) -> rustix::io::Result<Self> {
+        for Part { device, .. } in &all {
             for wait in [Wait::Readable, Wait::Writable] {
                 if let Some((fd, _)) = device.wait_fd(wait) {
                     own::protect(fd.as_raw_fd());
@@ -58,14 +74,16 @@ impl Devices {
         if let Some(set) = &set {
             own::protect(sys::number(set));
         }
-        let links = all.into_iter().map(|(iface, device)| Link {
-            iface,
-            device,
+        let links = all.into_iter().map(|part| Link {
+            iface: part.iface,
+            device: part.device,
+            exchange: part.exchange,
             is_full: false,
             failed_until: 0,
             watched: None,
         });
         let mut new = Self {
+            engine,
             all: links.collect(),
             set,
         };
@@ -80,9 +98,25 @@ impl Devices {
     /// One round of every device that works: what has arrived, what is due, what is to be sent. Whether
     /// a frame moved.
     pub(super) fn pump(&mut self, stack: &mut Stack, now: Nanos) -> bool {
-        self.each(now, |iface, device| {
+        let moved = self.each(now, |iface, device| {
             device::pump_on(stack, iface, device, instant(now), FRAMES)
-        })
+        });
+        self.give_strays(stack);
+        moved
+    }
+
+    /// What the engine has sent to the host itself, and another engine is to have.
+    fn give_strays(&mut self, stack: &mut Stack) {
+        while let Some((iface, frame)) = stack.take_stray() {
+            let link = self.all.iter().find(|link| link.iface == iface);
+            if let Some(exchange) = link.and_then(|link| link.exchange.as_ref()) {
+                let meta = FrameMeta {
+                    csum: Checksum::Verified,
+                    gso: None,
+                };
+                exchange.give(self.engine, &frame, meta);
+            }
+        }
     }
 
     /// Sends what the engine has composed.
@@ -94,6 +128,7 @@ impl Devices {
             }
             .map(Option::unwrap_or_default)
         });
+        self.give_strays(stack);
     }
 
     fn each(
@@ -108,7 +143,7 @@ impl Devices {
                 continue;
             }
             let device = &mut *link.device;
-            let pumped = match is_traced {
+            let pumped = match is_traced && link.exchange.is_none() {
                 false => round(link.iface, device),
                 true => round(link.iface, &mut Traced(device)),
             };

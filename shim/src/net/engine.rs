@@ -58,6 +58,8 @@ pub(crate) struct Engine {
     has_worked: bool,
     /// The [`publish::epoch`] in which a change was last told.
     published: u32,
+    /// It has just been looked at for the page.
+    is_published: bool,
 }
 
 /// In `by_conn`: no socket.
@@ -88,6 +90,7 @@ impl Engine {
             followers: Vec::new(),
             has_worked: false,
             published: 0,
+            is_published: false,
         }
     }
 
@@ -121,13 +124,33 @@ impl Engine {
     /// `EBADF` when it was closed meanwhile; native when it was shared with other processes meanwhile.
     #[inline]
     pub(crate) fn socket(&mut self, file: &File) -> Outcome<&mut Socket> {
-        let socket = self.sockets.get_mut(file.net_index() as usize);
-        let socket = socket.and_then(Option::as_mut);
-        match socket.filter(|s| core::ptr::eq(s.file, file)) {
-            Some(socket) => Ok(socket),
+        let at = file.net_index() as usize;
+        let here = self.sockets.get(at).and_then(Option::as_ref);
+        if !here.is_some_and(|socket| core::ptr::eq(socket.file, file)) {
+            return self.copy_or(file);
+        }
+        let here = self.sockets.get_mut(at).and_then(Option::as_mut);
+        here.ok_or(Errno::EBADF.into())
+    }
+
+    /// The socket behind `file` where its home is another engine, or none of these any more.
+    #[cold]
+    fn copy_or(&mut self, file: &File) -> Outcome<&mut Socket> {
+        let copy = self.copy_of(file).map(|(index, _)| index as usize);
+        match copy.and_then(|index| self.sockets.get_mut(index)?.as_mut()) {
+            Some(copy) => Ok(copy),
             None if file.kind() == Kind::Inherited => Err(Exit::Native),
             None => Err(Errno::EBADF.into()),
         }
+    }
+
+    /// The copy of a listener that has its home elsewhere.
+    pub(super) fn copy_of(&self, file: &File) -> Option<(u32, ListenerId)> {
+        let mut listeners = self.by_listener.iter();
+        listeners.find_map(|(id, index)| {
+            let socket = self.sockets.get(*index as usize)?.as_ref()?;
+            (socket.is_copy && core::ptr::eq(socket.file, file)).then_some((*index, *id))
+        })
     }
 
     /// The socket's handle in the engine changes.
@@ -173,9 +196,10 @@ impl Engine {
         self.sockets.iter().flatten()
     }
 
-    /// Nothing needs to be told of what has changed so far: somebody has looked.
+    /// Whoever has the engine now has looked at it for the page: there is nothing to tell of before
+    /// somebody else has it.
     pub(super) fn note_published(&mut self) {
-        self.published = publish::epoch();
+        self.is_published = true;
     }
 
     /// What the devices count, all of them together.
@@ -187,7 +211,7 @@ impl Engine {
     pub(super) fn exchange(&mut self, now: Nanos) {
         self.stack.tcp_release_acks(instant(now));
         self.has_worked |= self.devices.pump(&mut self.stack, now);
-        self.leases.follow(&self.stack);
+        self.leases.follow(self.index, &mut self.stack);
     }
 
     /// Sends what the engine has composed.
@@ -201,7 +225,9 @@ impl Engine {
     #[inline]
     pub(super) fn tell_all(&mut self) -> Option<Nanos> {
         let epoch = publish::epoch();
-        if self.published != epoch {
+        if core::mem::take(&mut self.is_published) {
+            self.published = epoch.wrapping_sub(1);
+        } else if self.published != epoch {
             self.published = epoch;
             publish::changed();
         }

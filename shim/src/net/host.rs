@@ -12,7 +12,7 @@ use super::name::{Door, Name};
 use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{self, Socket, State};
-use super::{address, cells, guest, handover, question, steer};
+use super::{address, cells, guest, handover, homes, listeners, question, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind};
@@ -88,7 +88,7 @@ impl Drop for Kept {
 
 /// Binds, once more if what was in the way has lost its last holder.
 fn bind_to(file: &'static File, local: SocketAddr) -> Outcome<()> {
-    let bind = || socket::bind_in(&mut *cells::lock(file)?, file, local);
+    let bind = || socket::bind_in(file, local);
     match bind() {
         Err(Exit::Failed(Errno::EADDRINUSE)) => {
             handover::look_now();
@@ -112,6 +112,7 @@ fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
         Some(name) => Kept(lent_as(name)?),
     };
     let file = kept.0;
+    homes::before_connect(file, wish.remote)?;
     let mut engine = cells::lock(file)?;
     let started = match engine.socket(file)?.state {
         State::Unbound | State::Bound(_) => socket::start(&mut engine, file, wish.remote),
@@ -216,9 +217,12 @@ fn let_in(
 
 fn open_door(kept: Kept, name: Name, is_kernels: bool) -> Outcome<()> {
     let mut engine = cells::lock(kept.0)?;
-    engine.socket(kept.0)?.door = Some(Door { name, is_kernels });
-    kept.keep().set_link(Link::Tied);
+    engine.socket(kept.0)?;
+    let door = Door { name, is_kernels };
+    let file = kept.keep();
     drop(engine);
+    listeners::each(file, |socket| socket.door = Some(door.clone()));
+    file.set_link(Link::Tied);
     lend::note_door();
     lend::note_shared();
     handover::look_again();

@@ -2,16 +2,18 @@
 //! waits for it.
 
 use core::net::{IpAddr, SocketAddr};
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use kcm_mux::Nanos;
-use kcm_stack::{IfaceId, Stack};
+use kcm_stack::{Addressing, IfaceId, Stack};
 
-use super::cells;
+use super::cells::{self, Engines};
 use super::open::{self, Place};
+use super::turns;
 use crate::errno::Outcome;
 use crate::interpose::poll::native_ppoll;
 use crate::route::{self, Decision, OnFailure, Plan, Prefix, Verdict};
+use crate::sync::{Mutex, Rank};
 use crate::{log, sys};
 
 /// How long the first socket waits for a lease: a server that first probes an address takes a second or
@@ -27,9 +29,18 @@ const MISSING: u8 = 2;
 
 static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
 
+/// The addresses and routes of the first engine, which has the leases, for the others.
+static ADDRESSING: Mutex<Option<Addressing>> = Mutex::ranked(Rank::Leaf, None);
+/// Counts their changes.
+static CHANGES: AtomicU32 = AtomicU32::new(0);
+
 /// The interfaces that run a DHCP client.
 #[derive(Default)]
-pub(super) struct Leases(Vec<Lease>);
+pub(super) struct Leases {
+    all: Vec<Lease>,
+    /// Of an engine but the first: the changes it has seen.
+    seen: u32,
+}
 
 struct Lease {
     /// Index in the plan.
@@ -40,7 +51,7 @@ struct Lease {
 
 impl Leases {
     pub(super) fn add(&mut self, at: usize, iface: IfaceId) {
-        self.0.push(Lease {
+        self.all.push(Lease {
             at,
             iface,
             address: None,
@@ -49,13 +60,35 @@ impl Leases {
 
     /// The plan's index of an interface that has no address.
     fn missing(&self) -> Option<usize> {
-        let none = self.0.iter().find(|lease| lease.address.is_none());
+        let none = self.all.iter().find(|lease| lease.address.is_none());
         none.map(|lease| lease.at)
     }
 
     /// Tells the rules what has been granted or has ended.
-    pub(super) fn follow(&mut self, stack: &Stack) {
-        for lease in &mut self.0 {
+    #[inline]
+    pub(super) fn follow(&mut self, engine: u8, stack: &mut Stack) {
+        if engine != 0 {
+            return self.follow_first(stack);
+        }
+        if !self.all.is_empty() {
+            self.tell(stack);
+        }
+    }
+
+    /// Takes over what the first engine has been granted.
+    fn follow_first(&mut self, stack: &mut Stack) {
+        let changes = CHANGES.load(Ordering::Acquire);
+        if core::mem::replace(&mut self.seen, changes) != changes
+            && let Ok(addressing) = ADDRESSING.lock()
+            && let Some(addressing) = &*addressing
+        {
+            let _ = stack.set_addressing(addressing); // the interfaces are the same
+        }
+    }
+
+    fn tell(&mut self, stack: &Stack) {
+        let mut has_changed = false;
+        for lease in &mut self.all {
             let now = stack.dhcp_lease(lease.iface).map(|granted| Prefix {
                 ip: IpAddr::V4(granted.address),
                 len: granted.prefix_len,
@@ -64,13 +97,18 @@ impl Leases {
                 continue;
             }
             lease.address = now;
+            has_changed = true;
             route::learn(lease.at, now.into_iter().collect());
         }
-        if self.0.is_empty() {
-            return;
+        if has_changed
+            && cells::are_several()
+            && let Ok(mut addressing) = ADDRESSING.lock()
+        {
+            *addressing = Some(stack.addressing());
+            CHANGES.fetch_add(1, Ordering::Release);
         }
         let state = STATE.load(Ordering::Relaxed);
-        let new = match self.0.iter().all(|lease| lease.address.is_some()) {
+        let new = match self.all.iter().all(|lease| lease.address.is_some()) {
             true => GRANTED,
             false if state == GRANTED => MISSING,
             false => state,
@@ -114,7 +152,10 @@ pub(super) fn wait(plan: &'static Plan, on_failure: OnFailure) -> Outcome<()> {
         let (until, entry) = (engine.next_deadline(), engine.device_entry());
         drop(engine);
         match STATE.load(Ordering::Relaxed) {
-            GRANTED => return Ok(()),
+            GRANTED => {
+                turns::look(Engines::ALL); // the others hear of it
+                return Ok(());
+            }
             MISSING => break,
             _ if sys::now() >= end => {
                 give_up(plan);

@@ -15,7 +15,7 @@ use super::inherited::Inherited;
 use super::name::{Door, Name};
 use super::relay::Relay;
 use super::socket::{Socket, State};
-use super::{address, beneath, cells, handover, inherited, ready};
+use super::{address, beneath, cells, handover, inherited, listeners, ready};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind, lookup, table};
@@ -126,9 +126,11 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
         return Err(Errno::EBADF.into());
     }
     engine.socket(file)?.door = Some(Door { name, is_kernels });
+    let door = engine.socket(file)?.door.clone();
     note_door();
     file.set_link(Link::Tied);
     drop(engine);
+    listeners::each(file, |socket| socket.door = door.clone());
     if is_kernels {
         return Ok(());
     }
@@ -292,6 +294,7 @@ pub(crate) fn look_for_end(file: &'static File) {
         return;
     }
     drop(engine);
+    listeners::each(file, |socket| socket.door = None);
     file.set_link(Link::Private);
     file.release();
 }

@@ -19,12 +19,14 @@ mod errors;
 mod fixed;
 pub(crate) mod guest;
 pub(crate) mod handover;
+mod homes;
 pub(crate) mod host;
 mod info;
 pub(crate) mod inherited;
 pub(crate) mod ioctl;
 mod lease;
 pub(crate) mod lend;
+mod listeners;
 pub(crate) mod message;
 pub(crate) mod name;
 mod open;
@@ -38,9 +40,11 @@ pub(crate) mod revive;
 mod shown;
 pub(crate) mod sleep;
 pub(crate) mod socket;
+mod spread;
 pub(crate) mod steer;
 pub(crate) mod stream;
 pub(crate) mod transfer;
+pub(crate) mod turns;
 pub(crate) mod udp;
 
 pub(crate) use decide::{bind, connect, listen, send_mmsg, send_msg, send_to};
@@ -56,10 +60,15 @@ pub(crate) fn bits(file: &'static File) -> ready::Bits {
     };
     match engine.socket(file).map(|s| s.state) {
         Ok(State::Connecting(id) | State::Connected(id)) => engine.conn_bits(id),
-        Ok(State::Listening(id)) => match engine.stack.tcp_accept_queue_len(id) {
-            Some(1..) => ready::IN,
-            _ => 0,
-        },
+        Ok(State::Listening(id)) if listeners::is_waiting(&mut engine, id) => ready::IN,
+        Ok(State::Listening(_)) if !cells::are_several() => 0,
+        Ok(State::Listening(_)) => {
+            drop(engine);
+            match listeners::has_connection(file) {
+                true => ready::IN,
+                false => 0,
+            }
+        }
         Ok(State::Udp(id)) => engine.udp_bits(id),
         Ok(State::Unbound | State::Bound(_)) => unconnected(&mut engine, file),
         Err(_) => 0,

@@ -1,22 +1,25 @@
-//! Opening the engine: once, when the first socket is given to the stack.
+//! Opening the engines: once, when the first socket is given to the stack.
 
 use core::net::IpAddr;
 use core::num::NonZeroU16;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use kcm_mux::Nanos;
-use kcm_stack::device::{self, Fault, Joined, LinkFaults, Loss, NetDevice, OpenOptions};
-use kcm_stack::{Config, IfaceId, Key, Stack};
+use kcm_stack::device::{self, Fault, LinkFaults, Loss, NetDevice, OpenOptions};
+use kcm_stack::{Config, IfaceId, Key, Shard, Stack};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::devices::Devices;
+use super::cells::{self, ENGINES_MAX};
+use super::devices::{Devices, Part};
 use super::engine::{Engine, instant};
 use super::guest::{self, Host};
 use super::lease::Leases;
-use super::{cells, steer};
+use super::spread::{Exchange, Spread};
+use super::steer;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::interpose::poll::native_ppoll;
 use crate::route::{Interface, OnFailure, Plan};
@@ -60,12 +63,12 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place>
     let end = sys::now().saturating_add(PATIENCE);
     let why = loop {
         let in_flight = owner::in_flight(); // a child of a fork would keep the addresses
-        let opened = cells::first().open_with(|| make(plan))?;
+        let opened = cells::open_with(|| make(plan))?;
         drop(in_flight);
         let (ip, claim) = match opened {
             Ok(()) => {
                 housekeeper::start()?;
-                housekeeper::watch_device(cells::first());
+                cells::all().for_each(housekeeper::watch_device);
                 watch_claims();
                 publish::stack_opened();
                 return Ok(Place::Here);
@@ -113,38 +116,60 @@ fn watch_claims() {
     }
 }
 
-/// Makes the engine. It has all interfaces of the plan, or is not made.
-fn make(plan: &'static Plan) -> Result<Engine, Why> {
+/// How many engines serve the plan: one for each queue of the interface that has most.
+fn engines(plan: &Plan) -> u8 {
+    let queues = plan.interfaces.iter().map(|interface| interface.queues);
+    let most = queues.max().unwrap_or(1).clamp(1, ENGINES_MAX as u16);
+    most as u8
+}
+
+/// Makes the engines. They have all interfaces of the plan, or are not made.
+fn make(plan: &'static Plan) -> Result<Vec<Engine>, Why> {
     let now = instant(sys::now());
-    let mut stack: Option<Stack> = None;
-    let (mut devices, mut claims, mut leases) = (Vec::new(), Vec::new(), Leases::default());
+    let count = engines(plan);
+    let (mut claims, mut leases) = (Vec::new(), Leases::default());
+    let mut stacks: Vec<Stack> = Vec::new();
+    let mut devices: Vec<Vec<Part>> = (0..count).map(|_| Vec::new()).collect();
     for interface in &plan.interfaces {
         claim(interface, &mut claims)?;
     }
     for (at, interface) in plan.interfaces.iter().enumerate() {
-        let device = device(interface)?;
-        let capabilities = device.capabilities();
+        let parts = parts(interface, count)?;
         let failed = |why: kcm_stack::SocketError| format!("{}: {why}", interface.device);
-        let (stack, iface) = match &mut stack {
-            None => {
-                let mut config = Config::new([0; 6], key());
-                capabilities.configure(&mut config);
-                config.tcp.hold_acks = true;
-                (stack.insert(Stack::new(&config, now)), IfaceId::FIRST)
+        for (index, (device, exchange)) in parts.into_iter().enumerate() {
+            let capabilities = device.capabilities();
+            let (stack, iface) = match stacks.get_mut(index) {
+                None => {
+                    let mut config = Config::new([0; 6], key());
+                    capabilities.configure(&mut config);
+                    config.tcp.hold_acks = true;
+                    config.shard = Shard::new(index as u8, count).unwrap_or_default();
+                    stacks.push(Stack::new(&config, now));
+                    (stacks.last_mut(), IfaceId::FIRST)
+                }
+                Some(stack) => {
+                    let iface = stack.add_interface(&capabilities.interface());
+                    (Some(stack), iface.map_err(failed)?)
+                }
+            };
+            let stack = stack.ok_or_else(|| "no memory".to_owned())?;
+            configure(stack, iface, interface)?;
+            if interface.dhcp && index == 0 {
+                stack.dhcp_start(now, iface).map_err(failed)?;
+                leases.add(at, iface);
             }
-            Some(stack) => {
-                let iface = stack.add_interface(&capabilities.interface());
-                (stack, iface.map_err(failed)?)
+            if let Some(all) = devices.get_mut(index) {
+                all.push(Part {
+                    iface,
+                    device,
+                    exchange,
+                });
             }
-        };
-        configure(stack, iface, interface)?;
-        if interface.dhcp {
-            stack.dhcp_start(now, iface).map_err(failed)?;
-            leases.add(at, iface);
         }
-        devices.push((iface, device));
     }
-    let stack = stack.ok_or_else(|| "no interface is configured".to_owned())?;
+    if stacks.is_empty() {
+        return Err("no interface is configured".to_owned().into());
+    }
     let fd = socket_with(
         AddressFamily::UNIX,
         SocketType::DGRAM,
@@ -154,37 +179,61 @@ fn make(plan: &'static Plan) -> Result<Engine, Why> {
     if let Ok(fd) = fd {
         steer::learn(plan, fd.as_fd());
     }
-    let devices = Devices::new(devices);
-    let devices = devices.map_err(|_| "the process has no descriptor left".to_owned())?;
+    let mut made = Vec::new();
+    for (index, (stack, devices)) in stacks.into_iter().zip(devices).enumerate() {
+        let index = index as u8;
+        let devices = Devices::new(index, devices);
+        let devices = devices.map_err(|_| "the process has no descriptor left".to_owned())?;
+        // The first has what the host has once.
+        let leases = core::mem::take(&mut leases);
+        let claims = core::mem::take(&mut claims);
+        made.push(Engine::new(index, stack, devices, leases, claims));
+    }
     guest::make_token();
-    Ok(Engine::new(0, stack, devices, leases, claims))
+    Ok(made)
 }
 
-/// Opens the device of an interface, all its queues as one.
-fn device(interface: &Interface) -> Result<Box<dyn NetDevice>, String> {
+/// What one engine has of a device, and with several the way from one to the other.
+type Half = (Box<dyn NetDevice>, Option<Arc<Exchange>>);
+
+/// Opens the device of an interface, for each engine.
+fn parts(interface: &Interface, count: u8) -> Result<Vec<Half>, String> {
+    let mut queues = queues(interface)?;
+    if count > 1 {
+        let parts = Spread::over(queues, count);
+        let parts = parts.map_err(|_| "the process has no descriptor left")?;
+        let half = |part: Spread| {
+            let exchange = part.exchange();
+            (Box::new(part) as Box<dyn NetDevice>, Some(exchange))
+        };
+        return Ok(parts.into_iter().map(half).collect());
+    }
+    let only = queues.pop().ok_or("the device has no queue")?;
+    Ok(vec![(only, None)])
+}
+
+/// Opens the queues of an interface's device.
+fn queues(interface: &Interface) -> Result<Vec<Box<dyn NetDevice>>, String> {
     let options = OpenOptions {
         queues: NonZeroU16::new(interface.queues).unwrap_or(NonZeroU16::MIN),
         mtu: interface.mtu.map(usize::from),
         offloads: interface.offloads,
         ..OpenOptions::default()
     };
-    let mut queues = device::open(&interface.device, &options).map_err(|why| why.to_string())?;
-    let device: Box<dyn NetDevice> = match queues.pop() {
-        None => return Err(format!("{}: the device has no queue", interface.device)),
-        Some(only) if queues.is_empty() => only,
-        Some(last) => {
-            queues.push(last);
-            let joined = Joined::new(queues);
-            Box::new(joined.map_err(|why| format!("{}: {why}", interface.device))?)
+    let queues = device::open(&interface.device, &options).map_err(|why| why.to_string())?;
+    if queues.is_empty() {
+        return Err(format!("{}: the device has no queue", interface.device));
+    }
+    let with_faults = |device: Box<dyn NetDevice>| -> Box<dyn NetDevice> {
+        match interface.faults {
+            0 => device,
+            percent => {
+                let seed = sys::random().unwrap_or_else(sys::now);
+                Box::new(Fault::new(device, seed, faults(percent), faults(percent)))
+            }
         }
     };
-    Ok(match interface.faults {
-        0 => device,
-        percent => {
-            let seed = sys::random().unwrap_or_else(sys::now);
-            Box::new(Fault::new(device, seed, faults(percent), faults(percent)))
-        }
-    })
+    Ok(queues.into_iter().map(with_faults).collect())
 }
 
 /// A link that does to so many of a hundred frames whatever a link may do to frames.

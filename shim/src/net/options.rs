@@ -9,6 +9,7 @@ use rustix::fd::AsFd;
 use rustix::net::sockopt;
 
 use super::cells::{self, EngineGuard};
+use super::listeners;
 use super::socket::State;
 use super::udp::options::Wants;
 use super::{device, errors, fixed, info, socket, udp};
@@ -498,7 +499,11 @@ fn change(
                 let _ = engine.stack.tcp_set_opts(now, id, opts);
             }
         }
-        State::Udp(_) | State::Unbound | State::Bound(_) | State::Listening(_) => {}
+        State::Listening(_) => {
+            drop(engine);
+            listeners::settings_changed(file);
+        }
+        State::Udp(_) | State::Unbound | State::Bound(_) => {}
     }
     Ok(0)
 }

@@ -13,7 +13,7 @@ use kcm_stack::{RecvError, SendError, State as TcpState};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::cells::{self, EngineGuard};
+use super::cells::{self, EngineGuard, Engines};
 use super::question::Question;
 use super::{errors, inherited, lend, ready, stream};
 use crate::errno::{Errno, Exit, Outcome};
@@ -91,6 +91,11 @@ impl Source {
         };
         cells::lock(file)?.socket(file)?.psock = Some(Arc::clone(&source.bell));
         Ok(source)
+    }
+
+    /// The engine it lives in.
+    pub(crate) fn engines(&self) -> Engines {
+        self.pin.file().engines()
     }
 
     /// What becomes readable when the connection may have something, or room.

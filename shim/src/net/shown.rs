@@ -42,10 +42,10 @@ impl EngineGuard {
         (self.device_counters(), tcp, self.stack.udp_stats().clone())
     }
 
-    /// How many sockets are connections, listeners, and of UDP.
+    /// How many sockets are connections, listeners, and of UDP. A listener counts in its home.
     pub(crate) fn kinds(&self) -> [u64; 3] {
         let mut kinds = [0; 3];
-        for socket in self.sockets() {
+        for socket in self.sockets().filter(|socket| !socket.is_copy) {
             match socket.state {
                 State::Connecting(_) | State::Connected(_) => kinds[0] += 1,
                 State::Listening(_) => kinds[1] += 1,
@@ -62,6 +62,7 @@ impl EngineGuard {
         find_inodes(self.sockets().take(max).map(|s| s.file));
         let sockets: Vec<_> = self
             .sockets()
+            .filter(|socket| !socket.is_copy)
             .take(max)
             .map(|s| (s.state, s.v6, s.file.ino.load(Ordering::Relaxed)))
             .collect();

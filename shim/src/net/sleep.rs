@@ -5,8 +5,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use kcm_mux::Nanos;
 
-use super::cells::{self, Turn};
+use super::cells::{self, ENGINES_MAX};
 use super::engine::Engine;
+use super::turns::{self, Duty, Turns};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::interpose::poll::native_ppoll;
@@ -20,7 +21,7 @@ pub(crate) struct Stay {
     file: &'static File,
     /// Keeps the file; a close that lingers has none to keep.
     _pin: Option<Pin>,
-    _turn: Option<Turn>,
+    _turns: Turns,
     bell: Lent,
 }
 
@@ -53,7 +54,7 @@ fn busy_poll(file: &File, until: Option<Nanos>, mut done: impl FnMut() -> bool) 
     let end = sys::now().saturating_add(length);
     let end = until.map_or(end, |until| until.min(end));
     while sys::now() < end {
-        cells::of(file).look();
+        turns::look(file.engines());
         if done() {
             return true;
         }
@@ -87,9 +88,11 @@ pub(crate) fn beside(
     pin: &mut Option<Pin>,
     mut ready: impl FnMut(&mut Engine) -> bool,
 ) -> Outcome<()> {
-    let spun = busy_poll(file, until, || match cells::lock(file) {
-        Ok(mut engine) => ready(&mut engine),
-        Err(_) => true,
+    let spun = busy_poll(file, until, || {
+        file.engines().cells().any(|cell| match cell.lock() {
+            Ok(mut engine) => ready(&mut engine),
+            Err(_) => true,
+        })
     });
     if spun {
         *pin = Some(Pin::new(file)?);
@@ -132,31 +135,48 @@ fn once(
     }
     bell.arm();
     file.watch.add(Watcher::Thread(id));
-    engine.enter_sleep(id);
-    let duty = engine.begin_sleep(id);
+    let mut duty = Duty::none(id);
+    duty.enter(&mut engine);
+    let home = engine.index;
     drop(engine);
-    let mut fds = [wait::readable(-1); 3];
+    // A listener may be in several.
+    let mut is_ready = false;
+    for cell in file.engines().cells().filter(|cell| cell.index() != home) {
+        if let Ok(mut engine) = cell.lock() {
+            engine.pump();
+            is_ready |= ready(&mut engine);
+            duty.enter(&mut engine);
+        }
+    }
+    let mut fds = [wait::readable(-1); 2 + ENGINES_MAX];
     if let Some(fd) = bell.bell().raw_fd() {
         fds[0].fd = fd;
     }
-    if let Some(entry) = duty.entry {
-        fds[1] = entry;
-    }
     if let Some(beneath) = beneath {
-        fds[2].fd = beneath;
+        fds[1].fd = beneath;
     }
-    let stay = Held::Net(Stay {
+    let devices = duty.entries();
+    let used = 2 + devices.len();
+    fds[2..used].copy_from_slice(devices);
+    let due = duty.until;
+    let stay = Stay {
         file,
         _pin: pin,
-        _turn: Some(duty.turn),
+        _turns: duty.turns(),
         bell,
-    });
-    let wake_at = [until, duty.until].into_iter().flatten().min();
-    let (slept, held) = wait::holding(stay, || native_ppoll(&mut fds, wake_at));
+    };
+    if is_ready {
+        stay.bell.disarm(true);
+        return Ok(());
+    }
+    let fds = &mut fds[..used];
+    let stay = Held::Net(stay);
+    let wake_at = [until, due].into_iter().flatten().min();
+    let (slept, held) = wait::holding(stay, || native_ppoll(fds, wake_at));
     if let Some(Held::Net(stay)) = &held {
         stay.bell.disarm(fds[0].revents != 0);
     }
-    cells::of(file).look();
+    turns::look(file.engines());
     drop(held);
     match slept {
         Ok(_) if until.is_some_and(|at| at <= sys::now()) => Err(Exit::Failed(Errno::EAGAIN)),

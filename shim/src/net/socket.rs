@@ -5,16 +5,16 @@ use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use kcm_mux::Nanos;
-use kcm_stack::{IfaceId, ListenOptions, ListenerId, State as TcpState, TcpId, UdpId};
+use kcm_stack::{IfaceId, ListenerId, State as TcpState, TcpId, UdpId};
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
 use super::address::{self, Address};
-use super::cells::{self, EngineGuard};
+use super::cells::{self, EngineGuard, NetCell};
 use super::engine::Engine;
 use super::name::Door;
 use super::options::Settings;
 use super::psock::Bell;
-use super::{beneath, carry, errors, inherited, pristine, sleep};
+use super::{beneath, carry, errors, homes, inherited, listeners, pristine, sleep};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
@@ -43,6 +43,8 @@ pub(crate) struct Socket {
     /// AF_INET6.
     pub(crate) v6: bool,
     pub(crate) settings: Settings,
+    /// Of a listener: its home is another engine.
+    pub(crate) is_copy: bool,
     /// Has no connection, and was shut down, or lost the one it had: reads find the end.
     pub(crate) ended: bool,
     /// Other processes may accept too.
@@ -70,6 +72,7 @@ impl Socket {
             state,
             v6,
             settings,
+            is_copy: false,
             ended: false,
             door: None,
             accepts: false,
@@ -79,6 +82,26 @@ impl Socket {
             error: 0,
             bound: None,
             is_on_kernels: false,
+        }
+    }
+
+    /// The same listener in another engine.
+    pub(super) fn copy(&self) -> Self {
+        Self {
+            is_copy: true,
+            ..self.relocated()
+        }
+    }
+
+    /// The same socket in another engine: it has no connection.
+    pub(super) fn relocated(&self) -> Self {
+        Self {
+            ended: self.ended,
+            error: self.error,
+            bound: self.bound,
+            door: self.door.clone(),
+            is_on_kernels: self.is_on_kernels,
+            ..Self::new(self.file, self.state, self.v6, self.settings.clone())
         }
     }
 
@@ -97,18 +120,18 @@ pub(crate) fn waits(file: &File, fd: i32, flags: i32) -> bool {
 }
 
 /// A stack socket takes the place of the kernel's socket behind `fd`: `state` is what it is from now
-/// on. Options set so far go with it.
+/// on, in the engine `cell`. Options set so far go with it.
 pub(crate) fn replace(
     fd: i32,
-    v6: bool,
-    udp: bool,
+    (v6, udp): (bool, bool),
     state: State,
     device: Option<IfaceId>,
+    cell: &'static NetCell,
 ) -> Outcome<&'static File> {
     let mut flags = SocketFlags::empty();
     flags.set(SocketFlags::NONBLOCK, sys::is_nonblocking(fd));
     let (beneath, file) = make(flags, udp)?;
-    enrol(fd, file, (v6, udp), state, device)?.show_timeouts(&beneath);
+    enrol((fd, file), (v6, udp), state, device, cell)?.show_timeouts(&beneath);
     let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
     carry::beneath(fd, &beneath);
     sys::put_onto(&beneath, fd, !stays_open)?;
@@ -118,25 +141,25 @@ pub(crate) fn replace(
 /// A stack socket joins the kernel's socket behind `fd`, which goes on beneath it.
 pub(crate) fn join(
     fd: i32,
-    v6: bool,
-    udp: bool,
+    (v6, udp): (bool, bool),
     state: State,
     device: Option<IfaceId>,
+    cell: &'static NetCell,
 ) -> Outcome<&'static File> {
     let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(!udp);
     file.set_speaks(true);
-    let _ = enrol(fd, file, (v6, udp), state, device)?;
+    let _ = enrol((fd, file), (v6, udp), state, device, cell)?;
     Ok(file)
 }
 
 /// Puts `file` behind `fd`, where a kernel socket stands, with that one's options, which it returns.
 pub(super) fn enrol(
-    fd: i32,
-    file: &'static File,
+    (fd, file): (i32, &'static File),
     (v6, udp): (bool, bool),
     state: State,
     device: Option<IfaceId>,
+    cell: &'static NetCell,
 ) -> Outcome<Settings> {
     if !table::in_range(fd) {
         file.release();
@@ -151,7 +174,7 @@ pub(super) fn enrol(
     };
     settings.device = device;
     settings.keep_timeouts(file);
-    cells::first().lock()?.enlist(Socket {
+    cell.lock()?.enlist(Socket {
         ended,
         ..Socket::new(file, state, v6, settings.clone())
     });
@@ -180,12 +203,14 @@ pub(crate) fn bind(file: &'static File, addr: UserPtr, length: u32) -> Outcome<i
         Address::Inet(local) => address::canonical(local),
         Address::Unspecified | Address::Other => return Err(Errno::EINVAL.into()),
     };
-    let mut engine = cells::lock(file)?;
-    check_local(&engine, local)?;
-    match engine.socket(file)?.state {
-        State::Unbound => bind_in(&mut engine, file, local).map(|()| 0),
-        _ => Err(Errno::EINVAL.into()),
+    {
+        let mut engine = cells::lock(file)?;
+        check_local(&engine, local)?;
+        if engine.socket(file)?.state != State::Unbound {
+            return Err(Errno::EINVAL.into());
+        }
     }
+    bind_in(file, local).map(|()| 0)
 }
 
 fn check_local(engine: &Engine, local: SocketAddr) -> Outcome<()> {
@@ -196,72 +221,94 @@ fn check_local(engine: &Engine, local: SocketAddr) -> Outcome<()> {
 }
 
 /// Gives an unbound socket a local address.
-pub(crate) fn bind_in(engine: &mut Engine, file: &File, local: SocketAddr) -> Outcome<()> {
-    check_local(engine, local)?;
+pub(crate) fn bind_in(file: &'static File, local: SocketAddr) -> Outcome<()> {
+    let _placing = listeners::PLACING.lock()?;
+    bind_placed(file, local).map(drop)
+}
+
+/// As [`bind_in`] for a thread that is placing sockets; the address with its port.
+pub(super) fn bind_placed(file: &'static File, local: SocketAddr) -> Outcome<SocketAddr> {
+    let claim = {
+        let mut engine = cells::lock(file)?;
+        check_local(&engine, local)?;
+        let settings = &engine.socket(file)?.settings;
+        Claim {
+            file,
+            reuse_address: settings.reuse_address,
+            reuse_port: settings.reuse_port,
+            device: settings.device,
+        }
+    };
     let local = match local.port() {
-        0 => SocketAddr::new(local.ip(), free_port(engine, file, local)?),
-        _ if is_taken(engine, file, local) => return Err(Errno::EADDRINUSE.into()),
+        0 => SocketAddr::new(local.ip(), claim.free_port(local)?),
+        _ if claim.is_taken(local) => return Err(Errno::EADDRINUSE.into()),
         _ => local,
     };
-    engine.socket(file)?.bound = Some(local);
+    let mut engine = cells::lock(file)?;
+    let socket = engine.socket(file)?;
+    if socket.state != State::Unbound {
+        return Err(Errno::EINVAL.into()); // another thread was faster
+    }
+    socket.bound = Some(local);
     engine.set_state(file, State::Bound(local))?;
-    Ok(())
+    Ok(local)
 }
 
-/// Whether another socket has the address, and does not share it.
-fn is_taken(engine: &Engine, file: &File, local: SocketAddr) -> bool {
-    let me = engine.sockets().find(|s| core::ptr::eq(s.file, file));
-    let (address, port, device) = me.map_or((false, false, None), |s| {
-        let settings = &s.settings;
-        (settings.reuse_address, settings.reuse_port, settings.device)
-    });
-    engine.sockets().any(|other| {
-        let Some(at) = other.bound.filter(|_| !core::ptr::eq(other.file, file)) else {
-            return false;
+/// Who wants an address, and how far it shares one.
+struct Claim {
+    file: &'static File,
+    reuse_address: bool,
+    reuse_port: bool,
+    device: Option<IfaceId>,
+}
+
+impl Claim {
+    /// Whether another socket has the address, and does not share it.
+    fn is_taken(&self, local: SocketAddr) -> bool {
+        let clashes = |other: &Socket| {
+            let Some(at) = other
+                .bound
+                .filter(|_| !core::ptr::eq(other.file, self.file))
+            else {
+                return false;
+            };
+            let overlaps = at.ip() == local.ip()
+                || at.ip().is_unspecified() && at.is_ipv4() == local.is_ipv4()
+                || local.ip().is_unspecified() && at.is_ipv4() == local.is_ipv4();
+            let theirs = &other.settings;
+            let apart =
+                self.device.is_some() && theirs.device.is_some() && self.device != theirs.device;
+            let listens = matches!(other.state, State::Listening(_));
+            let shared = self.reuse_address && theirs.reuse_address && !listens
+                || self.reuse_port && theirs.reuse_port;
+            at.port() == local.port() && overlaps && !apart && !shared
         };
-        let overlaps = at.ip() == local.ip()
-            || at.ip().is_unspecified() && at.is_ipv4() == local.is_ipv4()
-            || local.ip().is_unspecified() && at.is_ipv4() == local.is_ipv4();
-        let apart =
-            device.is_some() && other.settings.device.is_some() && device != other.settings.device;
-        let listens = matches!(other.state, State::Listening(_));
-        let shared = address && other.settings.reuse_address && !listens
-            || port && other.settings.reuse_port;
-        at.port() == local.port() && overlaps && !apart && !shared
-    })
-}
+        cells::all().any(|cell| { cell.lock() }.is_ok_and(|engine| engine.sockets().any(clashes)))
+    }
 
-fn free_port(engine: &Engine, file: &File, local: SocketAddr) -> Outcome<u16> {
-    let range = kcm_stack::limits::EPHEMERAL_PORTS;
-    let count = u64::from(range.end() - range.start()) + 1;
-    let start = sys::random().unwrap_or(sys::now()) % count;
-    (0..count)
-        .map(|n| range.start() + ((start + n) % count) as u16)
-        .find(|port| !is_taken(engine, file, SocketAddr::new(local.ip(), *port)))
-        .ok_or(Exit::Failed(Errno::EADDRINUSE))
+    fn free_port(&self, local: SocketAddr) -> Outcome<u16> {
+        let range = kcm_stack::limits::EPHEMERAL_PORTS;
+        let count = u64::from(range.end() - range.start()) + 1;
+        let start = sys::random().unwrap_or(sys::now()) % count;
+        (0..count)
+            .map(|n| range.start() + ((start + n) % count) as u16)
+            .find(|port| !self.is_taken(SocketAddr::new(local.ip(), *port)))
+            .ok_or(Exit::Failed(Errno::EADDRINUSE))
+    }
 }
 
 /// listen(2).
 pub(crate) fn listen(file: &'static File, backlog: i32) -> Outcome<i32> {
+    let backlog = usize::try_from(backlog).unwrap_or(usize::MAX);
+    if cells::are_several() {
+        return listeners::listen(file, backlog);
+    }
     let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
-    let local = match socket.state {
-        State::Unbound => address::any(socket.v6, 0),
-        State::Bound(local) => local,
-        State::Listening(_) => return Ok(0),
-        State::Connecting(_) | State::Connected(_) => return Err(Errno::EINVAL.into()),
-        State::Udp(_) => return Err(Errno::EOPNOTSUPP.into()),
+    let Some(local) = listeners::wants_to_listen(socket)? else {
+        return Ok(0);
     };
-    let settings = &socket.settings;
-    let options = ListenOptions {
-        backlog: usize::try_from(backlog).unwrap_or(usize::MAX),
-        reuse_port: settings.reuse_port,
-        v6_only: settings.v6_only,
-        defer_accept: settings.defer_accept,
-        opts: Some(settings.tcp.clone()),
-        flags: settings.flags(),
-        iface: settings.device,
-    };
+    let options = listeners::options(&socket.settings, backlog);
     let id = engine
         .stack
         .tcp_listen(local, &options)
@@ -288,19 +335,12 @@ pub(crate) fn accept(
     let mut pin = None;
     let mut slept = false;
     loop {
-        let mut engine = cells::lock(file)?;
-        let listener = listener(&mut engine, file)?;
-        if !has_connection(&mut engine, listener) {
-            engine.pump();
-        }
-        if has_connection(&mut engine, listener) {
-            drop(engine);
-            match take_connection(file, flags)? {
+        if let Some(cell) = waiting(file)? {
+            match take_connection(file, cell, flags)? {
                 Some((number, peer)) => return hand_out(number, peer, addr, length),
                 None => continue, // another thread was faster
             }
         }
-        drop(engine);
         if file.speaks() {
             if let Some((door, settings)) = shared(file)? {
                 let _accepting = ACCEPTING.lock()?;
@@ -320,16 +360,37 @@ pub(crate) fn accept(
         }
         let beneath = file.speaks().then_some(fd);
         sleep::beside(file, beneath, until, &mut pin, |engine| {
-            listener_of(engine, file).is_none_or(|id| has_connection(engine, id))
+            listener_of(engine, file).is_none_or(|id| listeners::is_waiting(engine, id))
         })?;
     }
 }
 
+/// An engine in which a connection waits for accept.
+fn waiting(file: &'static File) -> Outcome<Option<&'static NetCell>> {
+    let home = cells::of(file);
+    for cell in homes::in_turn(file.engines()) {
+        let mut engine = cell.lock()?;
+        match listener(&mut engine, file) {
+            Ok(id) => {
+                if !listeners::is_waiting(&mut engine, id) {
+                    engine.pump();
+                }
+                if listeners::is_waiting(&mut engine, id) {
+                    return Ok(Some(cell));
+                }
+            }
+            Err(why) if core::ptr::eq(cell, home) => return Err(why),
+            Err(_) => {} // moved meanwhile
+        }
+    }
+    Ok(None)
+}
+
 /// What is known of a listener on which other processes may accept too.
 fn shared(file: &File) -> Outcome<Option<(Door, Settings)>> {
+    listeners::each(file, |socket| socket.accepts |= socket.door.is_some());
     let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
-    socket.accepts |= socket.door.is_some();
     let door = socket.door.clone();
     Ok(door.map(|door| (door, socket.settings.clone())))
 }
@@ -355,12 +416,12 @@ fn listener(engine: &mut Engine, file: &File) -> Outcome<ListenerId> {
     }
 }
 
-fn has_connection(engine: &mut Engine, id: ListenerId) -> bool {
-    engine.stack.tcp_accept_queue_len(id).unwrap_or(0) > 0
-}
-
-/// Gives the oldest connection a descriptor of its own. `None` when there is none any more.
-fn take_connection(listener_file: &'static File, flags: i32) -> Outcome<Option<(i32, SocketAddr)>> {
+/// Gives the oldest connection of an engine a descriptor of its own. `None` when there is none any more.
+fn take_connection(
+    listener_file: &'static File,
+    cell: &'static NetCell,
+    flags: i32,
+) -> Outcome<Option<(i32, SocketAddr)>> {
     let mut socket_flags = SocketFlags::empty();
     socket_flags.set(SocketFlags::CLOEXEC, flags & libc::SOCK_CLOEXEC != 0);
     socket_flags.set(SocketFlags::NONBLOCK, flags & libc::SOCK_NONBLOCK != 0);
@@ -373,7 +434,7 @@ fn take_connection(listener_file: &'static File, flags: i32) -> Outcome<Option<(
         file.release();
         return Err(Errno::EMFILE.into());
     }
-    let taken = adopt_connection(listener_file, file);
+    let taken = adopt_connection(listener_file, cell, file);
     match taken {
         Ok(Some(peer)) => {
             let number = sys::hand_out(beneath);
@@ -393,9 +454,10 @@ fn take_connection(listener_file: &'static File, flags: i32) -> Outcome<Option<(
 
 fn adopt_connection(
     listener_file: &'static File,
+    cell: &'static NetCell,
     file: &'static File,
 ) -> Outcome<Option<SocketAddr>> {
-    let mut engine = cells::lock(listener_file)?;
+    let mut engine = cell.lock()?;
     let id = listener(&mut engine, listener_file)?;
     let Some(conn) = engine.stack.tcp_accept(id) else {
         return Ok(None);
@@ -407,6 +469,7 @@ fn adopt_connection(
     settings.keep_timeouts(file);
     let peer = engine.stack.tcp_addresses(conn).map(|(_, peer)| peer);
     engine.enlist(Socket::new(file, State::Connected(conn), v6, settings));
+    homes::settle(cell);
     let peer = peer.unwrap_or(address::any(v6, 0));
     Ok(Some(address::in_family(peer, v6)))
 }
@@ -442,6 +505,7 @@ pub(crate) fn connect(file: &'static File, fd: i32, addr: UserPtr, length: u32) 
 
 /// connect(2) to an address whose family is the socket's.
 pub(crate) fn connect_to(file: &'static File, fd: i32, remote: SocketAddr) -> Outcome<i32> {
+    homes::before_connect(file, remote)?;
     let mut engine = cells::lock(file)?;
     match engine.socket(file)?.state {
         State::Connected(_) | State::Listening(_) => return Err(Errno::EISCONN.into()),
@@ -565,6 +629,9 @@ fn disconnect(file: &'static File) -> Outcome<i32> {
             engine.set_state(file, state)?;
         }
         State::Listening(_) => {
+            drop(engine);
+            listeners::close(file);
+            let mut engine = cells::lock(file)?;
             let old = engine.set_state(file, State::Unbound)?;
             if let State::Listening(id) = old {
                 engine.stack.tcp_unlisten(now, id);
@@ -596,6 +663,9 @@ pub(crate) fn shutdown(file: &'static File, how: i32) -> Outcome<i32> {
         // A listener stops listening when it is shut down for reading.
         State::Listening(id) => {
             if read {
+                drop(engine);
+                listeners::close(file);
+                let mut engine = cells::lock(file)?;
                 let bound = engine.socket(file)?.bound;
                 engine.set_state(file, bound.map_or(State::Unbound, State::Bound))?;
                 engine.stack.tcp_unlisten(now, id);
@@ -668,6 +738,12 @@ pub(crate) fn peer_name(file: &'static File, addr: UserPtr, length: UserPtr) -> 
 /// The last descriptor of a stack socket is gone.
 pub(crate) fn last_close(file: &'static File) {
     linger(file);
+    if file.is_stream() && cells::are_several() {
+        let state = { cells::lock(file) }.and_then(|mut engine| Ok(engine.socket(file)?.state));
+        if let Ok(State::Listening(_)) = state {
+            listeners::close(file);
+        }
+    }
     let Ok(mut engine) = cells::lock(file) else {
         return;
     };

@@ -17,10 +17,10 @@ use rustix::net::sockopt;
 use control::Told;
 use options::Wants;
 
-use super::cells::EngineGuard;
+use super::cells::{self, EngineGuard, NetCell};
 use super::engine::Engine;
 use super::socket::{self, State, waits};
-use super::{address, cells, errors, ready, sleep, steer};
+use super::{address, errors, homes, ready, sleep, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::interpose::message::native_datagram;
@@ -57,18 +57,16 @@ pub(crate) fn bind(
         sockopt::socket_recv_buffer_size(old),
         sockopt::socket_send_buffer_size(old),
     ];
-    let mut engine = cells::first().lock()?;
+    let cell = homes::of_udp(local.port());
+    let mut engine = cell.lock()?;
     let id = engine
         .stack
         .udp_bind_with(local, &bind)
         .map_err(errors::socket)?;
     set_options(&mut engine, id, opts);
     drop(engine);
-    let file = enrolled(
-        id,
-        wants,
-        socket::replace(fd, v6, true, State::Udp(id), device),
-    )?;
+    let file = socket::replace(fd, (v6, true), State::Udp(id), device, cell);
+    let file = enrolled((cell, id), wants, file)?;
     // The kernel doubles what it is told.
     let [receive, send] = sizes.map(|size| size.unwrap_or(0) / 2);
     let new = sys::borrow(fd);
@@ -103,10 +101,14 @@ fn set_options(engine: &mut Engine, id: UdpId, opts: UdpOpts) {
 }
 
 /// The outcome of putting the socket `id` behind a number; it ends if that failed.
-fn enrolled(id: UdpId, wants: Wants, file: Outcome<&'static File>) -> Outcome<&'static File> {
+fn enrolled(
+    (cell, id): (&'static NetCell, UdpId),
+    wants: Wants,
+    file: Outcome<&'static File>,
+) -> Outcome<&'static File> {
     match file {
         Ok(file) => cells::lock(file)?.socket(file)?.settings.wants = wants,
-        Err(_) => cells::first().lock()?.stack.udp_close(id),
+        Err(_) => cell.lock()?.stack.udp_close(id),
     }
     file
 }
@@ -122,18 +124,16 @@ pub(crate) fn join(
     let old = sys::borrow(fd);
     let bind = bind_options(old, v6, device);
     let (opts, wants) = options::of_kernel_socket(old, v6);
-    let mut engine = cells::first().lock()?;
+    let cell = homes::of_udp(port);
+    let mut engine = cell.lock()?;
     let id = engine
         .stack
         .udp_bind_with(address::any(v6, port), &bind)
         .map_err(errors::socket)?;
     set_options(&mut engine, id, opts);
     drop(engine);
-    let file = enrolled(
-        id,
-        wants,
-        socket::join(fd, v6, true, State::Udp(id), device),
-    )?;
+    let file = socket::join(fd, (v6, true), State::Udp(id), device, cell);
+    let file = enrolled((cell, id), wants, file)?;
     options::follow_rcvbuf(file, fd)?;
     Ok(file)
 }

@@ -52,6 +52,11 @@ pub(crate) mod header {
     pub(crate) const SOCKETS: usize = 96;
     /// 1 once the stack has served a socket here.
     pub(crate) const HAS_STACK: usize = 100;
+    /// Engines of the stack, and for each of them one word: rounds that the program's own threads have
+    /// made in the lower half, sockets in the upper.
+    pub(crate) const ENGINES: usize = 101;
+    pub(crate) const ENGINE: usize = 102;
+    pub(crate) const ENGINES_MAX: usize = 16;
 }
 
 /// Counters of a mux, in order, as /proc/net/kcm_stats names them.

@@ -143,6 +143,8 @@ impl Page {
         let sockets = header::SOCKETS..header::SOCKETS + stack.sockets.len();
         head[sockets].copy_from_slice(&stack.sockets);
         head[header::HAS_STACK] = stack.is_open.into();
+        head[header::ENGINES] = stack.engines;
+        head[header::ENGINE..header::ENGINE + stack.each.len()].copy_from_slice(&stack.each);
         self.put(0, &head)?; // all but the sequence number, which stays odd
         head[header::SEQ] += 1;
         self.put(header::SEQ, &head[header::SEQ..=header::SEQ])?;

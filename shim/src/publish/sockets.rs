@@ -6,7 +6,7 @@ use kcm_stack::{CongestionControl, TcpInfo};
 
 use super::image::Record;
 use super::journal::put_address;
-use super::layout::{STACK_COUNTERS, STACK_SOCKETS, record, socket};
+use super::layout::{STACK_COUNTERS, STACK_SOCKETS, header, record, socket};
 use crate::net::{Shown, Tallies, cells};
 
 /// What the stack was like when the housekeeper last looked.
@@ -17,6 +17,8 @@ pub(super) struct Seen {
     pub(super) is_open: bool,
     pub(super) counters: [u64; STACK_COUNTERS.len()],
     pub(super) sockets: [u64; STACK_SOCKETS.len()],
+    pub(super) engines: u64,
+    pub(super) each: [u64; header::ENGINES_MAX],
 }
 
 impl Seen {
@@ -27,16 +29,24 @@ impl Seen {
             is_open: false,
             counters: [0; STACK_COUNTERS.len()],
             sockets: [0; STACK_SOCKETS.len()],
+            engines: 0,
+            each: [0; header::ENGINES_MAX],
         }
     }
 
     /// Looks at every socket; there is none while the stack serves nothing here.
     pub(super) fn look() -> Self {
         let mut seen = Self::new();
-        for mut engine in cells::all().filter_map(|cell| cell.lock().ok()) {
+        for (cell, each) in cells::all().zip(&mut seen.each) {
+            let Ok(mut engine) = cell.lock() else {
+                continue;
+            };
             seen.is_open = true;
+            seen.engines += 1;
             add(&mut seen.counters, &counters(&engine.tallies()));
-            add(&mut seen.sockets, &engine.kinds());
+            let kinds = engine.kinds();
+            *each = pair(cell.passes(), kinds.iter().sum::<u64>() as u32);
+            add(&mut seen.sockets, &kinds);
             let shown = engine.shown(record::MAX - seen.records.len());
             drop(engine);
             seen.records.extend(shown.iter().map(of));

@@ -19,7 +19,7 @@ use rustix::fs::readlink;
 #[allow(unused_imports, reason = "as before")]
 pub(crate) use self::plan::decide::{Decision, Role, Verdict};
 #[allow(unused_imports, reason = "as before")]
-pub(crate) use self::plan::{Interface, OnFailure, Plan, Prefix};
+pub(crate) use self::plan::{Interface, OnFailure, Plan, Prefix, QUEUES_MAX};
 use self::plan::{Problem, Settings};
 pub(crate) use self::source::{is_set, note};
 use crate::log;

@@ -11,8 +11,8 @@ use super::Rank;
 /// Ranks there is room for: three words of four counts.
 const RANKS_MAX: usize = 4 * RANK_WORDS;
 const RANK_WORDS: usize = 3;
-/// The last word is about locks of [`Rank::Batch`] alone: how many are held by their bias, and above that
-/// whether the thread takes several on purpose.
+/// The last word is about locks of [`Rank::Batch`]: how many are held by their bias, and above that
+/// whether the thread takes several locks of one rank on purpose.
 const BATCHES: usize = RANK_WORDS;
 const ON_PURPOSE: u64 = 1 << 32;
 const WORDS: usize = RANK_WORDS + 1;
@@ -63,7 +63,14 @@ pub(super) fn another_batch() -> bool {
     by_bias & ON_PURPOSE == 0 && plainly + by_bias > 1
 }
 
-/// Several batches may be held together until this is dropped: by one thread at a time.
+/// Whether the thread holds another lock of [`Rank::Net`] than the one it is taking: as with batches.
+pub(super) fn another_net() -> bool {
+    let (word, shift) = place(Rank::Net);
+    let held = words::get(word) >> shift & u64::from(u16::MAX);
+    held > 1 && words::get(BATCHES) & ON_PURPOSE == 0
+}
+
+/// Several batches, or engines, may be held together until this is dropped: by one thread at a time.
 pub(crate) struct Together(());
 
 impl Together {

@@ -200,7 +200,7 @@ pub(crate) enum Rank {
     Batch,
     /// A mux.
     Mux,
-    /// The TCP/IP engine.
+    /// A TCP/IP engine.
     Net,
     /// Who watches a file.
     Watch,
@@ -245,7 +245,11 @@ impl RawMutex {
     /// Whether the calling thread may wait for a lock of this rank.
     #[inline]
     pub(super) fn may_wait(&self) -> bool {
-        let in_another = self.rank == Rank::Batch && held::another_batch();
+        let in_another = match self.rank {
+            Rank::Batch => held::another_batch(),
+            Rank::Net => held::another_net(),
+            _ => false,
+        };
         !in_another && !held::any_above(self.rank)
     }
 

@@ -58,6 +58,11 @@ impl Stack {
         self.tcp.listener_port(id)
     }
 
+    /// Whether a listener has no connection that is being made, or waits to be accepted.
+    pub fn tcp_listener_is_idle(&mut self, id: ListenerId) -> bool {
+        self.tcp.listener_is_idle(id)
+    }
+
     /// Stops listening; connections not accepted are reset.
     pub fn tcp_unlisten(&mut self, now: Instant, id: ListenerId) {
         self.tcp.unlisten(id, now);

@@ -194,6 +194,12 @@ impl Engine {
         self.listeners.get(id).map(|l| l.accept.len())
     }
 
+    /// Whether none is under way to it, or waits there.
+    pub(crate) fn listener_is_idle(&mut self, id: ListenerId) -> bool {
+        let listener = self.listeners.get(id);
+        listener.is_none_or(|l| l.embryos == 0 && l.accept.is_empty())
+    }
+
     /// close(2) on a listener: waiting connections are reset.
     pub(crate) fn close_listener(&mut self, id: ListenerId, now: Instant) {
         let Some(orphans) = self.listeners.remove(id) else {

@@ -29,8 +29,9 @@ pub(crate) const VALUE_BYTES_MAX: usize = 4096;
 pub(crate) const INTERFACES_MAX: usize = 16;
 /// Rules of one file: they are asked one by one, once a socket.
 pub(crate) const RULES_MAX: usize = 4096;
-/// Queues of one interface; `AF_PACKET` fanout and TAP allow 256.
-pub(crate) const QUEUES_MAX: u16 = 256;
+/// Queues of one interface, and engines of a process. A socket has four bits for its engine, and who waits
+/// for sockets of several watches all their devices.
+pub(crate) const QUEUES_MAX: u16 = 16;
 /// MTU: least a host must take (RFC 791), most an IP packet can have.
 pub(crate) const MTU_MIN: u16 = 68;
 /// Problems that are told; more help nobody.

@@ -1,0 +1,182 @@
+//! A stack of several engines, one for each queue of its device: servers and clients of many threads and
+//! processes on it, with a peer on an ordinary kernel. The same with one.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use kcm_tests::ctl::{PATIENCE, Runtime};
+use kcm_tests::netlab::{self, GUEST, Lab, PEER};
+use kcm_tests::program;
+
+/// A program that serves until this is dropped.
+struct Server(Child);
+
+impl Server {
+    fn start(mut command: Command) -> Self {
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn().expect("the server starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line);
+        assert!(read.is_ok_and(|n| n > 0), "the server listens");
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+fn is_runnable() -> bool {
+    let why = netlab::missing();
+    if let Some(why) = why {
+        let _ = writeln!(io::stderr(), "not run: {why}");
+    }
+    why.is_none()
+}
+
+fn build() -> std::path::PathBuf {
+    program::build("stack_engines", &["-pthread"])
+}
+
+fn on_queues(lab: &Lab, queues: u8, program: &Path, arguments: &[&str]) -> Command {
+    let mut command = lab.on_stack_with(&format!("queues={queues}"), program);
+    command.args(arguments);
+    command
+}
+
+fn on_peer(lab: &Lab, program: &Path, arguments: &[&str]) -> Command {
+    let mut command = lab.on_peer(program);
+    command.args(arguments).env("OWN", PEER);
+    command
+}
+
+fn says(mut command: Command) -> String {
+    String::from_utf8_lossy(&program::run(&mut command).stdout).into_owned()
+}
+
+/// A server on the stack, a client on the kernel.
+fn serve(server: &[&str], client: &[&str], wanted: &str) {
+    if !is_runnable() {
+        return;
+    }
+    let program = build();
+    for queues in [1, 2, 4] {
+        let lab = Lab::new(false);
+        let (kind, rest) = server.split_first().expect("a kind");
+        let arguments = [&[*kind, GUEST][..], rest].concat();
+        let _server = Server::start(on_queues(&lab, queues, &program, &arguments));
+        let (kind, rest) = client.split_first().expect("a kind");
+        let arguments = [&[*kind, GUEST][..], rest].concat();
+        let said = says(on_peer(&lab, &program, &arguments));
+        assert_eq!(said, wanted, "{queues} queues");
+    }
+}
+
+#[test]
+fn threads_with_a_listener_each() {
+    serve(&["reuse", "4"], &["dial", "4", "16", "200000"], "64 good\n");
+}
+
+/// With fewer listeners than engines, some are in several.
+#[test]
+fn one_thread_with_a_shared_listener() {
+    serve(&["reuse", "1"], &["dial", "2", "16", "60000"], "32 good\n");
+}
+
+#[test]
+fn threads_with_one_listener() {
+    serve(&["one", "4"], &["dial", "4", "16", "200000"], "64 good\n");
+}
+
+#[test]
+fn processes_with_one_listener() {
+    serve(&["fork", "2"], &["dial", "2", "16", "60000"], "32 good\n");
+}
+
+#[test]
+fn datagrams() {
+    serve(&["udp", "8"], &["tell", "8", "50"], "400 good\n");
+}
+
+/// Connections of several engines under one mux.
+#[test]
+fn messages() {
+    serve(&["kcm", "8"], &["ask", "8", "100"], "800 good\n");
+}
+
+/// A client on the stack, a server on the kernel.
+#[test]
+fn clients() {
+    if !is_runnable() {
+        return;
+    }
+    let program = build();
+    for queues in [1, 2, 4] {
+        let lab = Lab::new(false);
+        let server = Server::start(on_peer(&lab, &program, &["one", PEER, "2"]));
+        for kind in ["dial", "fixed"] {
+            let mut client = on_queues(&lab, queues, &program, &[kind, PEER, "4", "16", "200000"]);
+            client.env("OWN", GUEST);
+            assert_eq!(says(client), "64 good\n", "{kind}, {queues} queues");
+        }
+        drop(server);
+        let _server = Server::start(on_peer(&lab, &program, &["udp", PEER, "8"]));
+        let client = on_queues(&lab, queues, &program, &["tell", PEER, "8", "50"]);
+        assert_eq!(says(client), "400 good\n", "{queues} queues");
+    }
+}
+
+/// What each engine's program threads have done, as `kcmctl` has it.
+fn rounds(runtime: &Runtime, pid: u32) -> Vec<u64> {
+    let shown = runtime.says(&["stat", &pid.to_string()]);
+    let of = |line: &str| {
+        let words: Vec<_> = line.split_ascii_whitespace().collect();
+        match words[..] {
+            ["engine", _, "rounds", count] => count.parse().ok(),
+            _ => None,
+        }
+    };
+    shown.lines().filter_map(of).collect()
+}
+
+/// A thread looks at the engine its sockets are in, and leaves the other alone.
+#[test]
+fn each_thread_looks_at_its_own_engine() {
+    const PINGS: u64 = 2000;
+    if !is_runnable() {
+        return;
+    }
+    let (program, runtime, lab) = (build(), Runtime::new(), Lab::new(false));
+    let mut server = on_queues(&lab, 2, &program, &["reuse", GUEST, "2"]);
+    server.env("XDG_RUNTIME_DIR", &runtime.0);
+    let server = Server::start(server);
+    let pid = server.0.id();
+    let end = Instant::now() + PATIENCE;
+    while !runtime.ctl(&["stat", &pid.to_string()]).status.success() && Instant::now() < end {}
+    runtime.says_at_last(&["stat", &pid.to_string()], "engine 1 sockets");
+    let before = rounds(&runtime, pid);
+    let said = says(on_peer(
+        &lab,
+        &program,
+        &["ping", GUEST, &PINGS.to_string()],
+    ));
+    assert_eq!(said, format!("{PINGS} good\n"));
+    let busy =
+        |after: &[u64]| -> Vec<u64> { after.iter().zip(&before).map(|(a, b)| a - b).collect() };
+    let made = loop {
+        let made = busy(&rounds(&runtime, pid));
+        if made.iter().any(|rounds| *rounds >= PINGS) || Instant::now() > end {
+            break made;
+        }
+    };
+    let (most, least) = (made.iter().max(), made.iter().min());
+    assert!(most.is_some_and(|most| *most >= PINGS), "{made:?}");
+    // The frames that concern everybody, and the end of the connection.
+    assert!(least.is_some_and(|least| *least < PINGS / 20), "{made:?}");
+}
