@@ -21,6 +21,12 @@ impl Server {
         assert!(read.is_ok_and(|n| n > 0), "the server listens");
         Self(child)
     }
+
+    fn signal(&self, name: &str) {
+        let pid = self.0.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()));
+    }
 }
 
 impl Drop for Server {
@@ -179,4 +185,52 @@ fn an_unrelated_process_uses_the_address_too() {
     ask();
     drop(holds);
     ask();
+}
+
+/// Who has the address and does not answer, or is somebody else's, is a failure for the rules to decide about
+/// (the kernel has no route here), and nothing to wait for.
+#[test]
+fn an_owner_that_will_not_serve_is_a_failure() {
+    if !is_runnable() {
+        return;
+    }
+    let (program, peer) = (
+        program::build("stack_guests", &[]),
+        program::build("stack_share", &[]),
+    );
+    let lab = Lab::new(false);
+    let mut serves = lab.on_peer(&peer);
+    serves.args(["peer", PEER]);
+    let _peer = Server::start(serves);
+    let mut holds = lab.on_stack(&program);
+    holds.args(["hold", PEER]);
+    let holds = Server::start(holds);
+    let fails = |mut command: Command, why: &str| {
+        let output = command.output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("connect: Network is unreachable"), "{said}");
+        assert!(said.contains(why), "{said}");
+    };
+    let mut other = lab.on_guest("setpriv");
+    other.args(["--reuid=65534", "--clear-groups", "env"]);
+    for (name, value) in lab.on_stack(&program).get_args().filter_map(variable) {
+        other.arg(format!("{name}={value}"));
+    }
+    other.arg(&program).args(["echo", PEER]);
+    fails(other, "of another user");
+    let ask = || {
+        let mut command = lab.on_stack(&program);
+        command.args(["echo", PEER]);
+        command
+    };
+    holds.signal("STOP");
+    fails(ask(), "does not answer");
+    holds.signal("CONT");
+    assert_eq!(program::run(&mut ask()).stdout, b"hello comes back\n");
+}
+
+/// NAME=VALUE among the arguments of env(1).
+fn variable(argument: &std::ffi::OsStr) -> Option<(String, String)> {
+    let (name, value) = argument.to_str()?.split_once('=')?;
+    Some((name.to_owned(), value.to_owned()))
 }
