@@ -17,6 +17,15 @@ const COUNT_MAX: u32 = 1024;
 /// Largest address the kernel copies: sizeof(struct sockaddr_storage).
 const ADDRESS_MAX: i32 = 128;
 
+/// Whether messages have addresses here: a stack socket, or a UDP socket that processes share.
+fn has_datagrams(file: &File) -> bool {
+    match file.kind() {
+        Kind::Stack => true,
+        Kind::Inherited => !file.is_stream(),
+        _ => false,
+    }
+}
+
 /// An address is copied in and looked at no further (kcm-semantics §5.4).
 pub(crate) fn check_address(addr: UserPtr, length: u32) -> Outcome<()> {
     match length as i32 {
@@ -37,6 +46,9 @@ pub(crate) fn sendto(
     match file.kind() {
         Kind::Kcm => {}
         Kind::Stack => return net::message::sendto(file, fd, src, flags, addr, length),
+        Kind::Inherited if !file.is_stream() => {
+            return net::message::sendto(file, fd, src, flags, addr, length);
+        }
         // An address is of no use to a connection, and no harm.
         Kind::Inherited if addr.is_null() => {}
         Kind::Inherited => return Err(Errno::EISCONN.into()),
@@ -51,7 +63,7 @@ pub(crate) fn sendto(
 pub(crate) fn sendmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) -> Outcome<usize> {
     let header = match file.kind() {
         Kind::Kcm => user_mem::copy_in::<msghdr>(msg)?,
-        Kind::Stack => {
+        _ if has_datagrams(file) => {
             let header = user_mem::copy_in::<msghdr>(msg)?;
             let src = checked_source(&header)?;
             return net::message::sendmsg(file, fd, &header, src, flags);
@@ -94,11 +106,11 @@ pub(crate) fn sendmmsg(
     if file.kind() == Kind::Inherited {
         net::inherited::hold(file, fd);
     }
-    if !matches!(file.kind(), Kind::Kcm | Kind::Stack) {
+    if file.kind() != Kind::Kcm && !has_datagrams(file) {
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
-    if file.kind() == Kind::Stack {
+    if has_datagrams(file) {
         return send_each(file, fd, msgs, count, flags);
     }
     let mut sending = kcm::send::Sending::start(file, fd)?;
@@ -164,7 +176,7 @@ pub(crate) fn recvfrom(
     addr: UserPtr,
     length: UserPtr,
 ) -> Outcome<isize> {
-    if file.kind() == Kind::Stack {
+    if has_datagrams(file) {
         return net::message::recvfrom(file, fd, dst, flags, addr, length);
     }
     let got = match file.kind() {
@@ -184,7 +196,7 @@ pub(crate) fn recvfrom(
 pub(crate) fn recvmsg(file: &'static File, fd: i32, msg: UserPtr, flags: i32) -> Outcome<usize> {
     let msg = InPlace::<msghdr>::new(msg);
     let header = msg.read()?;
-    if file.kind() == Kind::Stack {
+    if has_datagrams(file) {
         return recv_stack(file, fd, msg, &header, flags);
     }
     let got = match file.kind() {
@@ -310,11 +322,11 @@ pub(crate) fn recvmmsg(
     if file.kind() == Kind::Inherited {
         net::inherited::hold(file, fd);
     }
-    if !matches!(file.kind(), Kind::Kcm | Kind::Stack) {
+    if file.kind() != Kind::Kcm && !has_datagrams(file) {
         return Err(Exit::Native);
     }
     let count = count.min(COUNT_MAX) as usize;
-    if file.kind() == Kind::Stack {
+    if has_datagrams(file) {
         return recv_each(file, fd, msgs, count, flags, until);
     }
     let headers = Headers { file, msgs, flags };

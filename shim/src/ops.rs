@@ -18,6 +18,9 @@ pub(crate) fn recv(file: &'static File, fd: i32, dst: Iovecs<'_>, flags: i32) ->
         },
         Kind::Stack if file.is_stream() => net::stream::recv(file, fd, dst, flags),
         Kind::Stack => net::message::recv(file, fd, dst, flags, 0).map(|from| from.got),
+        Kind::Inherited if !file.is_stream() => {
+            net::message::recv(file, fd, dst, flags, 0).map(|from| from.got)
+        }
         Kind::Inherited if file.was_attached() => match tcp::recv(file, dst, flags) {
             Err(Exit::Native) => net::inherited::recv(file, fd, flags),
             first => first.map(|bytes| Received { bytes, flags: 0 }),
@@ -34,6 +37,7 @@ pub(crate) fn send(file: &'static File, fd: i32, src: Iovecs<'_>, flags: i32) ->
         Kind::Kcm => kcm::send::send(file, fd, src, flags),
         Kind::Stack if file.is_stream() => net::stream::send(file, fd, src, flags),
         Kind::Stack => net::message::send(file, fd, src, flags),
+        Kind::Inherited if !file.is_stream() => net::message::send(file, fd, src, flags),
         Kind::Inherited => net::inherited::send(file, fd, flags),
         Kind::Tcp | Kind::Epoll | Kind::Bpf | Kind::Own | Kind::Free => Err(Exit::Native),
     }

@@ -4,6 +4,8 @@
  *                                 each call returned; ADDRESS is that of `stack_share peer`
  *   stack_guests survives ADDRESS OWN
  *                                 kills the makers of listeners at OWN, and prints what the peer hears
+ *   stack_guests datagrams ADDRESS OWN
+ *                                 a UDP server with children, which `stack_guests asks` asks
  *   stack_guests hold ADDRESS     opens a connection, says "holding", ends when its standard input does
  *   stack_guests echo ADDRESS     one connection, and its echo */
 #define _GNU_SOURCE
@@ -568,6 +570,149 @@ static void survives(const char *own)
 	puts("done");
 }
 
+/* ---- UDP */
+
+static int udp_at(const char *host, int port)
+{
+	struct sockaddr_in a = at(host, port);
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	check(fd >= 0 && bind(fd, (void *)&a, sizeof a) == 0, "bind");
+	return fd;
+}
+
+/* Tells one asker who has heard it: the byte, what it sent, and whether it was sent to the address asked. */
+static void answers_datagram(int s, char byte)
+{
+	char buf[3000], control[100];
+	struct sockaddr_in from;
+	struct iovec v = { buf + 1, sizeof buf - 1 };
+	struct msghdr m = { .msg_name = &from, .msg_namelen = sizeof from, .msg_iov = &v, .msg_iovlen = 1,
+		.msg_control = control, .msg_controllen = sizeof control };
+	ssize_t n = recvmsg(s, &m, 0);
+	check(n >= 0 && m.msg_namelen == sizeof from && !(m.msg_flags & MSG_TRUNC), "recvmsg");
+	buf[0] = byte;
+	check(sendto(s, buf, n + 1, 0, (void *)&from, sizeof from) == n + 1, "sendto");
+}
+
+static void describes(int s)
+{
+	int got, one = 1;
+	socklen_t n = sizeof got;
+	struct sockaddr_in here = local(s), there;
+	printf("named %s %d\n", inet_ntoa(here.sin_addr), ntohs(here.sin_port));
+	n = sizeof there;
+	say("getpeername", getpeername(s, (void *)&there, &n));
+	int want[][2] = { { SOL_SOCKET, SO_TYPE }, { SOL_SOCKET, SO_PROTOCOL }, { SOL_SOCKET, SO_DOMAIN },
+		{ SOL_SOCKET, SO_ERROR }, { SOL_SOCKET, SO_BROADCAST }, { IPPROTO_IP, IP_TTL } };
+	for (unsigned i = 0; i < sizeof want / sizeof *want; i++) {
+		n = sizeof got;
+		int r = getsockopt(s, want[i][0], want[i][1], &got, &n);
+		printf("option %u: %d %d\n", i, r, got);
+	}
+	say("IP_PKTINFO", setsockopt(s, IPPROTO_IP, IP_PKTINFO, &one, sizeof one));
+	say("listen", listen(s, 1));
+	say("accept", accept(s, NULL, NULL));
+	say("nobody to send to", send(s, "x", 1, 0));
+	say("no port", sendto(s, "x", 1, 0, (void *)&(struct sockaddr_in){ .sin_family = AF_INET }, sizeof here));
+	say("too long", sendto(s, calloc(70000, 1), 70000, 0, (void *)&here, sizeof here));
+	printf("shows %x\n", shows(s));
+	say("nothing", recv(s, &got, sizeof got, MSG_DONTWAIT));
+}
+
+/* What comes in one by one: looked at, cut, and with where it was sent to. */
+static void looks(int s)
+{
+	char buf[3000], control[200] = { 0 };
+	struct sockaddr_in from;
+	socklen_t n = sizeof from;
+	int length = -1;
+	struct pollfd p = { s, POLLIN, 0 };
+	check(poll(&p, 1, 10000) == 1, "poll");
+	check(ioctl(s, FIONREAD, &length) == 0, "FIONREAD");
+	printf("shows %x, %d bytes\n", p.revents, length);
+	printf("peeked %zd\n", recv(s, buf, 3, MSG_PEEK | MSG_TRUNC));
+	struct iovec v = { buf, 4 };
+	struct msghdr m = { .msg_name = &from, .msg_namelen = sizeof from, .msg_iov = &v, .msg_iovlen = 1,
+		.msg_control = control, .msg_controllen = sizeof control };
+	ssize_t got = recvmsg(s, &m, 0);
+	printf("cut %zd %.4s flags %x from %s\n", got, buf, m.msg_flags, inet_ntoa(from.sin_addr));
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c)) {
+		struct in_pktinfo info;
+		memcpy(&info, CMSG_DATA(c), sizeof info);
+		printf("control %d %d to %s\n", c->cmsg_level, c->cmsg_type, inet_ntoa(info.ipi_addr));
+	}
+	got = recvfrom(s, buf, sizeof buf, 0, (void *)&from, &n);
+	printf("whole %zd from %s\n", got, inet_ntoa(from.sin_addr));
+	check(sendto(s, "answer", 6, 0, (void *)&from, sizeof from) == 6, "sendto");
+	/* Connected, it needs no address, and hears of what is refused. */
+	say("connect", connect(s, (void *)&from, sizeof from));
+	n = sizeof from;
+	say("getpeername", getpeername(s, (void *)&from, &n));
+	say("send", send(s, "answer", 6, 0));
+	from.sin_port = htons(9);
+	say("connect elsewhere", connect(s, (void *)&from, sizeof from));
+	say("send", send(s, "x", 1, 0));
+	p.revents = 0;
+	check(poll(&p, 1, 10000) == 1, "poll");
+	say("refused", recv(s, buf, sizeof buf, 0));
+	from.sin_family = AF_UNSPEC;
+	say("disconnect", connect(s, (void *)&from, sizeof from));
+	say("nobody to send to", send(s, "x", 1, 0));
+}
+
+/* The peer's part of it: `stack_guests asks ADDRESS OWN`. */
+static void asks_datagrams(const char *own)
+{
+	enum { TIMES = 40 };
+	struct sockaddr_in a = at(own, OWN + 7);
+	int count = 0;
+	alarm(60);
+	for (int i = 0; i < TIMES; i++) {
+		char out[2000], in[2001];
+		struct timeval wait = { 5, 0 };
+		int fd = socket(AF_INET, SOCK_DGRAM, 0);
+		memset(out, i, sizeof out);
+		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
+		check(connect(fd, (void *)&a, sizeof a) == 0, "connect"); /* hears from nobody else */
+		check(send(fd, out, i * 40, 0) == i * 40, "send");
+		count += recv(fd, in, sizeof in, 0) == i * 40 + 1 && in[0] == 'w' && !memcmp(in + 1, out, i * 40);
+		close(fd);
+	}
+	printf("%d of %d are right\n", count, TIMES);
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	char in[100];
+	a = at(own, OWN + 8);
+	check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
+	check(send(fd, "the first one", 13, 0) == 13 && send(fd, "the second", 10, 0) == 10, "send");
+	for (int i = 0; i < 2; i++)
+		printf("hears %zd\n", recv(fd, in, sizeof in, 0));
+}
+
+static void datagrams(const char *own)
+{
+	enum { CHILDREN = 3 };
+	pid_t pids[CHILDREN];
+	int s = udp_at(own, OWN + 7), other = udp_at(own, OWN + 8), one = 1;
+	alarm(120);
+	setsockopt(other, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
+	for (int i = 0; i < CHILDREN; i++) {
+		CHILD(for (;;) answers_datagram(s, 'w'));
+		pids[i] = last_child;
+	}
+	CHILD(describes(other));
+	join("describes");
+	puts("ready");
+	fflush(stdout);
+	CHILD(looks(other));
+	join("looks");
+	printf("here as well: %zd\n", recv(other, &one, sizeof one, MSG_DONTWAIT));
+	for (int i = 0; i < CHILDREN; i++) {
+		kill(pids[i], SIGKILL);
+		waitpid(pids[i], NULL, 0);
+	}
+	puts("done");
+}
+
 static void trace(void)
 {
 	alarm(120);
@@ -608,6 +753,10 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	if (!strcmp(argv[1], "trace"))
 		trace();
+	else if (!strcmp(argv[1], "datagrams"))
+		datagrams(argv[3]);
+	else if (!strcmp(argv[1], "asks"))
+		asks_datagrams(argv[3]);
 	else if (!strcmp(argv[1], "survives"))
 		survives(argv[3]);
 	else if (!strcmp(argv[1], "hold")) {

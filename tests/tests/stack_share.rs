@@ -1,7 +1,7 @@
 //! Stack sockets that several processes hold: over fork, exec and SCM_RIGHTS, and when the process that
 //! opened them ends.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -233,4 +233,32 @@ fn an_owner_that_will_not_serve_is_a_failure() {
 fn variable(argument: &std::ffi::OsStr) -> Option<(String, String)> {
     let (name, value) = argument.to_str()?.split_once('=')?;
     Some((name.to_owned(), value.to_owned()))
+}
+
+/// Children of a UDP server receive and answer on the socket they have inherited.
+#[test]
+fn children_serve_a_udp_socket_as_on_the_kernel() {
+    if !is_runnable() {
+        return;
+    }
+    let program = program::build("stack_guests", &[]);
+    let trace = |on_stack: bool| {
+        let lab = Lab::new(!on_stack);
+        let mut server = on(&lab, on_stack, &program);
+        server.args(["datagrams", PEER, GUEST]).stdin(Stdio::null());
+        let mut server = server.stdout(Stdio::piped()).spawn().expect("it starts");
+        let stdout = server.stdout.take().expect("stdout is piped");
+        let (mut said, mut lines) = (String::new(), BufReader::new(stdout));
+        while !said.ends_with("ready\n") {
+            let read = lines.read_line(&mut said);
+            assert!(read.is_ok_and(|n| n > 0), "the server is ready: {said}");
+        }
+        let heard = program::run(lab.on_peer(&program).args(["asks", PEER, GUEST]));
+        lines.read_to_string(&mut said).expect("the server ends");
+        let _ = server.wait();
+        said + &String::from_utf8_lossy(&heard.stdout)
+    };
+    let (kernel, ours) = (trace(false), trace(true));
+    assert!(kernel.contains("done\n40 of 40 are right\n"), "{kernel}");
+    assert_eq!(kernel, ours);
 }

@@ -243,6 +243,7 @@ hooks! {
         on(fd, |f| {
             match f.kind() {
                 Kind::Kcm => return Err(publish::unsupported(f, "shutdown", Errno::EOPNOTSUPP).into()),
+                Kind::Inherited if !f.is_stream() => return net::channel::holder::shutdown(f),
                 Kind::Stack => {
                     if f.speaks() {
                         native();

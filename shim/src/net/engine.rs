@@ -9,6 +9,7 @@ use kcm_stack::{Event, Instant, ListenerId, Stack, TcpId, UdpId};
 use libc::pollfd;
 use rustix::fd::OwnedFd;
 
+use super::channel::Channel;
 use super::devices::Devices;
 use super::lease::Leases;
 use super::ready::{self, Bits};
@@ -48,6 +49,8 @@ pub(crate) struct Engine {
     by_udp: BTreeMap<UdpId, u32>,
     /// Connections that other processes hold copies of.
     pub(super) relays: BTreeMap<u32, Relay>,
+    /// UDP sockets that they hold copies of; the numbers are of the same count.
+    pub(super) channels: BTreeMap<u32, Channel>,
     /// Those of them that have something to do.
     due: Vec<u32>,
     /// The sleeping thread that also watches the device.
@@ -85,6 +88,7 @@ impl Engine {
             by_listener: BTreeMap::new(),
             by_udp: BTreeMap::new(),
             relays: BTreeMap::new(),
+            channels: BTreeMap::new(),
             due: Vec::new(),
             leader: None,
             followers: Vec::new(),
@@ -273,10 +277,18 @@ impl Engine {
 
     /// A shared connection has something to do.
     pub(super) fn relay_is_due(&mut self, number: u32) {
-        let shared = self.relays.get(&number).is_some_and(|r| r.is_shared);
+        let shared = self.relays.get(&number).is_some_and(|r| r.is_shared)
+            || self.channels.get(&number).is_some_and(|c| c.is_shared);
         if shared && !self.due.contains(&number) {
             self.due.push(number);
         }
+    }
+
+    /// Copies of a UDP socket may be with other processes.
+    pub(super) fn add_channel(&mut self, channel: Channel) {
+        let number = channel.name.number;
+        housekeeper::add_relay(self.index, number, &channel.fd);
+        self.channels.insert(number, channel);
     }
 
     /// Copies of a connection may be with other processes.

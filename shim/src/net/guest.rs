@@ -9,6 +9,7 @@ use kcm_mux::Nanos;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::sockopt::{self, Timeout};
 
+use super::channel::holder;
 use super::inherited::{self, Inherited, Phase, hold, known, set_phase};
 use super::name::Name;
 use super::options::Settings;
@@ -59,7 +60,7 @@ pub(super) fn token() -> Token {
     token
 }
 
-fn wish(what: What, v6: bool) -> Wish {
+pub(super) fn wish(what: What, v6: bool) -> Wish {
     Wish {
         what,
         v6,
@@ -142,6 +143,9 @@ pub(super) fn listen_both(host: &Host, of: Candidate, backlog: i32) -> Outcome<i
 /// listen(2) of one that is a guest's already, and bound.
 pub(crate) fn listen(file: &'static File, fd: i32, backlog: i32) -> Outcome<i32> {
     let known = known(file)?;
+    if known.name.udp {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
     if known.name.peer.is_some() {
         return Err(Errno::EINVAL.into());
     }
@@ -169,6 +173,9 @@ pub(crate) fn connect_again(
     addr: UserPtr,
     length: u32,
 ) -> Outcome<i32> {
+    if !file.is_stream() {
+        return holder::connect(file, fd, addr, length);
+    }
     let address::Address::Inet(remote) = address::read(addr, length)? else {
         return Err(Errno::EISCONN.into());
     };
@@ -330,7 +337,7 @@ fn failure(owner: &[u8], fd: i32) -> i32 {
 }
 
 /// When a blocking call on the socket gives up.
-fn timeout(fd: i32, which: Timeout) -> Option<Nanos> {
+pub(super) fn timeout(fd: i32, which: Timeout) -> Option<Nanos> {
     let set = sockopt::socket_timeout(sys::borrow(fd), which)
         .ok()
         .flatten();
@@ -341,7 +348,7 @@ fn timeout(fd: i32, which: Timeout) -> Option<Nanos> {
 ///
 /// # Errors
 /// `EAGAIN` when `until` has passed; `EINTR` as signal(7) has it for sockets.
-fn wait(fd: i32, until: Option<Nanos>) -> Outcome<()> {
+pub(super) fn wait(fd: i32, until: Option<Nanos>) -> Outcome<()> {
     let mut entry = [libc::pollfd {
         fd,
         events: libc::POLLOUT,

@@ -150,6 +150,7 @@ fn hand_over(
         owner,
         number,
         v6,
+        udp: false,
         local,
         peer,
     };

@@ -12,7 +12,7 @@ use super::name::{Door, Name};
 use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{self, Socket, State};
-use super::{address, cells, guest, handover, homes, listeners, question, steer};
+use super::{address, cells, errors, guest, handover, homes, listeners, question, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind};
@@ -100,6 +100,9 @@ fn bind_to(file: &'static File, local: SocketAddr) -> Outcome<()> {
 
 fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     let bound = like.and_then(|like| Name::of(like.as_fd()));
+    if let Some(name) = bound.as_ref().filter(|name| name.udp) {
+        return connect_udp(name, wish.remote);
+    }
     let kept = match &bound {
         None => {
             let settings = settings(wish, like, Role::Connect, wish.remote);
@@ -139,6 +142,7 @@ fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
         owner,
         number,
         v6,
+        udp: false,
         local,
         peer,
     };
@@ -156,6 +160,32 @@ fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     lend::note_shared();
     engine.relay_is_due(number);
     Ok(given)
+}
+
+/// Fixes the peer of a UDP socket that others hold, or dissolves it.
+fn connect_udp(name: &Name, remote: SocketAddr) -> Outcome<Given> {
+    let found = question::find(|engine| {
+        let channel = { engine.channels.get(&name.number) }.filter(|c| c.name == *name)?;
+        Some(channel.file)
+    });
+    let file = found?.ok_or(Errno::EBADF)?;
+    let mut engine = cells::lock(file)?;
+    let State::Udp(id) = engine.socket(file)?.state else {
+        return Err(Errno::EBADF.into());
+    };
+    let peer = Some(remote).filter(|to| to.port() != 0);
+    engine
+        .stack
+        .udp_connect(id, peer)
+        .map_err(errors::connect)?;
+    let local = engine.stack.udp_addresses(id).map(|(local, _)| local);
+    let name = Name {
+        local: local.unwrap_or(name.local),
+        peer,
+        ..name.clone()
+    };
+    let (socket, name) = (None, name.encode());
+    Ok(Given { socket, name })
 }
 
 /// Fills the queue of a connection that is not there yet: it looks to poll(2) like one that is being made,
@@ -205,6 +235,7 @@ fn let_in(
         owner,
         number,
         v6,
+        udp: false,
         local: socket.bound.unwrap_or(address::any(v6, 0)),
         peer: None,
     };

@@ -9,6 +9,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::sockopt::Timeout;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
 
+use super::channel::holder;
 use super::name::{Door, Name};
 use super::options::{self, Settings};
 use super::question::Question;
@@ -56,7 +57,7 @@ impl Inherited {
     /// One that the owner knows others use, but for a listener.
     pub(super) fn new(name: Name, settings: Settings) -> Self {
         Self {
-            held: name.peer.is_some(),
+            held: !name.is_listener(),
             name,
             settings,
             is_kernels: false,
@@ -83,6 +84,13 @@ impl Inherited {
 pub(super) fn set_phase(file: &File, phase: Phase) {
     if let Ok(Body::Inherited(known, _)) = file.body.lock().as_deref_mut() {
         known.phase = phase;
+    }
+}
+
+/// The owner has connected the UDP socket.
+pub(super) fn rename(file: &File, local: SocketAddr, peer: Option<SocketAddr>) {
+    if let Ok(Body::Inherited(known, _)) = file.body.lock().as_deref_mut() {
+        (known.name.local, known.name.peer) = (local, peer);
     }
 }
 
@@ -113,13 +121,16 @@ pub(crate) fn adopt(fd: i32) -> bool {
 
 /// The file of such a socket.
 pub(super) fn make(ino: u64, known: Inherited) -> Outcome<&'static File> {
+    let udp = known.name.udp;
     let body = Body::Inherited(known, Attached::default());
-    File::new(Kind::Inherited, ino, body)
+    let file = File::new(Kind::Inherited, ino, body)?;
+    file.set_stream(!udp);
+    Ok(file)
 }
 
 /// Whether `fd` is a connection that processes share.
 pub(crate) fn is_connection(fd: BorrowedFd<'_>) -> bool {
-    Name::of(fd).is_some_and(|name| name.peer.is_some()) && is_trusted(fd)
+    Name::of(fd).is_some_and(|name| name.peer.is_some() && !name.udp) && is_trusted(fd)
 }
 
 /// The process whose engine has the socket.
@@ -141,7 +152,7 @@ pub(crate) fn hold(file: &'static File, fd: i32) {
     let (owner, listens) = match file.body.lock().as_deref_mut() {
         Ok(Body::Inherited(known, _)) if !known.held => {
             known.held = true;
-            (known.name.owner.clone(), known.name.peer.is_none())
+            (known.name.owner.clone(), known.name.is_listener())
         }
         _ => return,
     };
@@ -154,7 +165,7 @@ pub(crate) fn hold(file: &'static File, fd: i32) {
 /// In a forked child, which watches owners for itself.
 pub(crate) fn reset_in_child(file: &File) {
     if let Ok(Body::Inherited(known, _)) = file.body.lock().as_deref_mut() {
-        known.held &= known.name.peer.is_some();
+        known.held &= !known.name.is_listener();
     }
 }
 
@@ -216,6 +227,9 @@ pub(crate) fn accept(
     flags: i32,
 ) -> Outcome<i32> {
     let known = known(file)?;
+    if known.name.udp {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
     if known.name.peer.is_some() {
         return Err(Errno::EINVAL.into());
     }
@@ -339,6 +353,10 @@ pub(crate) fn ioctl(file: &'static File, fd: i32, request: u32, arg: UserPtr) ->
     const SIOCOUTQNSD: u32 = 0x894b;
     const SIOCATMARK: u32 = 0x8905;
     hold(file, fd);
+    if !file.is_stream() && request == libc::FIONREAD as u32 {
+        user_mem::copy_out(arg, &holder::next_length(fd))?;
+        return Ok(0);
+    }
     if !matches!(request, SIOCOUTQ | SIOCOUTQNSD | SIOCATMARK) {
         return Err(Exit::Native);
     }
@@ -348,9 +366,9 @@ pub(crate) fn ioctl(file: &'static File, fd: i32, request: u32, arg: UserPtr) ->
 }
 
 /// What an option of no level of ours, or of the socket beneath alone, answers.
-fn refuse(level: i32, name: i32, v6: bool) -> Option<Errno> {
+fn refuse(level: i32, name: i32, at: &Name) -> Option<Errno> {
     let beneath = fixed::is_beneath_only(level, name).then_some(Errno::EOPNOTSUPP);
-    fixed::foreign_level(level, false, v6).or(beneath)
+    fixed::foreign_level(level, at.udp, at.v6).or(beneath)
 }
 
 /// getsockopt(2).
@@ -366,7 +384,7 @@ pub(crate) fn get(
     if known.is_kernels {
         return Err(Exit::Native);
     }
-    if let Some(errno) = refuse(level, name, known.name.v6) {
+    if let Some(errno) = refuse(level, name, &known.name) {
         return Err(errno.into());
     }
     match (level, name) {
@@ -374,6 +392,12 @@ pub(crate) fn get(
             return put_int(libc::AF_INET6, value, length);
         }
         (libc::SOL_SOCKET, libc::SO_DOMAIN) => return put_int(libc::AF_INET, value, length),
+        (libc::SOL_SOCKET, libc::SO_PROTOCOL) if known.name.udp => {
+            return put_int(libc::IPPROTO_UDP, value, length);
+        }
+        (libc::SOL_SOCKET, libc::SO_TYPE) if known.name.udp => {
+            return put_int(libc::SOCK_DGRAM, value, length);
+        }
         (libc::SOL_SOCKET, libc::SO_PROTOCOL) => return put_int(libc::IPPROTO_TCP, value, length),
         (libc::SOL_SOCKET, libc::SO_ERROR) => {
             return put_int(guest::take_error(file, fd)?, value, length);
@@ -408,7 +432,7 @@ pub(crate) fn set(
         return Err(Exit::Native);
     }
     let (at, settings) = (known.name, known.settings);
-    match refuse(level, name, at.v6) {
+    match refuse(level, name, &at) {
         Some(Errno::EOPNOTSUPP) if level == libc::SOL_SOCKET => {
             return Err(Errno::EOPNOTSUPP.into());
         }

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::channel::{self, Channel};
 use super::engine::Engine;
 use super::inherited::Inherited;
 use super::name::{Door, Name};
@@ -45,8 +46,11 @@ pub(super) fn note_shared() {
     SERVES_OTHERS.store(true, Ordering::Relaxed);
 }
 
-/// Where the sockets beneath connections are connected to: a listener, and its address.
-static DOOR: Mutex<Option<(OwnedFd, Vec<u8>)>> = Mutex::new(None);
+/// A listener, and its address.
+type Reception = Option<(OwnedFd, Vec<u8>)>;
+
+/// Where the sockets beneath connections, and beneath UDP sockets, are connected to.
+static DOORS: Mutex<[Reception; 2]> = Mutex::new([None, None]);
 
 /// Before a fork: every socket that a child can use is lent.
 pub(crate) fn lend_all() {
@@ -95,6 +99,23 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
                 owner,
                 number,
                 v6,
+                udp: false,
+                local,
+                peer,
+            })
+        }
+        State::Udp(id) if !file.speaks() => {
+            let (v6, settings) = (socket.v6, socket.settings.clone());
+            let Some((local, peer)) = engine.stack.udp_addresses(id) else {
+                return Ok(());
+            };
+            drop(engine);
+            settings.show_timeouts(sys::borrow(fd));
+            lend_connection(file, fd, move |(owner, number)| Name {
+                owner,
+                number,
+                v6,
+                udp: true,
                 local,
                 peer,
             })
@@ -113,6 +134,7 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
         owner,
         number,
         v6,
+        udp: false,
         local,
         peer,
     };
@@ -157,24 +179,33 @@ fn lend_connection(
     let number = name.number;
     engine.socket(file)?.relay = Some(number);
     file.set_link(Link::Tied);
-    engine.add_relay(Relay::lent(name, end, file));
+    match name.udp {
+        true => engine.add_channel(Channel::new(name, end, file, false)),
+        false => engine.add_relay(Relay::lent(name, end, file)),
+    }
     Ok(())
 }
 
 /// Connects the socket behind `fd`, whose own address becomes `name`, and returns the other end, with
 /// the byte in its queue that means nothing (see [`super::relay`]).
 pub(super) fn connect_beneath(fd: i32, name: &Name) -> Outcome<OwnedFd> {
-    let mut door = DOOR.lock()?;
+    let mut doors = DOORS.lock()?;
+    let [streams, packets] = &mut *doors;
+    let door = if name.udp { packets } else { streams };
     if door.is_none() {
         let at = crate::share::name::fresh()?;
-        let fd = unix_stream()?;
+        let fd = if name.udp {
+            unix_packet()?
+        } else {
+            unix_stream()?
+        };
         rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(&at)?)?;
         rustix::net::listen(&fd, 1)?;
         own::protect(sys::number(&fd));
         *door = Some((fd, at));
     }
     let (listener, at) = door.as_ref().ok_or(Errno::EIO)?;
-    let (beneath, name) = (sys::borrow(fd), name.encode());
+    let (beneath, udp, name) = (sys::borrow(fd), name.udp, name.encode());
     let name = SocketAddrUnix::new_abstract_name(&name)?;
     rustix::net::bind(beneath, &name)?;
     rustix::net::connect(beneath, &SocketAddrUnix::new_abstract_name(at)?)?;
@@ -187,15 +218,24 @@ pub(super) fn connect_beneath(fd: i32, name: &Name) -> Outcome<OwnedFd> {
         }
     };
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    rustix::net::send(beneath, &[0], flags)?;
+    if !udp {
+        rustix::net::send(beneath, &[0], flags)?;
+    }
     let end = sys::raise(end);
     own::protect(sys::number(&end));
     Ok(end)
 }
 
 pub(super) fn unix_stream() -> Outcome<OwnedFd> {
+    unix(SocketType::STREAM)
+}
+
+pub(super) fn unix_packet() -> Outcome<OwnedFd> {
+    unix(SocketType::SEQPACKET)
+}
+
+fn unix(kind: SocketType) -> Outcome<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let kind = SocketType::STREAM;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
     Ok(sys::raise(fd))
 }
@@ -264,6 +304,36 @@ fn give_up(engine: &mut Engine, number: u32) {
     engine.relay_is_due(number);
 }
 
+/// Others use the UDP socket from now on. What this process has of it becomes a copy like theirs.
+pub(super) fn share_channel(engine: &mut Engine, number: u32) {
+    let Some(channel) = engine.channels.get(&number).filter(|c| !c.is_shared) else {
+        return;
+    };
+    let (program, name) = (channel.file, channel.name.clone());
+    let Ok(keeper) = File::new(Kind::Stack, 0, Body::None) else {
+        return;
+    };
+    keeper.set_stream(false);
+    keeper.share_net_place(program);
+    let Ok(socket) = engine.socket(program) else {
+        return keeper.release();
+    };
+    socket.file = keeper;
+    let settings = socket.settings.clone();
+    if let Some(channel) = engine.channels.get_mut(&number) {
+        (channel.file, channel.is_shared) = (keeper, true);
+    }
+    program.become_inherited(Inherited::new(name, settings));
+    program.watch.notify(channel::ALL);
+    for set in program.watch.sets() {
+        epoll::leave_to_kernel(set, program);
+    }
+    program.set_link(Link::Private);
+    program.release();
+    note_shared();
+    engine.relay_is_due(number);
+}
+
 /// A lent socket has lost its last descriptor here, or its other end reports that the last copy
 /// anywhere is gone.
 pub(crate) fn look_for_end(file: &'static File) {
@@ -274,12 +344,14 @@ pub(crate) fn look_for_end(file: &'static File) {
         return;
     };
     if let Some(number) = socket.relay {
-        match engine.relays.get(&number) {
-            Some(relay) if !relay.is_gone() => return share(&mut engine, number),
+        match (engine.relays.get(&number), engine.channels.get(&number)) {
+            (Some(relay), _) if !relay.is_gone() => return share(&mut engine, number),
+            (_, Some(channel)) if !channel.is_gone() => return share_channel(&mut engine, number),
             _ => {}
         }
         socket_of(&mut engine, file, |socket| socket.relay = None);
         engine.relays.remove(&number);
+        engine.channels.remove(&number);
     } else if let Some(door) = &socket.door {
         if handover::is_alive(door) {
             return handover::look_again();
@@ -307,8 +379,8 @@ pub(super) fn socket_of(engine: &mut Engine, file: &File, change: impl FnOnce(&m
 
 /// In the child of a fork, while the parent's engine can still be read: its copies of what is lent.
 pub(crate) fn inherit() {
-    if let Ok(mut door) = DOOR.lock() {
-        core::mem::forget(door.take()); // closed with all others of ours
+    if let Ok(mut doors) = DOORS.lock() {
+        core::mem::forget(core::mem::take(&mut *doors)); // closed with all others of ours
     }
     if !cells::is_open() {
         return;
@@ -327,8 +399,10 @@ pub(crate) fn inherit() {
         let door = socket.door.clone();
         let known = match relay {
             Some(number) => {
-                let relay = engine.relays.get(&number);
-                relay.map(|relay| Inherited::unheld(relay.name.clone(), settings))
+                let relay = engine.relays.get(&number).map(|relay| &relay.name);
+                let channel = engine.channels.get(&number).map(|channel| &channel.name);
+                let name = relay.or(channel);
+                name.map(|name| Inherited::unheld(name.clone(), settings))
             }
             None => door.map(|door| Inherited::listener(door, settings)),
         };
@@ -344,7 +418,8 @@ pub(crate) fn inherit() {
 pub(crate) fn is_needed() -> bool {
     cells::all().any(|cell| {
         cell.lock().is_ok_and(|engine| {
-            !engine.relays.is_empty() || { engine.sockets() }.any(|socket| socket.door.is_some())
+            !engine.relays.is_empty() || !engine.channels.is_empty() || { engine.sockets() }
+                .any(|socket| socket.door.is_some())
         })
     })
 }
@@ -381,6 +456,9 @@ pub(crate) fn lendable(fd: i32) -> Option<(i32, &'static File)> {
 pub(super) fn watch_again(engine: &Engine) {
     for (number, relay) in &engine.relays {
         housekeeper::add_relay(engine.index, *number, &relay.fd);
+    }
+    for (number, channel) in &engine.channels {
+        housekeeper::add_relay(engine.index, *number, &channel.fd);
     }
     for claim in engine.claims() {
         housekeeper::add_claim(claim);

@@ -7,11 +7,12 @@ use libc::msghdr;
 
 use super::address::{self, Address};
 use super::cells;
+use super::channel::holder;
 use super::socket::State;
 use super::udp::control::Told;
 use super::{stream, udp};
 use crate::errno::{Errno, Exit, Outcome};
-use crate::fd::File;
+use crate::fd::{File, Kind};
 use crate::kcm::recv::Received;
 use crate::user_mem::{self, Iovecs, UserPtr};
 
@@ -51,6 +52,9 @@ fn send_with(
     (addr, length): (UserPtr, u32),
     options: &UdpSendOptions,
 ) -> Outcome<usize> {
+    if file.kind() == Kind::Inherited {
+        return holder::send(file, fd, src, flags, (addr, length), options);
+    }
     let (udp, v6) = is_udp(file)?;
     if !udp {
         // An address on a stream is not looked at.
@@ -69,7 +73,13 @@ fn send_with(
     if file.speaks() && !udp::is_for_stack(file, to)? {
         return Err(Exit::Native);
     }
-    udp::send(file, fd, src, to, flags, options)
+    match udp::send(file, fd, src, to, flags, options) {
+        // Shared with another process meanwhile.
+        Err(Exit::Native) if file.kind() == Kind::Inherited => {
+            holder::send(file, fd, src, flags, (addr, length), options)
+        }
+        sent => sent,
+    }
 }
 
 /// One send to where the socket is connected.
@@ -104,6 +114,9 @@ pub(crate) fn recv(
     flags: i32,
     control: usize,
 ) -> Outcome<From> {
+    if file.kind() == Kind::Inherited {
+        return holder::recv(file, fd, dst, flags);
+    }
     let (udp, v6) = is_udp(file)?;
     if !udp {
         let got = stream::recv(file, fd, dst, flags)?;
@@ -113,7 +126,13 @@ pub(crate) fn recv(
             told: None,
         });
     }
-    let (got, sender, told) = udp::recv(file, fd, dst, (flags, v6), control)?;
+    let (got, sender, told) = match udp::recv(file, fd, dst, (flags, v6), control) {
+        // Shared with another process meanwhile.
+        Err(Exit::Native) if file.kind() == Kind::Inherited => {
+            return holder::recv(file, fd, dst, flags);
+        }
+        got => got?,
+    };
     Ok(From {
         got,
         sender,

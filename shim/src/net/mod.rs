@@ -10,6 +10,7 @@ pub(crate) mod address;
 pub(crate) mod beneath;
 mod carry;
 pub(crate) mod cells;
+pub(crate) mod channel;
 mod decide;
 mod device;
 mod devices;

@@ -13,6 +13,7 @@ const OWNER: &[u8] = b"kcmshim/";
 
 const V6: u8 = 1;
 const LISTENS: u8 = 2;
+const UDP: u8 = 4;
 /// One address: sixteen bytes and the port.
 pub(crate) const ADDRESS_BYTES: usize = 18;
 const TAIL_BYTES: usize = 1 + 2 * ADDRESS_BYTES;
@@ -26,8 +27,10 @@ pub(crate) struct Name {
     pub(crate) number: u32,
     /// AF_INET6.
     pub(crate) v6: bool,
+    /// A UDP socket.
+    pub(crate) udp: bool,
     pub(crate) local: SocketAddr,
-    /// None for a listener.
+    /// None for a listener, and for a UDP socket without one.
     pub(crate) peer: Option<SocketAddr>,
 }
 
@@ -68,7 +71,8 @@ impl Name {
         bytes.extend_from_slice(self.owner.strip_prefix(OWNER).unwrap_or_default());
         bytes.extend_from_slice(format!("/{}/", self.number).as_bytes());
         let listens = if self.peer.is_none() { LISTENS } else { 0 };
-        bytes.push(listens | if self.v6 { V6 } else { 0 });
+        let udp = if self.udp { UDP } else { 0 };
+        bytes.push(listens | udp | if self.v6 { V6 } else { 0 });
         put(&mut bytes, self.local);
         put(&mut bytes, self.peer.unwrap_or(self.local));
         bytes
@@ -86,9 +90,15 @@ impl Name {
             owner: [OWNER, process.as_bytes(), b"/", nonce.as_bytes()].concat(),
             number: number.parse().ok()?,
             v6: flags & V6 != 0,
+            udp: flags & UDP != 0,
             local: get(local)?,
             peer: (flags & LISTENS == 0).then_some(peer),
         })
+    }
+
+    /// Whether the socket accepts connections, or is to.
+    pub(crate) fn is_listener(&self) -> bool {
+        self.peer.is_none() && !self.udp
     }
 
     /// The name of what is behind `fd`: its own address, or that of the end it is connected to. `None`
@@ -139,6 +149,7 @@ mod tests {
             owner: b"kcmshim/4194304/0123456789abcdef".to_vec(),
             number: u32::MAX,
             v6: true,
+            udp: false,
             local: "[2001:db8:1:2:3:4:5:6]:65535".parse().expect("an address"),
             peer: Some("10.9.0.1:1".parse().expect("an address")),
         };

@@ -7,7 +7,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::sockopt;
 
 use super::engine::Engine;
-use super::lend::share;
+use super::lend::{share, share_channel};
 use super::name::{Door, Name};
 use super::relay::Relay;
 use super::socket::Socket;
@@ -30,6 +30,17 @@ fn shared_by(copy: &OwnedFd) -> Outcome<&'static File> {
     let connection = find(|engine| {
         if named(engine.relays.get(&name.number)) {
             share(engine, name.number);
+        }
+        if engine
+            .channels
+            .get(&name.number)
+            .is_some_and(|c| c.name == name)
+        {
+            share_channel(engine, name.number);
+            return engine
+                .channels
+                .get(&name.number)
+                .map(|channel| channel.file);
         }
         let relay = engine.relays.get(&name.number);
         relay.filter(|relay| named(Some(relay))).map(|r| r.file)

@@ -19,7 +19,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags, Shutdown, sockopt};
 use super::engine::{Engine, instant};
 use super::name::Name;
 use super::socket::State;
-use super::{cells, errors, host, lend};
+use super::{cells, channel, errors, host, lend};
 use crate::errno::Errno;
 use crate::fd::File;
 use crate::{own, sys};
@@ -142,6 +142,10 @@ pub(crate) fn on_event(engine: u8, number: u32, ended: bool, gone: bool) {
         return;
     };
     let Some(relay) = engine.relays.get_mut(&number) else {
+        if let Some(file) = channel::on_event(&mut engine, number, gone) {
+            drop(engine);
+            lend::look_for_end(file);
+        }
         return;
     };
     relay.ended |= ended || gone;
@@ -163,7 +167,7 @@ impl Engine {
     /// Moves bytes both ways.
     pub(super) fn move_relay(&mut self, number: u32) {
         let Some(mut relay) = self.relays.remove(&number) else {
-            return;
+            return self.move_channel(number);
         };
         let conn = self.socket(relay.file).ok().and_then(|s| s.conn());
         let moved = match conn {

@@ -105,7 +105,7 @@ fn go_on(of: &[u8]) {
 
 /// The listeners of an owner that this process holds, one number of each.
 fn listeners_of(of: &[u8]) -> Vec<(i32, &'static File)> {
-    let is_one = |known: &Inherited| known.name.peer.is_none() && known.name.owner == of;
+    let is_one = |known: &Inherited| known.name.is_listener() && known.name.owner == of;
     let mut found: Vec<(i32, &'static File)> = Vec::new();
     for fd in table::ours_in(0, u32::MAX) {
         if let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Inherited)

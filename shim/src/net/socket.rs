@@ -187,7 +187,7 @@ pub(super) fn enrol(
 /// flags and `fstat` are the kernel's own.
 fn make(flags: SocketFlags, udp: bool) -> Outcome<(rustix::fd::OwnedFd, &'static File)> {
     let ty = if udp {
-        UnixType::DGRAM
+        UnixType::SEQPACKET // which can be connected, and tells of the other end's close
     } else {
         UnixType::STREAM
     };

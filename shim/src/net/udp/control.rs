@@ -115,7 +115,7 @@ pub(crate) struct Facts {
 }
 
 impl Told {
-    pub(super) fn new(datagram: &Datagram, wants: Wants, now: Instant) -> Self {
+    pub(crate) fn new(datagram: &Datagram, wants: Wants, now: Instant) -> Self {
         Self::Here(Facts {
             wants,
             from: datagram.from.ip(),

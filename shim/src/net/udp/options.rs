@@ -31,6 +31,14 @@ impl Wants {
     /// When it arrived, in nanoseconds.
     pub(crate) const TIMESTAMPNS: Self = Self(128);
 
+    pub(crate) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    pub(crate) const fn of_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
     pub(crate) const fn has(self, one: Self) -> bool {
         self.0 & one.0 != 0
     }
