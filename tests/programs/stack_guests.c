@@ -671,6 +671,7 @@ static void asks_datagrams(const char *own)
 		char out[2000], in[2001];
 		struct timeval wait = { 5, 0 };
 		int fd = socket(AF_INET, SOCK_DGRAM, 0);
+		a.sin_port = htons(i % 2 ? OWN + 7 : OWN + 9);
 		memset(out, i, sizeof out);
 		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
 		check(connect(fd, (void *)&a, sizeof a) == 0, "connect"); /* hears from nobody else */
@@ -688,12 +689,47 @@ static void asks_datagrams(const char *own)
 		printf("hears %zd\n", recv(fd, in, sizeof in, 0));
 }
 
+/* UDP sockets of a child's own. */
+static void on_its_own(const char *own)
+{
+	struct sockaddr_in a = at(ip, 9), from;
+	socklen_t n = sizeof from;
+	struct timeval wait = { 5, 0 };
+	char buf[100];
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
+	say("connect", connect(fd, (void *)&a, sizeof a));
+	names(fd);
+	say("send", send(fd, "x", 1, 0));
+	say("refused", recv(fd, buf, sizeof buf, 0));
+	close(fd);
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
+	a = at(own, OWN + 7);
+	say("sendto", sendto(fd, "hello", 5, 0, (void *)&a, sizeof a));
+	ssize_t got = recvfrom(fd, buf, sizeof buf, 0, (void *)&from, &n);
+	printf("answer %zd %.6s from %s %d\n", got, buf, inet_ntoa(from.sin_addr), ntohs(from.sin_port));
+	close(fd);
+	a.sin_port = htons(OWN + 10);
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	say("bind", bind(fd, (void *)&a, sizeof a));
+	int second = socket(AF_INET, SOCK_DGRAM, 0);
+	say("another there", bind(second, (void *)&a, sizeof a));
+	close(fd);
+	for (int i = 0; i < 200 && bind(second, (void *)&a, sizeof a) < 0; i++)
+		usleep(10000); /* the owner hears of the close */
+	printf("in its place %d\n", ntohs(local(second).sin_port));
+	close(second);
+}
+
 static void datagrams(const char *own)
 {
 	enum { CHILDREN = 3 };
-	pid_t pids[CHILDREN];
-	int s = udp_at(own, OWN + 7), other = udp_at(own, OWN + 8), one = 1;
+	pid_t pids[CHILDREN + 1];
+	char c;
+	int ready[2], s = udp_at(own, OWN + 7), other = udp_at(own, OWN + 8), one = 1;
 	alarm(120);
+	check(pipe(ready) == 0, "pipe");
 	setsockopt(other, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
 	for (int i = 0; i < CHILDREN; i++) {
 		CHILD(for (;;) answers_datagram(s, 'w'));
@@ -701,12 +737,22 @@ static void datagrams(const char *own)
 	}
 	CHILD(describes(other));
 	join("describes");
+	CHILD(on_its_own(own));
+	join("on its own");
+	CHILD({
+		int mine = udp_at(own, OWN + 9);
+		check(write(ready[1], "x", 1) == 1, "write");
+		for (;;)
+			answers_datagram(mine, 'w');
+	});
+	pids[CHILDREN] = last_child;
+	check(read(ready[0], &c, 1) == 1, "read");
 	puts("ready");
 	fflush(stdout);
 	CHILD(looks(other));
 	join("looks");
 	printf("here as well: %zd\n", recv(other, &one, sizeof one, MSG_DONTWAIT));
-	for (int i = 0; i < CHILDREN; i++) {
+	for (int i = 0; i <= CHILDREN; i++) {
 		kill(pids[i], SIGKILL);
 		waitpid(pids[i], NULL, 0);
 	}

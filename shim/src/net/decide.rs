@@ -8,6 +8,7 @@ use kcm_stack::IfaceId;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
 use super::address::{self, Address};
+use super::channel::holder;
 use super::guest::{self, Candidate, Host};
 use super::open::{self, Place};
 use super::socket::{self, State};
@@ -203,14 +204,18 @@ pub(crate) fn bind(
     let look = || verdict(plan, role, fd, inet, local);
     let ruling = look()?;
     let local = address::canonical(local);
-    let ruling = if inet.udp {
-        ruling.here()?
-    } else {
-        let v6 = inet.v6;
-        let call = |host: &Host| guest::bind(host, Candidate { fd, v6, local });
-        match as_guest(ruling, look, call)? {
-            (_, Some(_)) => return Ok(0),
-            (ruling, None) => ruling,
+    let ruling = match ruling.verdict {
+        Verdict::Both { .. } => ruling.here()?,
+        _ => {
+            let v6 = inet.v6;
+            let call = |host: &Host| match inet.udp {
+                true => guest::open_udp(host, Candidate { fd, v6, local }),
+                false => guest::bind(host, Candidate { fd, v6, local }),
+            };
+            match as_guest(ruling, look, call)? {
+                (_, Some(_)) => return Ok(0),
+                (ruling, None) => ruling,
+            }
         }
     };
     let device = ruling.device;
@@ -309,10 +314,18 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     let ruling = look()?;
     let remote = address::canonical(remote);
     let local = address::any(remote.is_ipv6(), local.port());
+    let v6 = inet.v6;
     let file = if inet.udp {
-        udp::bind(fd, inet.v6, local, ruling.here()?.device)?
+        let call = |host: &Host| {
+            let file = guest::open_udp(host, Candidate { fd, v6, local })?;
+            holder::connect_to(file, fd, Some(remote))
+        };
+        let (ruling, done) = as_guest(ruling, look, call)?;
+        if let Some(done) = done {
+            return Ok(done);
+        }
+        udp::bind(fd, v6, local, ruling.device)?
     } else {
-        let v6 = inet.v6;
         let call = |host: &Host| guest::connect(host, Candidate { fd, v6, local }, remote);
         let (ruling, done) = as_guest(ruling, look, call)?;
         if let Some(done) = done {
@@ -345,7 +358,12 @@ fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     if !inet.udp || !local.ip().is_unspecified() {
         return Err(Exit::Native);
     }
-    verdict(plan, Role::UdpSend, fd, inet, remote)?.here()?;
+    let look = || verdict(plan, Role::UdpSend, fd, inet, remote);
+    let (v6, at) = (inet.v6, address::any(inet.v6, local.port()));
+    let call = |host: &Host| guest::open_udp(host, Candidate { fd, v6, local: at });
+    if let (_, Some(file)) = as_guest(look()?, look, call)? {
+        return Ok(file);
+    }
     if local.port() == 0 {
         rustix::net::bind(sys::borrow(fd), &address::any(inet.v6, 0))?;
     }

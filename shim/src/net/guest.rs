@@ -117,6 +117,19 @@ pub(super) fn bind(host: &Host, of: Candidate) -> Outcome<&'static File> {
     put(of.fd, given, settings, Phase::Open)
 }
 
+/// What gives a UDP socket of the kernel's an address, or sends by it.
+pub(super) fn open_udp(host: &Host, of: Candidate) -> Outcome<&'static File> {
+    let wish = Wish {
+        local: of.local,
+        ..wish(What::Udp, of.v6)
+    };
+    let at = sys::borrow(of.fd);
+    let settings = Settings::of_kernel_socket(at, of.v6, true);
+    let given = guest::ask(&host.claim, &wish, Some(at))?;
+    carry::beneath(of.fd, given.socket.as_ref().ok_or(Errno::EPIPE)?);
+    put(of.fd, given, settings, Phase::Open)
+}
+
 /// listen(2) of a kernel socket that listens already, for the kernel's addresses.
 pub(super) fn listen_both(host: &Host, of: Candidate, backlog: i32) -> Outcome<i32> {
     let wish = Wish {

@@ -7,12 +7,13 @@ use std::collections::VecDeque;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{SendFlags, SocketAddrUnix, sockopt};
 
+use super::channel::Channel;
 use super::lend::{self, unix_stream};
 use super::name::{Door, Name};
 use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{self, Socket, State};
-use super::{address, cells, errors, guest, handover, homes, listeners, question, steer};
+use super::{address, cells, errors, guest, handover, homes, listeners, question, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind};
@@ -41,13 +42,14 @@ pub(crate) fn give(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Option<Given>
         What::Connect => connect(wish, like).map(Some),
         What::Bind => bind(wish, like).map(Some),
         What::Listen => listen(wish, like).map(Some),
+        What::Udp => open_udp(wish, like).map(Some),
     }
 }
 
 /// The options that a guest has set on its socket of the kernel's; the interface is by our own rules.
 fn settings(wish: &Wish, like: Option<&OwnedFd>, role: Role, at: SocketAddr) -> Settings {
     let mut settings = like.map_or_else(Settings::default, |like| {
-        Settings::of_kernel_socket(like.as_fd(), wish.v6, false)
+        Settings::of_kernel_socket(like.as_fd(), wish.v6, wish.what == What::Udp)
     });
     if let Some(plan) = route::plan() {
         let decision = route::decide(plan, role, at);
@@ -157,6 +159,43 @@ fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
         name: name.encode(),
     };
     engine.add_relay(Relay::opening(name, end, file, filled));
+    lend::note_shared();
+    engine.relay_is_due(number);
+    Ok(given)
+}
+
+fn open_udp(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
+    let like = like.ok_or(Errno::EINVAL)?;
+    let settings = settings(wish, Some(like), Role::UdpBind, wish.local);
+    let beneath = lend::unix_packet()?;
+    settings.show_timeouts(&beneath);
+    let kept = Kept(udp::open_apart(like, wish.v6, wish.local, settings)?);
+    let file = kept.0;
+    let mut engine = cells::lock(file)?;
+    let local = match engine.socket(file)?.state {
+        State::Udp(id) => engine.stack.udp_addresses(id).map(|(local, _)| local),
+        _ => None,
+    };
+    drop(engine);
+    let _in_flight = owner::in_flight();
+    let (owner, number) = owner::next()?;
+    let (v6, udp, peer) = (wish.v6, true, None);
+    let name = Name {
+        owner,
+        number,
+        v6,
+        udp,
+        local: local.unwrap_or(wish.local),
+        peer,
+    };
+    let end = lend::connect_beneath(sys::number(&beneath), &name)?;
+    let mut engine = cells::lock(file)?;
+    engine.socket(kept.keep())?.relay = Some(number);
+    let given = Given {
+        socket: Some(beneath),
+        name: name.encode(),
+    };
+    engine.add_channel(Channel::new(name, end, file, true));
     lend::note_shared();
     engine.relay_is_due(number);
     Ok(given)

@@ -11,7 +11,7 @@ use kcm_stack::{
     Cause, Datagram, IfaceId, RecvError, Reuse, SendError, UdpBindOptions, UdpId, UdpOpts,
     UdpSendOptions,
 };
-use rustix::fd::BorrowedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::sockopt;
 
 use control::Told;
@@ -19,10 +19,12 @@ use options::Wants;
 
 use super::cells::{self, EngineGuard, NetCell};
 use super::engine::Engine;
-use super::socket::{self, State, waits};
+use super::options::Settings;
+use super::socket::{self, Socket, State, waits};
 use super::{address, errors, homes, ready, sleep, steer};
 use crate::errno::{Errno, Exit, Outcome};
-use crate::fd::File;
+use crate::fd::file::Body;
+use crate::fd::{File, Kind};
 use crate::interpose::message::native_datagram;
 use crate::kcm::recv::{Received, deadline};
 use crate::route::{self, Role, Verdict};
@@ -77,6 +79,30 @@ pub(crate) fn bind(
         let _ = sockopt::set_socket_send_buffer_size(new, send);
     }
     options::follow_rcvbuf(file, fd)?;
+    Ok(file)
+}
+
+/// A socket for another process, with the options of its own: it has no descriptor here.
+pub(super) fn open_apart(
+    like: &OwnedFd,
+    v6: bool,
+    local: SocketAddr,
+    mut settings: Settings,
+) -> Outcome<&'static File> {
+    let bind = bind_options(like.as_fd(), v6, settings.device);
+    let (opts, wants) = options::of_kernel_socket(like.as_fd(), v6);
+    let mut engine = homes::of_udp(local.port()).lock()?;
+    let id = engine
+        .stack
+        .udp_bind_with(local, &bind)
+        .map_err(errors::socket)?;
+    set_options(&mut engine, id, opts);
+    let file = File::new(Kind::Stack, 0, Body::None)?;
+    file.set_stream(false);
+    settings.wants = wants;
+    engine.enlist(Socket::new(file, State::Udp(id), v6, settings));
+    drop(engine);
+    options::follow_rcvbuf(file, sys::number(like))?;
     Ok(file)
 }
 

@@ -28,6 +28,8 @@ pub(crate) enum What {
     Bind,
     /// Listens.
     Listen,
+    /// Sends and receives datagrams.
+    Udp,
 }
 
 /// What is asked for.
@@ -65,7 +67,13 @@ impl Wish {
     }
 
     fn parse(request: &Request, data: &[u8]) -> Option<Self> {
-        const ALL: [What; 4] = [What::Hello, What::Connect, What::Bind, What::Listen];
+        const ALL: [What; 5] = [
+            What::Hello,
+            What::Connect,
+            What::Bind,
+            What::Listen,
+            What::Udp,
+        ];
         let (token, addresses) = data.split_first_chunk::<TOKEN_BYTES>()?;
         let (local, remote) = addresses.split_at_checked(ADDRESS_BYTES)?;
         Some(Self {
