@@ -134,17 +134,23 @@ fn same_as_on_the_kernel(mode: &str) {
         program::build("stack_guests", &[]),
         program::build("stack_share", &[]),
     );
-    let trace = |on_stack: bool| {
-        let lab = Lab::new(!on_stack);
+    let trace = |stack: Option<&str>| {
+        let lab = Lab::new(stack.is_none());
         let mut peer = lab.on_peer(&peer);
         peer.args(["peer", PEER]);
         let _peer = Server::start(peer);
-        let output = program::run(on(&lab, on_stack, &program).args([mode, PEER, GUEST]));
+        let mut command = match stack {
+            Some(words) => lab.on_stack_with(words, &program),
+            None => lab.on_guest(&program),
+        };
+        let output = program::run(command.args([mode, PEER, GUEST]));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let (kernel, ours) = (trace(false), trace(true));
+    let kernel = trace(None);
     assert!(kernel.ends_with("done\n"), "{kernel}");
-    assert_eq!(kernel, ours);
+    for engines in ["", "queues=2"] {
+        assert_eq!(kernel, trace(Some(engines)), "{engines}");
+    }
 }
 
 /// Processes that find the address taken are served by the engine of the one that has it.

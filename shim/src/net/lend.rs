@@ -367,6 +367,7 @@ pub(crate) fn look_for_end(file: &'static File) {
     }
     drop(engine);
     listeners::each(file, |socket| socket.door = None);
+    listeners::close(file);
     file.set_link(Link::Private);
     file.release();
 }
