@@ -426,6 +426,8 @@ pub(crate) struct Busy {
     pub(crate) stalled_since: Option<Instant>,
     /// Pacing: no data before this time.
     pub(crate) pace_at: Instant,
+    /// How late its timer has been of late, in microseconds.
+    pub(crate) pace_late_us: u16,
     pub(crate) rack: Rack,
     pub(crate) rate: Sampler,
     pub(crate) tuning: RcvTuning,

@@ -182,7 +182,8 @@ impl Tcb<'_> {
         } else {
             mss
         };
-        let mut len = unsent.min(window).min(self.quantum(burst));
+        let burst = burst.min(self.quantum().unwrap_or(burst));
+        let mut len = unsent.min(window).min(burst);
         if len > mss {
             let cwnd_room = cwnd.saturating_sub(pipe).max(mss);
             len = len.min(cwnd_room);
@@ -305,29 +306,45 @@ impl Tcb<'_> {
         self.text(Range { start, end }, plan);
     }
 
-    /// Of `burst` bytes, those the model lets go at once.
-    fn quantum(&self, burst: u32) -> u32 {
+    /// Bytes the model lets go at once.
+    fn quantum(&self) -> Option<u32> {
         let mss = u32::from(self.c.mss);
-        let model = self.b.cc.bbr.as_ref();
-        model.map_or(burst, |bbr| burst.min(bbr.send_quantum(mss)))
+        let model = self.b.cc.bbr.as_ref()?;
+        Some(if self.link().tso_bytes > 0 {
+            model.send_quantum(mss)
+        } else {
+            model.burst(mss)
+        })
     }
 
     /// Whether data must wait for its time; then the timer is set for it. A model lets a burst go before
     /// it, so that a thread wakes once for the burst and not for each segment.
     fn is_paced_out(&mut self) -> bool {
+        self.pace_timer_expires();
         if self.now >= self.b.pace_at {
             return false;
         }
-        let mss = u32::from(self.c.mss);
-        let model = self.b.cc.bbr.as_ref();
-        let early_us = model.map_or(0, |bbr| {
-            u64::from(bbr.send_quantum(mss)) * 1_000_000 / bbr.pacing_rate()
+        let model = self.b.cc.bbr.as_ref().zip(self.quantum());
+        let early_us = model.map_or(0, |(bbr, quantum)| {
+            u64::from(quantum) * 1_000_000 / bbr.pacing_rate()
         });
         let is_early = self.now.plus_us(early_us) <= self.b.pace_at;
         if is_early {
             self.b.timers.pace = self.b.pace_at;
         }
         is_early
+    }
+
+    /// Takes note of how late the timer came: it will again. What is forgotten of it is an eighth each time.
+    pub(crate) fn pace_timer_expires(&mut self) {
+        let b = &mut *self.b;
+        if b.timers.pace > self.now {
+            return;
+        }
+        let late_us = self.now.since(b.timers.pace).as_micros();
+        let late_us = late_us.min(PACING_CREDIT_US.into()) as u16;
+        b.pace_late_us = late_us.max(b.pace_late_us - b.pace_late_us / 8);
+        b.timers.pace = Instant::FAR_FUTURE;
     }
 
     /// Puts the next segment off by the time `len` bytes take at the model's or the socket's rate.
@@ -338,8 +355,9 @@ impl Tcb<'_> {
             (Some(rate), None) | (None, Some(rate)) => rate,
             (None, None) => return,
         };
-        // A timer that came late must not lower the rate of the model.
-        let credit_us = if model.is_some() { PACING_CREDIT_US } else { 0 };
+        // A timer that comes late must not lower the rate of the model. What the window held back, though,
+        // is not made up for: it would leave in a bunch, which a full queue drops.
+        let credit_us = model.map_or(0, |_| self.b.pace_late_us.into());
         let earliest = Instant::from_micros(self.now.as_micros().saturating_sub(credit_us));
         let wait_us = u64::from(len) * 1_000_000 / rate.max(1);
         self.b.pace_at = earliest.max(self.b.pace_at).plus_us(wait_us);

@@ -31,9 +31,7 @@ impl Tcb<'_> {
             self.c.flags.clear(Flags::MORE);
             self.b.uncork_once = true;
         }
-        if self.b.timers.pace <= now {
-            self.b.timers.pace = Instant::FAR_FUTURE;
-        }
+        self.pace_timer_expires();
         if self.b.timers.fin_wait <= now {
             self.b.timers.fin_wait = Instant::FAR_FUTURE;
             if self.c.state == State::FinWait2 {

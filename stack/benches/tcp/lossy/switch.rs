@@ -1,6 +1,7 @@
 //! Joins the two senders and the receiver, and is one of the senders.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant as Wall};
@@ -12,13 +13,15 @@ use kcm_stack::{
     Config, CongestionControl, ConnectOptions, Instant, Key, Received, SockOpts, Stack, TcpId,
 };
 
+use rustix::thread::set_current_timer_slack;
+
 use super::{ENGINE, PORT, RECEIVER};
 
 /// Frames moved from one port between two looks at the others.
 const BATCH: usize = 256;
 
-/// A receiver behind the faults under test.
-type Receiver = Fault<Box<dyn NetDevice>>;
+/// A frame that waits for its turn.
+type Frame = (Vec<u8>, FrameMeta);
 
 /// Carries frames until all is over. With `congestion` the engine sends, too, and it does so here: the
 /// kernel's TCP answers a frame in the thread that delivers it, so an engine that waited for a thread of
@@ -33,24 +36,34 @@ pub(super) fn switch(
     let start = Wall::now();
     let mut sender = open_device("s1");
     let mut receiver = Fault::new(open_device("r1"), seed, faults.clone(), faults.clone());
+    // The kernel's pacing timers are not late by the 50 µs of a thread's.
+    let _ = set_current_timer_slack(NonZeroU64::new(1));
     is_open.wait();
     let mut engine = congestion.map(Engine::connect);
     // Where answers go: the sender's address, learned from what it sends.
     let mut known: Option<[u8; 6]> = None;
+    // Of the kernel and of the engine, and whose turn it is to be first.
+    let (mut waiting, mut first) = ([Vec::new(), Vec::new()], 0);
     while !is_over.load(Relaxed) {
         let now = Instant::ZERO + start.elapsed();
         receiver.advance(now);
-        let mut moved = sender
+        sender
             .receive(BATCH, &mut |frames| {
                 for frame in frames {
                     known = frame.data.get(6..12).and_then(|mac| mac.try_into().ok());
-                    forward(&mut receiver, frame.data, frame.meta);
+                    waiting[0].push((frame.data.to_vec(), frame.meta));
                 }
             })
             .expect("device");
         if let Some(engine) = &mut engine {
-            moved += engine.send(now, &mut receiver);
+            engine.send(now, &mut waiting[1]);
         }
+        let mut moved = 0;
+        for (frame, meta) in meet(&mut waiting, first) {
+            forward(&mut receiver, &frame, meta);
+            moved += 1;
+        }
+        first = 1 - first;
         receiver.kick().expect("device");
         moved += receiver
             .receive(BATCH, &mut |frames| {
@@ -112,18 +125,28 @@ impl Engine {
         }
     }
 
-    /// Has something to say all the time; how many frames it says it in.
-    fn send(&mut self, now: Instant, to: &mut Receiver) -> usize {
+    /// Has something to say all the time.
+    fn send(&mut self, now: Instant, to: &mut Vec<Frame>) {
         self.stack.handle_timeout(now);
         while self.stack.poll_event().is_some() {}
         let _ = self.stack.tcp_send(now, self.id, &[&self.data], false);
-        let mut sent = 0;
         while let Some(frame) = self.stack.poll_transmit(now, &mut self.frame) {
-            forward(to, &self.frame[..frame.len], FrameMeta::default());
-            sent += 1;
+            to.push((self.frame[..frame.len].to_vec(), FrameMeta::default()));
         }
-        sent
     }
+}
+
+/// What two senders sent since the last look, evenly spread over that time as on their wires, in turns
+/// where that is the same. Were one always before the other, it would have all the room of a full queue.
+fn meet(waiting: &mut [Vec<Frame>; 2], first: usize) -> Vec<Frame> {
+    let mut all = Vec::new();
+    for of in [first, 1 - first] {
+        let count = waiting[of].len();
+        let places = (0..count).map(|i| (2 * i + 1) * BATCH / count);
+        all.extend(places.zip(waiting[of].drain(..)));
+    }
+    all.sort_by_key(|(place, _)| *place);
+    all.into_iter().map(|(_, frame)| frame).collect()
 }
 
 /// A port that is full drops the frame, as a switch does.

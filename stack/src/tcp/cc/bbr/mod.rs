@@ -34,6 +34,8 @@ const PACING_MARGIN: f64 = 0.99;
 const QUANTUM_US: f64 = 1_000.0;
 const QUANTUM_BYTES_MAX: u32 = 64 << 10;
 const ONE_SEGMENT_BELOW: f64 = 0.15;
+/// How long a thread that paces single segments sleeps at least.
+const BURST_US: f64 = 100.0;
 /// Bursts the window has room for beside the flight: one being made, one at each end being gathered.
 const QUANTA: u32 = 3;
 
@@ -120,11 +122,18 @@ impl Bbr {
         ((self.pacing * 1e6) as u64).max(1)
     }
 
-    /// Bytes that may leave at once.
+    /// Bytes that may leave at once, as one super-segment.
     pub(crate) fn send_quantum(&self, mss: u32) -> u32 {
         let bytes = (self.pacing * QUANTUM_US).min(f64::from(QUANTUM_BYTES_MAX)) as u32;
         let least = 1 + u32::from(self.pacing >= ONE_SEGMENT_BELOW);
         (bytes / mss).max(least) * mss
+    }
+
+    /// Bytes that leave at once from a device that sends single segments: a queue that is nearly full takes
+    /// them one by one and drops the rest of a bunch, so a bunch is what lasts from one wake-up to the next.
+    pub(crate) fn burst(&self, mss: u32) -> u32 {
+        let bytes = (self.pacing * BURST_US).min(f64::from(QUANTUM_BYTES_MAX)) as u32;
+        (bytes / mss).max(1) * mss
     }
 
     /// Whether the flight is kept small on purpose: what is delivered meanwhile says nothing about the path.

@@ -146,6 +146,9 @@ fn what_leaves_at_once_lasts_a_millisecond_and_is_two_segments_at_least() {
     run(1..2_000, &mut bbr, &mut w);
     let quantum = bbr.send_quantum(MSS);
     assert!((7 * MSS..=12 * MSS).contains(&quantum), "{quantum}");
+    assert_eq!(bbr.burst(MSS), MSS, "a segment is enough for 100 µs");
+    bbr.pacing = 50.0;
+    assert_eq!(bbr.burst(MSS), 5 * MSS);
     bbr.pacing = 0.2;
     assert_eq!(bbr.send_quantum(MSS), 2 * MSS);
     bbr.pacing = 0.1;
