@@ -72,3 +72,12 @@ fn programs_that_do_not_load_it_read_and_write() {
     started("proc_reader", &["-static"], "shimmed");
     started("proc_reader", &[], "bare");
 }
+
+/// Other threads close sockets and open others at the same numbers meanwhile, and fork too.
+#[test]
+fn a_fork_shares_every_socket_there_is() {
+    let program = program::build("proc_forks", &[]);
+    let output = program::run(&mut program::under_shim(program));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.stdout, b"  300 forks\n");
+}

@@ -49,6 +49,12 @@ pub(crate) fn is_used() -> bool {
     END.load(Ordering::Relaxed) != 0
 }
 
+/// Whether `file` is behind `fd` and still is the one of this inode, which another thread may have closed.
+pub(crate) fn is_still(fd: i32, file: &'static File, ino: u64) -> bool {
+    lookup(fd).is_some_and(|now| core::ptr::eq(now, file))
+        && file.ino.load(Ordering::Relaxed) == ino
+}
+
 /// Every file of ours, once for each of its numbers.
 pub(crate) fn files() -> Vec<&'static File> {
     ours_in(0, u32::MAX).filter_map(lookup).collect()

@@ -75,6 +75,10 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     if file.link() != Link::Private {
         return Ok(());
     }
+    let _in_flight = owner::in_flight();
+    if file.link() != Link::Private {
+        return Ok(()); // another thread was faster
+    }
     file.set_plain(false);
     let state = cells::lock(file)?.socket(file)?.state;
     if matches!(state, State::Listening(_) | State::Connected(_)) {

@@ -1,5 +1,7 @@
 //! What the owner of a mux does for the other processes that hold its sockets.
 
+use core::sync::atomic::Ordering;
+
 use kcm_mux::{KcmId, SendFlags as MuxFlags, SocketType};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
@@ -58,12 +60,11 @@ fn named(handle: u64) -> Outcome<(&'static File, EngineGuard)> {
 /// Ties every KCM socket of ours that is not tied yet: copies are about to reach another process.
 pub(crate) fn tie_all() {
     for fd in table::ours_in(0, u32::MAX) {
-        if let Some(file) = lookup(fd)
-            && file.kind() == Kind::Kcm
-            && tie(file, sys::borrow(fd)).is_err()
-            // Another thread may have closed it meanwhile.
-            && lookup(fd).is_some_and(|now| core::ptr::eq(now, file))
-        {
+        let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Kcm) else {
+            continue;
+        };
+        let socket = file.ino.load(Ordering::Relaxed);
+        if tie(file, sys::borrow(fd)).is_err() && table::is_still(fd, file, socket) {
             crate::log::warn("a KCM socket cannot be shared with other processes");
         }
     }
@@ -75,6 +76,15 @@ pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
         return Ok(());
     }
     let _in_flight = in_flight();
+    if file.link() != Link::Private {
+        return Ok(()); // another thread was faster
+    }
+    // Through a number of ours: the program may close its own meanwhile, and open another socket there.
+    let fd = sys::dup_high(fd.as_fd())?;
+    let socket = file.ino.load(Ordering::Relaxed);
+    if sys::inode(fd.as_fd()) != socket {
+        return Err(Errno::EBADF.into());
+    }
     housekeeper::start()?;
     let line_name = next_name()?;
     let listener = name::listen(&line_name, 1)?;
@@ -90,6 +100,11 @@ pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
     let cell = file.mux()?;
     let mut engine = socket::checked(file, cell)?;
     if !file.retain() {
+        return Err(Errno::EBADF.into());
+    }
+    if file.ino.load(Ordering::Relaxed) != socket {
+        drop(engine);
+        file.release(); // it has become another socket's
         return Err(Errno::EBADF.into());
     }
     let id = file.kcm_id();
