@@ -283,6 +283,11 @@ fn epfd() -> BorrowedFd<'static> {
     sys::borrow(EPFD.load(Ordering::Acquire))
 }
 
+/// Whether the calling thread is the one.
+pub(crate) fn is_me() -> bool {
+    IS_KEEPER.get()
+}
+
 /// Wakes the thread, if there is one, to look at what is due. For signal handlers too.
 pub(crate) fn ring() {
     let fd = BELL_FD.load(Ordering::Acquire);

@@ -6,7 +6,7 @@
  *   stack_attach left ADDRESS     the same of a child whose parent ends */
 #include "guest.h"
 
-enum { PORT = 7200, ECHO = 0, RESET, HALF, MESSAGES = 300, LONGEST = 60000 };
+enum { PORT = 7200, ECHO = 0, RESET, HALF, WITNESS, DEAF, MESSAGES = 300, LONGEST = 60000 };
 
 static void check(int good, const char *what)
 {
@@ -45,6 +45,21 @@ static void half(int fd)
 	put(fd, bytes, n + 10);
 }
 
+/* How the connection before has ended, for who asks. */
+static void witness(int fd)
+{
+	static char end = '-';
+	char c = 0;
+	ssize_t n;
+	while ((n = recv(fd, &c, 1, 0)) > 0 && c != '?')
+		;
+	if (n > 0)
+		put(fd, &end, 1);
+	else
+		end = n == 0 ? 'F' : errno == ECONNRESET ? 'R' : 'E';
+	close(fd);
+}
+
 static void *serve(void *arg)
 {
 	int s = (int)(intptr_t)arg;
@@ -61,6 +76,11 @@ static void *serve(void *arg)
 			check(recv(fd, &c, 1, 0) == 1, "recv");
 			reset(fd);
 			break;
+		case WITNESS:
+			witness(fd);
+			break;
+		case DEAF:
+			break; /* reads nothing, and stays open */
 		default:
 			half(fd);
 			recv(fd, &c, 1, 0);
@@ -72,7 +92,7 @@ static void *serve(void *arg)
 
 static void peer(const char *own)
 {
-	for (int kind = ECHO; kind <= HALF; kind++) {
+	for (int kind = ECHO; kind <= DEAF; kind++) {
 		int s = socket(AF_INET, SOCK_STREAM, 0);
 		struct sockaddr_in a = at(own, PORT + kind);
 		check(bind(s, (void *)&a, sizeof a) == 0 && listen(s, 8) == 0, "listen");
@@ -418,6 +438,41 @@ static void watched(int tcp)
 	close(set), close(k), close(tcp);
 }
 
+/* SO_LINGER of a connection that closes with its mux, whose descriptor was closed before. */
+static void lingers(int on, int seconds)
+{
+	struct linger linger = { on, seconds };
+	int k = kcm(SOCK_DGRAM), tcp = dial(WITNESS);
+	check(setsockopt(tcp, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0, "SO_LINGER");
+	report("attach", attach(k, tcp, prog_p4()));
+	report("send", send(k, "\0\0\0\1x", 5, 0));
+	close(tcp), close(k);
+	int ask = dial(WITNESS);
+	char end = 0;
+	check(send(ask, "?", 1, 0) == 1 && recv(ask, &end, 1, 0) == 1, "an answer");
+	say("linger %d %d: %c", on, seconds, end);
+	close(ask);
+}
+
+/* The peer reads nothing: the close of the mux waits for the time that was set. */
+static void lingers_in_vain(void)
+{
+	static char much[1 << 20];
+	struct linger linger = { 1, 1 };
+	int k = kcm(SOCK_DGRAM), tcp = dial(DEAF);
+	check(setsockopt(tcp, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0, "SO_LINGER");
+	report("attach", attach(k, tcp, prog_p4()));
+	p4(much, sizeof much - 4, 'l');
+	set_int(k, SOL_SOCKET, SO_SNDBUF, sizeof much);
+	for (int i = 0; i < 16 && send(k, much, sizeof much, DW) > 0; i++)
+		;
+	nap(20);
+	close(tcp);
+	long before = now_ms();
+	close(k);
+	say("waits: %d", now_ms() - before >= 900);
+}
+
 /* Every kind of connection, however this process came by it. */
 static void however_come_by(void)
 {
@@ -445,7 +500,7 @@ int main(int argc, char **argv)
 		peer(argv[2]);
 		return 0;
 	}
-	alarm(30); /* a call that never returns ends the trace here */
+	alarm(60); /* a call that never returns ends the trace here */
 	remote = argv[2];
 	if (!strcmp(argv[1], "left")) {
 		left_by_the_parent();
@@ -454,6 +509,11 @@ int main(int argc, char **argv)
 	however_come_by();
 	puts("mixed");
 	mixed();
+	puts("lingers");
+	lingers(0, 0);
+	lingers(1, 0);
+	lingers(1, 5);
+	lingers_in_vain();
 	puts("to the mux of another");
 	to_the_mux_of_another();
 	puts("attached by the parent");

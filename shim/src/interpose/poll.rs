@@ -177,7 +177,7 @@ hooks! {
         count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval,
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = move || unsafe { next::select(count, read, write, except, timeout) };
+        let native = || unsafe { next::select(count, read, write, except, timeout) };
         let sets = [read, write, except].map(|set| UserPtr::new(set.cast()));
         let Some(sets) = select::Sets::read(count, sets) else { return native() };
         conclude(select::select(sets, UserPtr::new(timeout.cast())), native)
@@ -189,7 +189,7 @@ hooks! {
         timeout: *const timespec, mask: *const sigset_t,
     ) -> c_int {
         // SAFETY: forwards the caller's own arguments.
-        let native = move || unsafe { next::pselect(count, read, write, except, timeout, mask) };
+        let native = || unsafe { next::pselect(count, read, write, except, timeout, mask) };
         let sets = [read, write, except].map(|set| UserPtr::new(set.cast()));
         let Some(sets) = select::Sets::read(count, sets) else { return native() };
         let until = timespec_at(timeout);

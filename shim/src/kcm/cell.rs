@@ -451,15 +451,18 @@ impl Engine {
         self.mux.set_env(sys::env(now));
         match self.mux.finish_read(id, buf, result, now) {
             ReadOutcome::Done | ReadOutcome::Unattached(_) => {} // none is unattached during a read
-            ReadOutcome::NeedRcvbuf => {
-                if let Some(conn) = self.connection(id) {
-                    let limit = conn.rcvbuf();
-                    self.mux.set_psock_rcvbuf(id, limit);
-                }
-            }
+            ReadOutcome::NeedRcvbuf => self.refresh_rcvbuf(id),
         }
         while let Some(chunk) = self.mux.take_free_chunk() {
             pool::give(chunk);
+        }
+    }
+
+    /// The mux asks whether SO_RCVBUF has grown since it was last told.
+    fn refresh_rcvbuf(&mut self, id: PsockId) {
+        if let Some(conn) = self.connection(id) {
+            let limit = conn.rcvbuf();
+            self.mux.set_psock_rcvbuf(id, limit);
         }
     }
 
@@ -516,12 +519,7 @@ impl Engine {
                 }
                 Event::Unread(id) => self.give_back(id),
                 Event::Tapped => publish::trace::take(cell.index, self),
-                Event::NeedRcvbuf(id) => {
-                    if let Some(conn) = self.connection(id) {
-                        let limit = conn.rcvbuf();
-                        self.mux.set_psock_rcvbuf(id, limit);
-                    }
-                }
+                Event::NeedRcvbuf(id) => self.refresh_rcvbuf(id),
             }
         }
         housekeeper::settle(cell, self);

@@ -162,11 +162,11 @@ pub(crate) fn last_close(file: &'static File) {
         return;
     }
     let psocks: Vec<_> = engine.mux.psocks().collect();
-    for psock in psocks {
-        detach(&mut engine, psock, &mut attached);
-    }
+    let detach = |psock| detach(&mut engine, psock, &mut attached);
+    let detached: Vec<_> = psocks.into_iter().filter_map(detach).collect();
     // The list of muxes comes before a batch in the order: a lock out of it is not waited for.
     drop((engine, rx, attached));
+    drop(detached);
     cell.destroy();
 }
 
@@ -367,28 +367,33 @@ pub(crate) fn unattach_cookie(file: &'static File, cookie: u64) -> Outcome<Optio
             .filter(|(at, _)| core::ptr::eq(*at, cell));
         let (_, psock) = *here.ok_or(Errno::ENOENT)?;
         if let Some(mut engine) = engine.unless_being_read(psock) {
-            return Ok(detach(&mut engine, psock, &mut attached));
+            let detached = detach(&mut engine, psock, &mut attached);
+            drop((engine, attached));
+            return Ok(detached.and_then(|(left, _)| left));
         }
     }
 }
 
 /// Takes a psock out of its mux. What the parser had not consumed stays readable on the TCP
 /// descriptor, and a posted error stays pending there. Returned if the descriptor is not ours.
+/// The connection is to be dropped without locks: if the program has closed its descriptors this closes the
+/// socket, which waits if it lingers.
 fn detach(
     engine: &mut EngineGuard,
     psock: PsockId,
     attached: &mut BTreeMap<u64, (&'static MuxCell, PsockId)>,
-) -> Option<Left> {
+) -> Option<(Option<Left>, Connection)> {
     let unattached = engine.mux.unattach(psock);
     let mut conn = engine.conns.remove(psock)?;
     attached.remove(&conn.cookie);
     housekeeper::unwatch(&conn);
     let left = Left::new(unattached, core::mem::take(&mut conn.unread));
-    match conn.file {
+    let left = match conn.file {
         Some(tcp) => {
             tcp::detached(tcp, left);
             None
         }
         None => Some(left),
-    }
+    };
+    Some((left, conn))
 }

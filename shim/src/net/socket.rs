@@ -21,7 +21,7 @@ use crate::fd::{File, Kind, table};
 use crate::kcm::recv::deadline;
 use crate::sync::{Mutex, Rank};
 use crate::user_mem::{self, UserPtr};
-use crate::{epoll, sys};
+use crate::{epoll, housekeeper, sys};
 
 /// What a socket is to the engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -767,6 +767,9 @@ pub(crate) fn last_close(file: &'static File) {
 
 /// SO_LINGER: close(2) waits until the peer has everything, or the time is over. Signals end it too.
 fn linger(file: &'static File) {
+    if housekeeper::is_me() {
+        return; // nobody waits for this close, and others wait for the housekeeper
+    }
     let Ok(mut engine) = cells::lock(file) else {
         return;
     };

@@ -11,6 +11,7 @@ use kcm_stack::{
     Cause, Datagram, IfaceId, RecvError, Reuse, SendError, UdpBindOptions, UdpId, UdpOpts,
     UdpSendOptions,
 };
+use rustix::event::epoll;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::sockopt;
 
@@ -28,8 +29,8 @@ use crate::fd::{File, Kind};
 use crate::interpose::message::native_datagram;
 use crate::kcm::recv::{Received, deadline};
 use crate::route::{self, Role, Verdict};
-use crate::sys;
 use crate::user_mem::Iovecs;
+use crate::{own, sys};
 
 fn id_of(engine: &mut Engine, file: &File) -> Outcome<UdpId> {
     match engine.socket(file)?.state {
@@ -53,20 +54,11 @@ pub(crate) fn bind(
     device: Option<IfaceId>,
 ) -> Outcome<&'static File> {
     let old = sys::borrow(fd);
-    let bind = bind_options(old, v6, device);
-    let (opts, wants) = options::of_kernel_socket(old, v6);
     let sizes = [
         sockopt::socket_recv_buffer_size(old),
         sockopt::socket_send_buffer_size(old),
     ];
-    let cell = homes::of_udp(local.port());
-    let mut engine = cell.lock()?;
-    let id = engine
-        .stack
-        .udp_bind_with(local, &bind)
-        .map_err(errors::socket)?;
-    set_options(&mut engine, id, opts);
-    drop(engine);
+    let (cell, id, wants) = bound(old, v6, local, device)?;
     let file = socket::replace(fd, (v6, true), State::Udp(id), device, cell);
     let file = enrolled((cell, id), wants, file)?;
     // The kernel doubles what it is told.
@@ -104,6 +96,22 @@ pub(super) fn open_apart(
     drop(engine);
     options::follow_rcvbuf(file, sys::number(like))?;
     Ok(file)
+}
+
+/// A UDP socket of an engine with the options of the kernel's, and what it tells beside datagrams.
+fn bound(
+    old: BorrowedFd<'_>,
+    v6: bool,
+    local: SocketAddr,
+    device: Option<IfaceId>,
+) -> Outcome<(&'static NetCell, UdpId, Wants)> {
+    let bind = bind_options(old, v6, device);
+    let (opts, wants) = options::of_kernel_socket(old, v6);
+    let cell = homes::of_udp(local.port());
+    let mut engine = cell.lock()?;
+    let id = { engine.stack.udp_bind_with(local, &bind) }.map_err(errors::socket)?;
+    set_options(&mut engine, id, opts);
+    Ok((cell, id, wants))
 }
 
 /// What bind(2) takes from the options of the kernel's socket.
@@ -147,17 +155,7 @@ pub(crate) fn join(
     port: u16,
     device: Option<IfaceId>,
 ) -> Outcome<&'static File> {
-    let old = sys::borrow(fd);
-    let bind = bind_options(old, v6, device);
-    let (opts, wants) = options::of_kernel_socket(old, v6);
-    let cell = homes::of_udp(port);
-    let mut engine = cell.lock()?;
-    let id = engine
-        .stack
-        .udp_bind_with(address::any(v6, port), &bind)
-        .map_err(errors::socket)?;
-    set_options(&mut engine, id, opts);
-    drop(engine);
+    let (cell, id, wants) = bound(sys::borrow(fd), v6, address::any(v6, port), device)?;
     let file = socket::join(fd, (v6, true), State::Udp(id), device, cell);
     let file = enrolled((cell, id), wants, file)?;
     options::follow_rcvbuf(file, fd)?;
@@ -298,6 +296,7 @@ pub(crate) fn recv(
     let mut until = None;
     let mut pin = None;
     let mut slept = false;
+    let mut arrivals: Option<Arrivals> = None;
     loop {
         let mut engine = cells::lock(file)?;
         let id = id_of(&mut engine, file)?;
@@ -317,10 +316,15 @@ pub(crate) fn recv(
         }
         drop(engine);
         let beneath = file.speaks().then_some(fd);
-        if let Some(fd) = beneath.filter(|fd| sys::poll_one(*fd, libc::POLLIN))
-            && let Some(received) = recv_beneath(fd, dst, flags, control)?
-        {
-            return Ok(received);
+        let watched = arrivals.as_ref().map(Arrivals::begin).or(beneath);
+        if let Some(fd) = beneath.filter(|fd| sys::poll_one(*fd, libc::POLLIN)) {
+            if let Some(received) = recv_beneath(fd, dst, flags, control)? {
+                return Ok(received);
+            }
+            if arrivals.is_none() && flags & libc::MSG_PEEK != 0 {
+                arrivals = Some(Arrivals::of(fd)?); // what is queued lies before SO_PEEK_OFF
+                continue;
+            }
         }
         if !slept {
             if !waits(file, fd, flags) {
@@ -329,12 +333,41 @@ pub(crate) fn recv(
             until = deadline(file.rcvtimeo.load(Ordering::Relaxed));
             slept = true;
         }
-        sleep::beside(file, beneath, until, &mut pin, |engine| {
+        sleep::beside(file, watched, until, &mut pin, |engine| {
             match id_of(engine, file) {
                 Ok(id) => engine.udp_bits(id) & (ready::IN | ready::ERR) != 0,
                 Err(_) => true,
             }
         })?;
+    }
+}
+
+/// Tells of datagrams that arrive at the kernel's socket beneath, however many are queued there.
+struct Arrivals(OwnedFd);
+
+impl Arrivals {
+    fn of(fd: i32) -> Outcome<Self> {
+        let set = sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        own::protect(sys::number(&set));
+        let (nothing, flags) = (
+            epoll::EventData::new_u64(0),
+            epoll::EventFlags::IN | epoll::EventFlags::ET,
+        );
+        let arrivals = Self(set);
+        epoll::add(&arrivals.0, sys::borrow(fd), nothing, flags)?;
+        Ok(arrivals)
+    }
+
+    /// The descriptor that is readable once another datagram arrives.
+    fn begin(&self) -> i32 {
+        sys::epoll_now(sys::number(&self.0), 1);
+        sys::number(&self.0)
+    }
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        own::unprotect(sys::number(&self.0));
     }
 }
 
