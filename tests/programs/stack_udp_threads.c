@@ -1,6 +1,7 @@
 /* Threads that wait in recv on one UDP socket, which is bound to 0.0.0.0 and hence both the kernel's and the
  * stack's: each datagram that comes by the kernel wakes all of them, and those that do not get it wait on for
- * either. Says how many of each kind were received, and what recvmsg tells of one of each. */
+ * either. Says how many of each kind were received, what recvmsg tells of one of each, and what those see
+ * who peek beyond the queue. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { THREADS = 8, ROUNDS = 1000 };
@@ -66,6 +68,46 @@ static void tell(void)
 	       inet_ntop(AF_INET, &info->ipi_addr, here, sizeof here), msg.msg_flags, msg.msg_controllen);
 }
 
+static long cpu_ms(void)
+{
+	struct timespec used;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+	return used.tv_sec * 1000 + used.tv_nsec / 1000000;
+}
+
+static void *peek_the_next(void *unused)
+{
+	char bytes[8] = "";
+	ssize_t got = recv(fd, bytes, sizeof bytes, MSG_PEEK);
+	printf("peeks %zd %s\n", got, bytes);
+	return unused;
+}
+
+/* What is queued lies before SO_PEEK_OFF: who peeks sleeps until something else arrives. */
+static void peek_beyond(int near)
+{
+	char bytes[8] = "";
+	int at = 0;
+	struct timeval brief = { .tv_usec = 500000 }, never = { 0 };
+	struct sockaddr_in any = address("0.0.0.0", 7002), loop = address("127.0.0.1", 7002);
+	pthread_t thread;
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	check(setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &at, sizeof at) == 0, "SO_PEEK_OFF");
+	check(bind(fd, (void *)&any, sizeof any) == 0, "bind");
+	check(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &brief, sizeof brief) == 0, "SO_RCVTIMEO");
+	check(sendto(near, "first", 5, 0, (const void *)&loop, sizeof loop) == 5, "send");
+	printf("peeks %zd %s\n", recv(fd, bytes, sizeof bytes, MSG_PEEK), bytes);
+	long before = cpu_ms();
+	ssize_t got = recv(fd, bytes, sizeof bytes, MSG_PEEK);
+	printf("peeks %zd %s\n", got, got < 0 ? strerrorname_np(errno) : bytes);
+	printf("sleeps: %d\n", cpu_ms() - before < 10);
+	check(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &never, sizeof never) == 0, "SO_RCVTIMEO");
+	check(pthread_create(&thread, NULL, peek_the_next, NULL) == 0, "thread");
+	usleep(20000); /* it sleeps by then, or finds it there */
+	check(sendto(near, "second", 6, 0, (const void *)&loop, sizeof loop) == 6, "send");
+	pthread_join(thread, NULL);
+}
+
 int main(void)
 {
 	alarm(30);
@@ -97,5 +139,6 @@ int main(void)
 	for (int i = 0; i < THREADS; i++)
 		pthread_join(threads[i], NULL);
 	printf("%d by the kernel, %d by the stack, %d ends\n", received['k'], received['s'], received['q']);
+	peek_beyond(near);
 	return 0;
 }
