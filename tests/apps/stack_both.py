@@ -4,25 +4,46 @@
 import glob
 import json
 import re
+import time
 from pathlib import Path
 
 from lab import Failure
 from registry import app
-from stack_servers import BESIDE, OURS, PEER, link
+from stack_servers import BESIDE, OURS, OURS6, PEER, PEER6, link
 
 MEGABYTES = 40
 
 
-def flows(report):
-    """Of an iperf3 run: its status, and of each stream whether both ends counted bytes. Of how many is for benches."""
-    try:
-        end = json.loads(report.out)["end"]
-    except (ValueError, KeyError):
-        return report.status, report.out[-200:]
-    if "streams" not in end:
-        return report.status, "no streams"
-    sides = [side for stream in end["streams"] for side in stream.values()]
-    return report.status, [side["bytes"] > 0 for side in sides]
+def flows(run):
+    """Of an iperf3 run: its status, and of each stream whether both ends counted bytes. Of how many is for benches.
+
+    A server that has not put the run before away says that it is busy, in a report without streams.
+    """
+    for _ in range(20):
+        report = run()
+        try:
+            end = json.loads(report.out)["end"]
+        except (ValueError, KeyError):
+            return report.status, report.out[-200:]
+        if "streams" in end:
+            sides = [side for stream in end["streams"] for side in stream.values()]
+            return report.status, [side["bytes"] > 0 for side in sides]
+        time.sleep(0.2)
+    return report.status, "no streams"
+
+
+def iperf_runs(lab, net, ours, theirs, client):
+    """Servers at both ends, asked from the other one; the client of ours has an address of its own."""
+    net.serve("ours", ["iperf3", "-s", "-B", ours])
+    net.serve_at_peer("theirs", ["iperf3", "-s", "-B", theirs])
+    net.await_answer(["iperf3", "-c", ours, "-n", "1"])
+    stack = {"KCMSHIM_STACK": f"packet:veth0 {client}"} if lab.lib else {}
+    for name, words in IPERF_RUNS.items():
+        argv = ["iperf3", "-J", "-c", ours, *words]
+        lab.observe(f"server, {name}", flows(lambda: net.ask(argv)))
+    for name, words in IPERF_RUNS.items():
+        argv = net.at_home(["iperf3", "-J", "-c", theirs, *words])
+        lab.observe(f"client, {name}", flows(lambda: lab.run(argv, env=stack)))
 
 
 IPERF_RUNS = {
@@ -38,15 +59,114 @@ IPERF_RUNS = {
 @app("stack-iperf3", "iperf3", "iproute2")
 def iperf3(lab):
     with link(lab) as net:
-        net.serve("ours", ["iperf3", "-s", "-B", OURS])
-        net.serve_at_peer("theirs", ["iperf3", "-s", "-B", PEER])
-        net.await_answer(["iperf3", "-c", OURS, "-n", "1"])
-        for name, words in IPERF_RUNS.items():
-            lab.observe(f"server, {name}", flows(net.ask(["iperf3", "-J", "-c", OURS, *words])))
-        client = {"KCMSHIM_STACK": f"packet:veth0 10.9.0.4/24 via {PEER}"} if lab.lib else {}
-        for name, words in IPERF_RUNS.items():
-            argv = net.at_home(["iperf3", "-J", "-c", PEER, *words])
-            lab.observe(f"client, {name}", flows(lab.run(argv, env=client)))
+        iperf_runs(lab, net, OURS, PEER, f"10.9.0.4/24 via {PEER}")
+
+
+@app("stack-iperf3-ipv6", "iperf3", "iproute2")
+def iperf3_ipv6(lab):
+    with link(lab) as net:
+        iperf_runs(lab, net, OURS6, PEER6, "fd09::4/64")
+
+
+ECHO = """
+import hashlib, select, socket, sys, threading
+kind, address, family = sys.argv[1], sys.argv[2], socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
+def listener():
+    s = socket.socket(family, socket.SOCK_STREAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((address, 7000))
+    s.listen(200)
+    return s
+def blocking():
+    def each(conn):
+        while data := conn.recv(20000):
+            conn.sendall(data)
+        conn.close()
+    s = listener()
+    while True:
+        threading.Thread(target=each, args=(s.accept()[0],), daemon=True).start()
+def epoll():
+    s, ready, conns, unsent = listener(), select.epoll(), {}, {}
+    s.setblocking(False)
+    ready.register(s, select.EPOLLIN)
+    while True:
+        for fd, events in ready.poll():
+            if fd == s.fileno():
+                conn = s.accept()[0]
+                conn.setblocking(False)
+                conns[conn.fileno()], unsent[conn.fileno()] = conn, b""
+                ready.register(conn, select.EPOLLIN)
+                continue
+            if events & select.EPOLLIN:
+                data = conns[fd].recv(20000)
+                unsent[fd] += data
+                if not data and not unsent[fd]:
+                    ready.unregister(fd)
+                    conns.pop(fd).close()
+                    continue
+            try:
+                unsent[fd] = unsent[fd][conns[fd].send(unsent[fd]):]
+            except BlockingIOError:
+                pass
+            ready.modify(fd, select.EPOLLOUT if unsent[fd] else select.EPOLLIN)
+def udp():
+    s = socket.socket(family, socket.SOCK_DGRAM)
+    s.bind((address, 7000))
+    while True:
+        s.sendto(*s.recvfrom(2000))
+def ask_tcp():
+    good = []
+    def one(number):
+        data = bytes((i * number) % 251 for i in range(30000 + number))
+        with socket.create_connection((address, 7000)) as conn:
+            threading.Thread(target=lambda: (conn.sendall(data), conn.shutdown(socket.SHUT_WR))).start()
+            back = b""
+            while part := conn.recv(65536):
+                back += part
+        good.append(hashlib.sha256(back).digest() == hashlib.sha256(data).digest())
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(1, 101)]
+    [t.start() for t in threads], [t.join() for t in threads]
+    print(good.count(True))
+def knock_tcp():
+    socket.create_connection((address, 7000), 1).close()
+def knock_udp():
+    s = socket.socket(family, socket.SOCK_DGRAM)
+    s.settimeout(1)
+    s.connect((address, 7000))
+    s.send(b"?")
+    s.recv(1)
+def ask_udp():
+    s = socket.socket(family, socket.SOCK_DGRAM)
+    s.settimeout(1)
+    s.connect((address, 7000))
+    good = 0
+    for n in range(200):
+        data = bytes([n]) * (n * 7 + 1)
+        for _ in range(5):  # a datagram may be lost
+            try:
+                s.send(data)
+                good += s.recv(2000) == data
+                break
+            except OSError:
+                pass
+    print(good)
+globals()[kind]()
+"""
+
+
+@app("stack-echo", "python3", "iputils-ping", "iproute2", quick=True)
+def echo(lab):
+    """The examples that come with NtyTcp: an echo that blocks, one with epoll, one of datagrams, and ping."""
+    for address in (OURS, OURS6):
+        for kind, protocol in (("blocking", "tcp"), ("epoll", "tcp"), ("udp", "udp")):
+            with link(lab) as net:
+                net.serve(kind, ["/usr/bin/python3", "-c", ECHO, kind, address])
+                net.await_answer(["/usr/bin/python3", "-c", ECHO, f"knock_{protocol}", address])
+                said = net.ask(["/usr/bin/python3", "-c", ECHO, f"ask_{protocol}", address])
+                lab.observe(f"{kind} echo at {address}", (said.status, said.out, said.err))
+                said = net.ask(["ping", "-c", "5", "-i", "0.05", "-s", "3000", "-W", "5", address])
+                count = re.search(r"(\d+) packets transmitted, (\d+) received", said.out)
+                lab.observe(f"ping beside {kind} at {address}", (said.status, count.groups() if count else said.out))
 
 
 ASYNCIO = """

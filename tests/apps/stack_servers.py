@@ -10,6 +10,7 @@ from lab import Failure
 from registry import app
 
 OURS, PEER, BESIDE = "10.9.0.2", "10.9.0.1", "10.9.0.3"
+OURS6, PEER6 = "fd09::2", "fd09::1"
 _COUNT = itertools.count()
 
 
@@ -21,7 +22,7 @@ class Link:
 
     def stack(self):
         """Environment of a program on OURS: on the stack if the lab has the library."""
-        return {"KCMSHIM_STACK": f"packet:veth0 {OURS}/24 via {PEER}"} if self.lab.lib else {}
+        return {"KCMSHIM_STACK": f"packet:veth0 {OURS}/24 {OURS6}/64 via {PEER}"} if self.lab.lib else {}
 
     def at_home(self, argv):
         return ["ip", "netns", "exec", self.home, *argv]
@@ -75,8 +76,10 @@ def link(lab):
         ip("-n", home, "link", "set", "veth0", "up")
         ip("-n", peer, "link", "set", "veth1", "up")
         ip("-n", peer, "address", "add", f"{PEER}/24", "dev", "veth1")
+        ip("-n", peer, "address", "add", f"{PEER6}/64", "dev", "veth1", "nodad")
         if not lab.lib:
             ip("-n", home, "address", "add", f"{OURS}/24", "dev", "veth0")
+            ip("-n", home, "address", "add", f"{OURS6}/64", "dev", "veth0", "nodad")
             ip("-n", peer, "address", "add", f"{BESIDE}/24", "dev", "veth1")
         yield Link(lab, home, peer)
     finally:

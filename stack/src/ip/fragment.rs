@@ -45,20 +45,20 @@ impl Idents {
 }
 
 impl IpLayer {
-    /// Composes and queues a datagram of `len` transport bytes whose checksum is at `checksum_at`, in
-    /// fragments if it exceeds `mtu`. All of it is queued or nothing.
+    /// Composes and queues a datagram of `len` transport bytes, in fragments if it exceeds `mtu`. The
+    /// checksum with its pseudo-header goes to `checksum_at`, if it has one. All of it is queued or nothing.
     pub(crate) fn send_datagram(
         &mut self,
         now: Instant,
         meta: &IpMeta,
         mtu: u16,
         len: usize,
-        checksum_at: usize,
+        checksum_at: Option<usize>,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), NoWay> {
         if meta.header_len() + len <= usize::from(mtu) {
             self.way(meta, 1, now)?;
-            self.send(now, meta, len, Some(checksum_at), fill);
+            self.send(now, meta, len, checksum_at, fill);
             return Ok(());
         }
         let v4 = meta.src.is_v4();
@@ -69,7 +69,9 @@ impl IpLayer {
         let way = self.way(meta, len.div_ceil(each), now)?;
         let mut whole = self.blank_frame(len);
         fill(&mut whole);
-        self.fill_full_checksum(meta, &mut whole, checksum_at);
+        if let Some(at) = checksum_at {
+            self.fill_full_checksum(meta, &mut whole, at);
+        }
         let ident = self.idents.next(meta.src, meta.dst);
         let inner = u8::from(meta.protocol);
         let meta = IpMeta {

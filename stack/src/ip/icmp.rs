@@ -50,6 +50,27 @@ pub(crate) enum ReportKind {
     },
 }
 
+impl IpLayer {
+    /// Sends an echo reply: as large as what was asked, and so in fragments where that came in fragments.
+    /// One that finds no room is lost, as any answer of a busy host.
+    fn echo(
+        &mut self,
+        now: Instant,
+        meta: &IpMeta,
+        len: usize,
+        checksum_at: Option<usize>,
+        fill: impl FnOnce(&mut [u8]),
+    ) {
+        let mtu = self.path_mtu(meta.dst, meta.iface, now);
+        if self
+            .send_datagram(now, meta, mtu, len, checksum_at, fill)
+            .is_err()
+        {
+            self.control_drops += 1;
+        }
+    }
+}
+
 /// An ICMPv4 message addressed to us.
 pub(crate) fn v4_arrives(
     ip: &mut IpLayer,
@@ -66,7 +87,7 @@ pub(crate) fn v4_arrives(
     match p.msg_type() {
         Icmpv4Message::EchoRequest if ip.is_ours(dst) && ip.shard.speaks_for_host() => {
             let meta = IpMeta::reply(dst, src, IpProtocol::Icmp, arrival);
-            ip.send(now, &meta, bytes.len(), None, |out| {
+            ip.echo(now, &meta, bytes.len(), None, |out| {
                 out.copy_from_slice(bytes);
                 out[0] = Icmpv4Message::EchoReply.into();
                 out[CHECKSUM_AT..CHECKSUM_AT + 2].fill(0);
@@ -201,7 +222,7 @@ pub(crate) fn v6_arrives(
                 dst
             };
             let meta = IpMeta::reply(from, src, IpProtocol::Icmpv6, arrival);
-            ip.send(now, &meta, bytes.len(), Some(CHECKSUM_AT), |out| {
+            ip.echo(now, &meta, bytes.len(), Some(CHECKSUM_AT), |out| {
                 out.copy_from_slice(bytes);
                 out[0] = Icmpv6Message::EchoReply.into();
                 out[CHECKSUM_AT..CHECKSUM_AT + 2].fill(0);

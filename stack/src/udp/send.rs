@@ -87,7 +87,7 @@ impl Udp {
         if !may_cut && meta.header_len() + HEADER + len > usize::from(mtu) {
             return Err(SendError::TooBig);
         }
-        let sent = ip.send_datagram(now, &meta, mtu, HEADER + len, CHECKSUM_AT, |out| {
+        let sent = ip.send_datagram(now, &meta, mtu, HEADER + len, Some(CHECKSUM_AT), |out| {
             let mut p = UdpPacket::new_unchecked(&mut *out);
             p.set_src_port(local.port);
             p.set_dst_port(to.port);
