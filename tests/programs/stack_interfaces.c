@@ -14,13 +14,7 @@
 
 #include <linux/sockios.h>
 
-#define CHECK(expression)                                                                 \
-	do {                                                                                  \
-		if (!(expression)) {                                                              \
-			printf("line %d: %s\n", __LINE__, strerrorname_np(errno));                    \
-			exit(0);                                                                      \
-		}                                                                                 \
-	} while (0)
+#include "trace_check.h"
 
 /* The other side writes while this one sleeps; that it does is likely, and nothing hangs on it. */
 static void *write_later(void *fd)

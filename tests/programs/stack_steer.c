@@ -10,13 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define CHECK(expression)                                                                 \
-	do {                                                                                  \
-		if (!(expression)) {                                                              \
-			printf("line %d: %s\n", __LINE__, strerrorname_np(errno));                    \
-			exit(0);                                                                      \
-		}                                                                                 \
-	} while (0)
+#include "trace_check.h"
 
 static struct sockaddr_in address(const char *text, int port)
 {
