@@ -208,14 +208,17 @@ impl Engine {
             .has(Flags::WINDOW_SCALE)
             .then_some(self.env.config.rcv_wscale);
         let egress = ip.egress(e.tuple.remote.ip, e.bound).unwrap_or(e.iface);
-        let our_mss = mss::of_mtu(e.tuple.local.ip, self.env.links[egress.index()].mtu);
+        let mut our_mss = mss::of_mtu(e.tuple.local.ip, self.env.links[egress.index()].mtu);
+        if let Some(max) = self.listener_opts(e).and_then(|opts| opts.max_seg) {
+            our_mss = our_mss.min(max);
+        }
         let plan = Plan {
             seq: e.isn,
             ack: e.irs + 1,
             control: Control::SYN
                 .with(Control::ACK)
                 .with_if(Control::ECE, e.flags.has(Flags::ECN)),
-            window: self.env.config.rcvbuf.min(u32::from(u16::MAX)) as u16,
+            window: self.embryo_window(e) as u16,
             options: OptionBytes::syn(our_mss, scale, e.flags.has(Flags::SACK), ts),
             ..Plan::new()
         };
@@ -226,6 +229,21 @@ impl Engine {
         ip.send(now, &meta, plan.len(), Some(CHECKSUM_AT), |out| {
             plan.write_header(t.local.port, t.remote.port, out);
         });
+    }
+
+    /// What the connection will offer first: the receive buffer its listener gives it, as far as an
+    /// unscaled window goes.
+    fn embryo_window(&self, e: &Embryo) -> u32 {
+        let given = self.listener_opts(e).and_then(|opts| opts.rcvbuf);
+        let rcvbuf = given.unwrap_or(self.env.config.rcvbuf);
+        rcvbuf.min(u32::from(u16::MAX))
+    }
+
+    /// The options that the connection will have, where they are not the defaults.
+    fn listener_opts(&self, e: &Embryo) -> Option<&SockOpts> {
+        let listener = self.listeners.list.get(e.listener.index as usize);
+        let own = listener.filter(|l| l.generation == e.listener.generation);
+        own?.opts.as_deref()
     }
 
     /// SYN-RECEIVED of RFC 9293 §3.10.7.4 for a passive open.
@@ -251,7 +269,7 @@ impl Engine {
         let stale = e.flags.has(Flags::TIMESTAMPS)
             && o.timestamps
                 .is_some_and(|t| (t.val.wrapping_sub(e.ts_recent) as i32) < 0);
-        let window = self.env.config.rcvbuf.min(u32::from(u16::MAX));
+        let window = self.embryo_window(&e);
         let in_window = seg.seq.between(e.irs + 1, e.irs + 1 + window);
         if stale && !seg.has(Control::RST) || !in_window {
             if !seg.has(Control::RST) && self.env.challenge.take(now) {
@@ -305,7 +323,7 @@ impl Engine {
             val: (now.as_millis() as u32).wrapping_add(e.ts_offset),
             ecr: e.ts_recent,
         });
-        plan.window = (self.env.config.rcvbuf >> e.rcv_wscale).min(u32::from(u16::MAX)) as u16;
+        plan.window = (self.embryo_window(e) >> e.rcv_wscale) as u16;
         self.send_bare(ip, e.bound, &e.tuple, &plan, now);
     }
 

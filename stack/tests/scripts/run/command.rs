@@ -26,6 +26,14 @@ impl Player {
                             let seconds = number(rest.next().ok_or("seconds")?)?;
                             o.defer_accept = kcm_stack::defer_repeats(seconds);
                         }
+                        "rcvbuf" => {
+                            let bytes = number(rest.next().ok_or("rcvbuf")?)?;
+                            o.opts.get_or_insert_default().rcvbuf = Some(bytes);
+                        }
+                        "maxseg" => {
+                            let bytes = number(rest.next().ok_or("maxseg")?)?;
+                            o.opts.get_or_insert_default().max_seg = Some(bytes);
+                        }
                         _ => return Err("listen option".into()),
                     }
                 }
