@@ -330,6 +330,10 @@ mod held {
     pub(super) fn another_batch() -> bool {
         false
     }
+
+    pub(super) fn another_net() -> bool {
+        false
+    }
 }
 
 /// Whether a lock was free when first looked at.
