@@ -226,10 +226,8 @@ impl Engine {
         self.listeners.poll_event().map(Event::Accept)
     }
 
-    /// RFC 6528: a clock of 4 µs ticks plus a keyed hash of the flow.
     fn initial_sequence(&self, t: &FourTuple, now: Instant) -> Seq {
-        Seq((self.isn_key.siphash(&flow_words(t)) as u32)
-            .wrapping_add((now.as_micros() / 4) as u32))
+        initial_sequence(&self.isn_key, t, now)
     }
 
     /// Hides the clock, and makes timestamps of one flow monotonic over its incarnations.
@@ -252,6 +250,11 @@ impl Engine {
     }
 }
 
+/// RFC 6528: a clock of 4 µs ticks plus a keyed hash of the flow.
+fn initial_sequence(key: &Key, t: &FourTuple, now: Instant) -> Seq {
+    Seq((key.siphash(&flow_words(t)) as u32).wrapping_add((now.as_micros() / 4) as u32))
+}
+
 fn flow_words(t: &FourTuple) -> [u64; 5] {
     let (lh, ll) = t.local.ip.words();
     let (rh, rl) = t.remote.ip.words();
@@ -262,4 +265,40 @@ fn flow_words(t: &FourTuple) -> [u64; 5] {
         rl,
         u64::from(t.local.port) << 16 | u64::from(t.remote.port),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{Endpoint, Ip};
+    use std::collections::BTreeSet;
+    use std::net::IpAddr;
+
+    /// RFC 6528 §3: a flow's numbers follow a clock, so that its next incarnation begins beyond the last;
+    /// nothing is learnt from them about another flow's, or by who has not the key.
+    #[test]
+    fn sequence_numbers_follow_the_clock_within_a_flow_and_tell_nothing_of_another() {
+        let end = |port| Endpoint {
+            ip: Ip::from(IpAddr::from([192, 0, 2, 1])),
+            port,
+        };
+        let flow = |port| FourTuple {
+            local: end(80),
+            remote: end(port),
+        };
+        let at = |key, port, us| initial_sequence(&Key(key), &flow(port), Instant::from_micros(us));
+        let (key, other) = ([1; 16], [2; 16]);
+        assert_eq!(at(key, 5, 8_000).since(at(key, 5, 0)), 2_000);
+        let firsts = (0..1_000).map(|port| at(key, port, 0).0);
+        let steps: BTreeSet<u32> = (0..1_000)
+            .map(|port| at(key, port + 1, 0).0.wrapping_sub(at(key, port, 0).0))
+            .collect();
+        assert_eq!(firsts.collect::<BTreeSet<u32>>().len(), 1_000);
+        assert_eq!(steps.len(), 1_000);
+        let under_another_key = at(other, 5, 0).0.wrapping_sub(at(key, 5, 0).0);
+        assert_ne!(
+            under_another_key,
+            at(other, 6, 0).0.wrapping_sub(at(key, 6, 0).0)
+        );
+    }
 }

@@ -103,3 +103,80 @@ impl HyStart {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Instant;
+
+    /// One round of so many ACKs, each with this round-trip time.
+    fn round(hystart: &mut HyStart, w: &mut Window, acks: u32, rtt_us: u32) {
+        for i in 0..acks {
+            let ack = AckSample {
+                now: Instant::from_millis(1),
+                bytes: 1_000,
+                mss: 1_000,
+                rtt_us: Some(rtt_us),
+                srtt_us: rtt_us,
+                cwnd_limited: true,
+                round_start: i == 0,
+            };
+            hystart.on_ack(w, &ack);
+        }
+    }
+
+    fn start() -> (HyStart, Window) {
+        (HyStart::default(), Window::initial(1_000))
+    }
+
+    #[test]
+    fn longer_round_trips_slow_the_growth_and_end_slow_start_five_rounds_later() {
+        let (mut hystart, mut w) = start();
+        round(&mut hystart, &mut w, N_RTT_SAMPLE, 100_000);
+        round(&mut hystart, &mut w, N_RTT_SAMPLE, 112_500);
+        assert_eq!(hystart.growth_divisor(), CSS_GROWTH_DIVISOR);
+        for _ in 1..CSS_ROUNDS {
+            round(&mut hystart, &mut w, N_RTT_SAMPLE, 112_500);
+            assert_ne!(w.ssthresh, w.cwnd);
+        }
+        round(&mut hystart, &mut w, 1, 112_500);
+        assert_eq!((w.ssthresh, hystart.growth_divisor()), (w.cwnd, 1));
+    }
+
+    #[test]
+    fn a_shorter_round_trip_takes_the_conservative_phase_back() {
+        let (mut hystart, mut w) = start();
+        round(&mut hystart, &mut w, N_RTT_SAMPLE, 100_000);
+        round(&mut hystart, &mut w, N_RTT_SAMPLE, 120_000);
+        round(&mut hystart, &mut w, N_RTT_SAMPLE, 119_000);
+        assert_eq!(hystart.growth_divisor(), 1);
+        for _ in 0..=CSS_ROUNDS {
+            round(&mut hystart, &mut w, N_RTT_SAMPLE, 119_000);
+        }
+        assert_ne!(w.ssthresh, w.cwnd);
+    }
+
+    #[test]
+    fn an_eighth_of_the_round_trip_within_its_bounds_is_what_counts() {
+        for (first, second, slows) in [
+            (100_000, 112_499, false),
+            (8_000, 11_999, false),
+            (8_000, 12_000, true),
+            (400_000, 416_000, true),
+        ] {
+            let (mut hystart, mut w) = start();
+            round(&mut hystart, &mut w, N_RTT_SAMPLE, first);
+            round(&mut hystart, &mut w, N_RTT_SAMPLE, second);
+            let divisor = hystart.growth_divisor();
+            assert_eq!(divisor != 1, slows, "{first} then {second}");
+        }
+    }
+
+    #[test]
+    fn seven_samples_say_nothing() {
+        let (mut hystart, mut w) = start();
+        round(&mut hystart, &mut w, N_RTT_SAMPLE, 100_000);
+        round(&mut hystart, &mut w, N_RTT_SAMPLE - 1, 500_000);
+        assert_eq!(hystart.growth_divisor(), 1);
+    }
+}
