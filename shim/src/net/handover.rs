@@ -144,16 +144,9 @@ fn hand_over(
     settings: Settings,
 ) -> Outcome<()> {
     let (local, peer) = engine.stack.tcp_addresses(conn).ok_or(Errno::EBADF)?;
-    let (owner, number) = owner::next()?;
-    let (v6, peer) = (door.name.v6, Some(peer));
-    let name = Name {
-        owner,
-        number,
-        v6,
-        udp: false,
-        local,
-        peer,
-    };
+    let v6 = door.name.v6;
+    let name = Name::new(v6, false, local, Some(peer))?;
+    let number = name.number;
     let end = match door.is_kernels {
         true => knock_by_tcp(door, settings.v6_only)?,
         false => {

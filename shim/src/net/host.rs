@@ -8,6 +8,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{SendFlags, SocketAddrUnix, sockopt};
 
 use super::channel::Channel;
+use super::engine::Engine;
 use super::lend::{self, unix_stream};
 use super::name::{Door, Name};
 use super::options::Settings;
@@ -138,27 +139,31 @@ fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     drop(engine);
     file.set_link(Link::Private);
     let _in_flight = owner::in_flight();
-    let (owner, number) = owner::next()?;
-    let peer = Some(peer);
-    let name = Name {
-        owner,
-        number,
-        v6,
-        udp: false,
-        local,
-        peer,
-    };
+    let name = Name::new(v6, false, local, Some(peer))?;
     let beneath = unix_stream()?;
     settings.show_timeouts(&beneath);
     let end = lend::connect_beneath(sys::number(&beneath), &name)?;
     let filled = fill(&beneath)?;
-    let mut engine = cells::lock(file)?;
+    hand_out(kept, name, beneath, |engine, name| {
+        engine.add_relay(Relay::opening(name, end, file, filled));
+    })
+}
+
+/// The guest gets `beneath`; from the first moment bytes or datagrams are moved by what `begin` adds.
+fn hand_out(
+    kept: Kept,
+    name: Name,
+    beneath: OwnedFd,
+    begin: impl FnOnce(&mut Engine, Name),
+) -> Outcome<Given> {
+    let number = name.number;
+    let mut engine = cells::lock(kept.0)?;
     engine.socket(kept.keep())?.relay = Some(number);
     let given = Given {
         socket: Some(beneath),
         name: name.encode(),
     };
-    engine.add_relay(Relay::opening(name, end, file, filled));
+    begin(&mut engine, name);
     lend::note_shared();
     engine.relay_is_due(number);
     Ok(given)
@@ -178,27 +183,11 @@ fn open_udp(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     };
     drop(engine);
     let _in_flight = owner::in_flight();
-    let (owner, number) = owner::next()?;
-    let (v6, udp, peer) = (wish.v6, true, None);
-    let name = Name {
-        owner,
-        number,
-        v6,
-        udp,
-        local: local.unwrap_or(wish.local),
-        peer,
-    };
+    let name = Name::new(wish.v6, true, local.unwrap_or(wish.local), None)?;
     let end = lend::connect_beneath(sys::number(&beneath), &name)?;
-    let mut engine = cells::lock(file)?;
-    engine.socket(kept.keep())?.relay = Some(number);
-    let given = Given {
-        socket: Some(beneath),
-        name: name.encode(),
-    };
-    engine.add_channel(Channel::new(name, end, file, true));
-    lend::note_shared();
-    engine.relay_is_due(number);
-    Ok(given)
+    hand_out(kept, name, beneath, |engine, name| {
+        engine.add_channel(Channel::new(name, end, file, true));
+    })
 }
 
 /// Fixes the peer of a UDP socket that others hold, or dissolves it.
@@ -266,19 +255,11 @@ fn let_in(
     is_kernels: bool,
     ready: impl FnOnce(&Name) -> Outcome<()>,
 ) -> Outcome<Vec<u8>> {
-    let (owner, number) = owner::next()?;
     let mut engine = cells::lock(kept.0)?;
     let socket = engine.socket(kept.0)?;
-    let v6 = socket.v6;
-    let name = Name {
-        owner,
-        number,
-        v6,
-        udp: false,
-        local: socket.bound.unwrap_or(address::any(v6, 0)),
-        peer: None,
-    };
+    let (v6, bound) = (socket.v6, socket.bound);
     drop(engine);
+    let name = Name::new(v6, false, bound.unwrap_or(address::any(v6, 0)), None)?;
     ready(&name)?;
     let encoded = name.encode();
     open_door(kept, name, is_kernels)?;

@@ -98,15 +98,7 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
             };
             drop(engine);
             settings.show_timeouts(sys::borrow(fd));
-            let peer = Some(peer);
-            lend_connection(file, fd, move |(owner, number)| Name {
-                owner,
-                number,
-                v6,
-                udp: false,
-                local,
-                peer,
-            })
+            lend_connection(file, fd, Name::new(v6, false, local, Some(peer))?)
         }
         State::Udp(id) if !file.speaks() => {
             let (v6, settings) = (socket.v6, socket.settings.clone());
@@ -115,33 +107,20 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
             };
             drop(engine);
             settings.show_timeouts(sys::borrow(fd));
-            lend_connection(file, fd, move |(owner, number)| Name {
-                owner,
-                number,
-                v6,
-                udp: true,
-                local,
-                peer,
-            })
+            lend_connection(file, fd, Name::new(v6, true, local, peer)?)
         }
         _ => Ok(()),
     }
 }
 
 fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
-    let (owner, number) = owner::next()?;
     let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
-    let (v6, peer) = (socket.v6, None);
-    let local = socket.bound.unwrap_or(address::any(v6, 0));
-    let name = Name {
-        owner,
-        number,
-        v6,
-        udp: false,
-        local,
-        peer,
-    };
+    let (v6, bound) = (socket.v6, socket.bound);
+    drop(engine);
+    let name = Name::new(v6, false, bound.unwrap_or(address::any(v6, 0)), None)?;
+    let mut engine = cells::lock(file)?;
+    engine.socket(file)?;
     let is_kernels = file.speaks(); // a listener of the kernel's is there already
     if !is_kernels {
         let beneath = sys::borrow(fd);
@@ -167,13 +146,7 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
     Ok(())
 }
 
-fn lend_connection(
-    file: &'static File,
-    fd: i32,
-    name: impl FnOnce((Vec<u8>, u32)) -> Name,
-) -> Outcome<()> {
-    let _in_flight = owner::in_flight();
-    let name = name(owner::next()?);
+fn lend_connection(file: &'static File, fd: i32, name: Name) -> Outcome<()> {
     let end = connect_beneath(fd, &name)?;
     let mut engine = cells::lock(file)?;
     engine.socket(file)?;

@@ -6,6 +6,9 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use rustix::fd::BorrowedFd;
 use rustix::net::SocketAddrUnix;
 
+use crate::errno::Outcome;
+use crate::share::owner;
+
 /// What every such address begins with. The owner follows, a number, flags and two addresses.
 const PREFIX: &[u8] = b"kcmshim-conn/";
 /// What the name of an owner begins with (`share::name`).
@@ -66,6 +69,24 @@ impl Door {
 }
 
 impl Name {
+    /// The name of a socket of this process's engine that others are to know, under a new number.
+    pub(super) fn new(
+        v6: bool,
+        udp: bool,
+        local: SocketAddr,
+        peer: Option<SocketAddr>,
+    ) -> Outcome<Self> {
+        let (owner, number) = owner::next()?;
+        Ok(Self {
+            owner,
+            number,
+            v6,
+            udp,
+            local,
+            peer,
+        })
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = PREFIX.to_vec();
         bytes.extend_from_slice(self.owner.strip_prefix(OWNER).unwrap_or_default());
