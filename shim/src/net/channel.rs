@@ -2,6 +2,7 @@
 //! end the owner has: each message is a datagram behind a [`Head`], which says from or to whom. As with
 //! connections ([`super::relay`]), the owner goes on by its engine until another process uses the socket.
 
+use rustix::buffer::spare_capacity;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno as Sys;
 use rustix::net::{RecvFlags, SendFlags};
@@ -151,21 +152,15 @@ impl Channel {
         let message = match self.outbound.take() {
             Some(message) => message,
             None => {
-                let mut message = vec![0; HEAD_BYTES + PAYLOAD_MAX];
-                match rustix::net::recv(&self.fd, &mut message[..], RecvFlags::DONTWAIT) {
-                    Ok((_, count @ 1..)) => {
-                        message.truncate(count);
-                        message
-                    }
-                    Ok((_, 0)) => {
+                let mut message = Vec::with_capacity(HEAD_BYTES + PAYLOAD_MAX);
+                let room = spare_capacity(&mut message);
+                match rustix::net::recv(&self.fd, room, RecvFlags::DONTWAIT) {
+                    Ok((1.., _)) => message,
+                    Ok((0, _)) | Err(Sys::CONNRESET) => {
                         self.gone = true;
                         return false;
                     }
-                    Err(Sys::CONNRESET) => {
-                        self.gone = true;
-                        return false;
-                    }
-                    _ => return false,
+                    Err(_) => return false,
                 }
             }
         };
