@@ -14,6 +14,7 @@ use super::channel::{self, Channel};
 use super::engine::Engine;
 use super::inherited::Inherited;
 use super::name::{Door, Name};
+use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{Socket, State};
 use super::{address, beneath, cells, handover, inherited, listeners, ready};
@@ -248,16 +249,10 @@ fn give_up(engine: &mut Engine, number: u32) {
         return;
     };
     let (program, name) = (relay.file, relay.name.clone());
-    let Ok(keeper) = File::new(Kind::Stack, 0, Body::None) else {
+    let Some((keeper, settings)) = part(engine, program, true) else {
         return;
     };
-    keeper.set_stream(true);
-    keeper.share_net_place(program);
-    let Ok(socket) = engine.socket(program) else {
-        return keeper.release();
-    };
-    socket.file = keeper;
-    let (conn, settings) = (socket.conn(), socket.settings.clone());
+    let conn = { engine.socket(keeper).ok() }.and_then(|socket| socket.conn());
     let writes = conn.is_some_and(|conn| engine.stack.tcp_may_send(conn));
     if let Some(relay) = engine.relays.get_mut(&number) {
         (relay.file, relay.is_shared) = (keeper, true);
@@ -266,18 +261,8 @@ fn give_up(engine: &mut Engine, number: u32) {
             let _ = rustix::net::shutdown(&relay.fd, Shutdown::Read);
         }
     }
-    program.become_inherited(Inherited::new(name, settings));
-    let all = ready::IN | ready::OUT | ready::RDHUP | ready::HUP;
-    program.watch.notify(all);
-    for set in program.watch.sets() {
-        match program.was_attached() {
-            true => epoll::watch_anew(set, program),
-            false => epoll::leave_to_kernel(set, program),
-        }
-    }
-    program.set_link(Link::Private);
-    program.release();
-    note_shared();
+    let shown = ready::IN | ready::OUT | ready::RDHUP | ready::HUP;
+    become_copy(program, Inherited::new(name, settings), shown);
     engine.relay_is_due(number);
 }
 
@@ -287,28 +272,50 @@ pub(super) fn share_channel(engine: &mut Engine, number: u32) {
         return;
     };
     let (program, name) = (channel.file, channel.name.clone());
-    let Ok(keeper) = File::new(Kind::Stack, 0, Body::None) else {
+    let Some((keeper, settings)) = part(engine, program, false) else {
         return;
     };
-    keeper.set_stream(false);
-    keeper.share_net_place(program);
-    let Ok(socket) = engine.socket(program) else {
-        return keeper.release();
-    };
-    socket.file = keeper;
-    let settings = socket.settings.clone();
     if let Some(channel) = engine.channels.get_mut(&number) {
         (channel.file, channel.is_shared) = (keeper, true);
     }
-    program.become_inherited(Inherited::new(name, settings));
-    program.watch.notify(channel::ALL);
+    become_copy(program, Inherited::new(name, settings), channel::ALL);
+    engine.relay_is_due(number);
+}
+
+/// The engine's socket parts from the program's file and gets one of its own; that, and its options.
+fn part(
+    engine: &mut Engine,
+    program: &'static File,
+    is_stream: bool,
+) -> Option<(&'static File, Settings)> {
+    let keeper = File::new(Kind::Stack, 0, Body::None).ok()?;
+    keeper.set_stream(is_stream);
+    keeper.share_net_place(program);
+    match engine.socket(program) {
+        Ok(socket) => {
+            socket.file = keeper;
+            Some((keeper, socket.settings.clone()))
+        }
+        Err(_) => {
+            keeper.release();
+            None
+        }
+    }
+}
+
+/// What the program has of a socket is a copy like those of others, which shows `shown` at once.
+fn become_copy(program: &'static File, known: Inherited, shown: ready::Bits) {
+    program.become_inherited(known);
+    program.watch.notify(shown);
     for set in program.watch.sets() {
-        epoll::leave_to_kernel(set, program);
+        match program.was_attached() {
+            true => epoll::watch_anew(set, program),
+            false => epoll::leave_to_kernel(set, program),
+        }
     }
     program.set_link(Link::Private);
     program.release();
     note_shared();
-    engine.relay_is_due(number);
 }
 
 /// A lent socket has lost its last descriptor here, or its other end reports that the last copy
