@@ -63,7 +63,7 @@ pub(crate) fn before_borrowed() {
 /// fork(2) by `real`, where it is the child that goes on with our muxes, after it has done `first`,
 /// and this process ends: from now on its threads, the housekeeper among them, find every mux locked.
 pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
-    let before = (owner::freeze(), publish::freeze()); // they come before the muxes
+    let before = (owner::in_flight(), publish::freeze()); // they come before the muxes
     let engines = (MuxCell::freeze_all(), cells::freeze());
     let quiet = freeze();
     let child = real();
@@ -86,10 +86,11 @@ fn freeze() -> impl Sized {
     (
         remote::freeze(),
         revive::freeze(),
-        owner::freeze(),
+        owner::in_flight(),
         publish::freeze(),
         MuxCell::freeze_live(),
         cells::freeze(),
+        owner::freeze(),
         MuxCell::freeze(),
         File::freeze(),
         own::freeze(),

@@ -4,6 +4,8 @@
  *                                 each call returned; ADDRESS is that of `stack_share peer`
  *   stack_guests survives ADDRESS OWN
  *                                 kills the makers of listeners at OWN, and prints what the peer hears
+ *   stack_guests forks ADDRESS OWN
+ *                                 forks while workers get what comes to OWN
  *   stack_guests datagrams ADDRESS OWN
  *                                 a UDP server with children, which `stack_guests asks` asks
  *   stack_guests hold ADDRESS     opens a connection, says "holding", ends when its standard input does
@@ -570,6 +572,34 @@ static void survives(const char *own)
 	puts("done");
 }
 
+/* The maker of a listener forks while connections to it are handed over to its workers. */
+static void forks(const char *own)
+{
+	enum { WORKERS = 2, CALLERS = 4, TIMES = 100 };
+	int s = listener(own, OWN + 11, SO_REUSEADDR);
+	pid_t pids[WORKERS];
+	struct pollfd p[CALLERS];
+	alarm(120);
+	for (int i = 0; i < WORKERS; i++) {
+		CHILD(worker(s, 'w', 0));
+		pids[i] = last_child;
+	}
+	for (int i = 0; i < CALLERS; i++)
+		p[i] = (struct pollfd){ calls(OWN + 11, TIMES), POLLIN, 0 };
+	for (int i = 0; i < CALLERS; i++) {
+		while (poll(p + i, 1, 0) == 0) {
+			CHILD();
+			check(waitpid(last_child, NULL, 0) == last_child, "waitpid");
+		}
+		heard("beside forks", p[i].fd, TIMES);
+	}
+	for (int i = 0; i < WORKERS; i++) {
+		kill(pids[i], SIGKILL);
+		waitpid(pids[i], NULL, 0);
+	}
+	puts("done");
+}
+
 /* ---- UDP */
 
 static int udp_at(const char *host, int port)
@@ -794,7 +824,7 @@ static void trace(void)
 
 int main(int argc, char **argv)
 {
-	check(argc >= 3, "usage: stack_guests trace|survives|hold|echo ADDRESS [OWN]");
+	check(argc >= 3, "usage: stack_guests trace|survives|forks|hold|echo ADDRESS [OWN]");
 	ip = argv[2];
 	signal(SIGPIPE, SIG_IGN);
 	if (!strcmp(argv[1], "trace"))
@@ -805,6 +835,8 @@ int main(int argc, char **argv)
 		asks_datagrams(argv[3]);
 	else if (!strcmp(argv[1], "survives"))
 		survives(argv[3]);
+	else if (!strcmp(argv[1], "forks"))
+		forks(argv[3]);
 	else if (!strcmp(argv[1], "hold")) {
 		int fd = dial('E');
 		puts("holding");

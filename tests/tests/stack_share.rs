@@ -166,7 +166,13 @@ fn a_listener_survives_a_killed_owner() {
     same_as_on_the_kernel("survives");
 }
 
-/// As above, for a process that has nothing to do with the owner.
+/// A process forks while its housekeeper hands connections over.
+#[test]
+fn forks_beside_connections_that_are_handed_over() {
+    same_as_on_the_kernel("forks");
+}
+
+/// The address serves a process that has nothing to do with its owner.
 #[test]
 fn an_unrelated_process_uses_the_address_too() {
     if !is_runnable() {
