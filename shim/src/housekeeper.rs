@@ -195,39 +195,21 @@ pub(crate) fn moved(engine: &mut EngineGuard, psock: PsockId, from: i32) -> rust
 /// An engine and its device are open: while no thread of the program is in the shim, this one answers
 /// for it.
 pub(crate) fn watch_device(cell: &'static NetCell) {
-    let Ok(engine) = cell.lock() else { return };
-    let Some(entry) = engine.device_entry() else {
-        return;
-    };
+    if let Ok(engine) = cell.lock()
+        && let Some(entry) = engine.device_entry()
+    {
+        arm_device(cell, entry);
+    }
+}
+
+/// Waits for the engine's device. The descriptor of one that is full may be another than before.
+fn arm_device(cell: &NetCell, entry: libc::pollfd) {
+    let fd = sys::borrow(entry.fd);
     let data = epoll::EventData::new_u64(device_tag(cell));
-    let _ = epoll::add(
-        epfd(),
-        sys::borrow(entry.fd),
-        data,
-        device_flags(entry.events),
-    );
-}
-
-fn device_flags(events: i16) -> epoll::EventFlags {
-    epoll::EventFlags::from_bits_retain(events as u32) | epoll::EventFlags::ONESHOT
-}
-
-/// Does an engine's work and waits for more.
-fn serve_device(cell: &'static NetCell) {
-    let Ok(mut engine) = cell.lock() else { return };
-    engine.serve();
-    drop(engine);
-    handover::serve();
-    broker::end_if_idle();
-    let Ok(engine) = cell.lock() else { return };
-    if let Some(entry) = engine.device_entry() {
-        let data = epoll::EventData::new_u64(device_tag(cell));
-        let _ = epoll::modify(
-            epfd(),
-            sys::borrow(entry.fd),
-            data,
-            device_flags(entry.events),
-        );
+    let flags =
+        epoll::EventFlags::from_bits_retain(entry.events as u32) | epoll::EventFlags::ONESHOT;
+    if epoll::modify(epfd(), fd, data, flags).is_err() {
+        let _ = epoll::add(epfd(), fd, data, flags);
     }
 }
 
@@ -424,7 +406,7 @@ impl Keeper {
             }
             if let Some(cell) = device_of(data) {
                 match lend::serves_others() {
-                    true => serve_device(cell),
+                    true => self.serve_device(cell),
                     false => drop(self.fired.insert(data, Fired::new(cell.passes(), now))),
                 }
                 continue;
@@ -504,11 +486,31 @@ impl Keeper {
             }
             self.fired.remove(&data);
             if let Some(device) = device {
-                serve_device(device);
+                self.serve_device(device);
             } else if let Some(cell) = cell {
                 self.serve(cell, PsockId(data as u32));
             }
         }
+    }
+
+    /// Does an engine's work and waits for more. A device that has failed has nothing to wait for: it is
+    /// looked at again when the engine tries it again.
+    fn serve_device(&mut self, cell: &'static NetCell) {
+        let Ok(mut engine) = cell.lock() else { return };
+        engine.serve();
+        drop(engine);
+        handover::serve();
+        broker::end_if_idle();
+        let Ok(engine) = cell.lock() else { return };
+        if let Some(entry) = engine.device_entry() {
+            return arm_device(cell, entry);
+        }
+        let now = sys::now();
+        let fired = Fired {
+            due: engine.next_deadline().unwrap_or(now).max(now + GRACE),
+            ..Fired::new(cell.passes(), now)
+        };
+        self.fired.insert(device_tag(cell), fired);
     }
 
     /// Does the work of one connection and arms it again.

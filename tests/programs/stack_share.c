@@ -805,6 +805,7 @@ static void daemonise(void)
 static void client(void)
 {
 	struct sockaddr_in a = at(ip);
+	alarm(60);
 	for (int i = 0; i < 3; i++) {
 		int fd = socket(AF_INET, SOCK_STREAM, 0);
 		check(connect(fd, (void *)&a, sizeof a) == 0, "connect");

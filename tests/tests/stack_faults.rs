@@ -169,6 +169,23 @@ fn a_transfer_survives_the_link_going_down_on_either_side() {
     }
 }
 
+/// No thread of the program looks at the device: whoever opened the listener has ended, and a child serves.
+#[test]
+fn a_link_that_was_down_is_listened_to_again() {
+    if !can_run() {
+        return;
+    }
+    let program = program::build("stack_share", &[]);
+    for words in ["", "queues=2"] {
+        let lab = Lab::new(false);
+        program::run(lab.on_stack_with(words, &program).args(["daemon", GUEST]));
+        ip(lab.on_guest("ip"), &["link", "set", "eth0", "down"]);
+        thread::sleep(AWAY);
+        ip(lab.on_guest("ip"), &["link", "set", "eth0", "up"]);
+        program::run(lab.on_peer(&program).args(["client", GUEST]));
+    }
+}
+
 /// The peer takes so many bytes, and no more: however slowly the fault comes, the transfer is not over before.
 const STALLS: [&str; 3] = ["stall", PEER, "3000000"];
 

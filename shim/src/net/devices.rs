@@ -96,7 +96,7 @@ impl Devices {
     }
 
     /// One round of every device that works: what has arrived, what is due, what is to be sent. Whether
-    /// a frame moved.
+    /// a frame moved, or a device is to be tried again later.
     pub(super) fn pump(&mut self, stack: &mut Stack, now: Nanos) -> bool {
         let moved = self.each(now, |iface, device| {
             device::pump_on(stack, iface, device, instant(now), FRAMES)
@@ -153,7 +153,10 @@ impl Devices {
                     (link.is_full, link.failed_until) = (pumped.is_full, 0);
                     moved |= pumped.received + pumped.transmitted > 0;
                 }
-                Err(_) => link.failed_until = now + RETRY_AFTER,
+                Err(_) => {
+                    link.failed_until = now + RETRY_AFTER;
+                    moved = true;
+                }
             }
             if let Some(set) = &self.set
                 && before != (link.is_full, link.failed_until)

@@ -57,7 +57,7 @@ pub(crate) struct Engine {
     leader: Option<BellId>,
     /// The other threads asleep on files of this engine.
     followers: Vec<BellId>,
-    /// Frames have moved since the timers were last looked at.
+    /// Frames have moved, or a device has failed, since the timers were last looked at.
     has_worked: bool,
     /// The [`publish::epoch`] in which a change was last told.
     published: u32,
