@@ -53,4 +53,7 @@ pub use tcp::{
     TcpStats, defer_repeats, defer_seconds,
 };
 pub use time::Instant;
-pub use udp::{Datagram, PmtuDiscovery, Reuse, UdpBindOptions, UdpOpts, UdpSendOptions, UdpStats};
+pub use udp::{
+    Datagram, PmtuDiscovery, Reuse, SharedPorts, UdpBindOptions, UdpBinding, UdpOpts,
+    UdpSendOptions, UdpStats,
+};

@@ -7,9 +7,12 @@ use kcm_stack::device::{
     Checksum, DeviceError, FrameMeta, Joined, NetDevice, OpenOptions, RxChecksum, TransmitError,
     Wait, open,
 };
-use kcm_stack::{Belongs, shard_of};
-use std::net::UdpSocket;
+use kcm_stack::{
+    Belongs, Config, IfaceId, Instant, Key, Reuse, SharedPorts, Stack, UdpBindOptions, shard_of,
+};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 fn pair() -> (Box<dyn NetDevice>, Box<dyn NetDevice>) {
@@ -216,9 +219,11 @@ fn every_kind() -> Vec<Kept> {
         for options in [0, 1, 10] {
             add(&|number| ported(true, options, 6, ports, number));
             add(&|number| ported(true, options, 17, datagram, number));
+            add(&|number| ported(true, options, 17, [ports[0], SHARED], number));
         }
         add(&|number| ported(false, 0, 6, ports, number));
         add(&|number| ported(false, 0, 17, datagram, number));
+        add(&|number| ported(false, 0, 17, [ports[0], SHARED], number));
     }
     for protocol in [0, 1, 2, 41, 44, 58, 132] {
         add(&|number| ported(true, 0, protocol, [1, 2], number));
@@ -243,6 +248,58 @@ fn every_kind() -> Vec<Kept> {
     frames
 }
 
+/// A port that sockets of several shards share, as of a stack that has bound them.
+const SHARED: u16 = 4433;
+
+fn shared_ports(count: u8) -> SharedPorts {
+    let config = Config::new(MAC_B, Key([7; 16]));
+    let mut stack = Stack::new(&config, Instant::ZERO);
+    let options = UdpBindOptions {
+        reuse: Reuse::Port,
+        ..UdpBindOptions::default()
+    };
+    let mut ports = SharedPorts::new(0xfeed_beef, count);
+    for port in [1_003, 1_010, SHARED] {
+        for _ in 0..=count {
+            let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+            stack.udp_bind_with(all, &options).unwrap();
+        }
+        let shards = (0..count).rev().cycle();
+        let bindings = stack.udp_bindings(port).map(|(_, binding)| binding);
+        ports = ports.with(port, shards.zip(bindings));
+    }
+    ports
+}
+
+/// Sends frames, and takes each from the queue it is to come to, and once only.
+fn assert_sorted(
+    sender: &mut Box<dyn NetDevice>,
+    queues: &mut [Box<dyn NetDevice>],
+    frames: Vec<Kept>,
+    whose: impl Fn(&[u8]) -> Belongs,
+) {
+    let queue_of = |frame: &[u8]| match whose(frame) {
+        Belongs::To(index) => usize::from(index),
+        Belongs::All => 0,
+    };
+    send(sender, &frames);
+    let mut waiting = frames;
+    while let Some(first) = waiting.first() {
+        let due = &mut queues[queue_of(&first.data)];
+        wait(due, Wait::Readable);
+        for (index, queue) in queues.iter_mut().enumerate() {
+            // Each comes once, and in order within its queue.
+            for frame in take(queue).unwrap() {
+                let at = waiting.iter().position(|w| w.data == frame.data);
+                // The kernel's own chatter.
+                let Some(at) = at else { continue };
+                assert_eq!(index, queue_of(&frame.data), "{:02x?}", frame.data);
+                waiting.remove(at);
+            }
+        }
+    }
+}
+
 #[test]
 fn fanout_gives_each_frame_to_the_queue_of_its_shard() {
     in_namespace(
@@ -261,26 +318,23 @@ fn fanout_gives_each_frame_to_the_queue_of_its_shard() {
                 let mut frames = every_kind();
                 // Super-frames, whose payload lies apart from their headers.
                 frames.extend((1..9).map(|n| tcp(n, &vec![n as u8; 60_000], Some(1460))));
-                send(&mut a, &frames);
-                let queue_of = |frame: &[u8]| match shard_of(frame, count) {
-                    Belongs::To(index) => usize::from(index),
-                    Belongs::All => 0,
-                };
-                let mut waiting = frames;
-                while let Some(first) = waiting.first() {
-                    let due = &mut queues[queue_of(&first.data)];
-                    wait(due, Wait::Readable);
-                    for (index, queue) in queues.iter_mut().enumerate() {
-                        // Each comes once, and in order within its queue.
-                        for frame in take(queue).unwrap() {
-                            let at = waiting.iter().position(|w| w.data == frame.data);
-                            // The kernel's own chatter.
-                            let Some(at) = at else { continue };
-                            assert_eq!(index, queue_of(&frame.data), "{:02x?}", frame.data);
-                            waiting.remove(at);
-                        }
-                    }
-                }
+                let by_ports = |frame: &[u8]| shard_of(frame, count);
+                assert_sorted(&mut a, &mut queues, frames, by_ports);
+                let shared = Arc::new(shared_ports(count));
+                queues
+                    .iter_mut()
+                    .for_each(|q| q.steer(IfaceId::FIRST, &shared));
+                let by_flow = |frame: &[u8]| shared.shard_of(frame, IfaceId::FIRST);
+                let moved = { every_kind().into_iter() }
+                    .filter(|frame| by_flow(&frame.data) != by_ports(&frame.data))
+                    .count();
+                assert!(moved > 50, "{moved}");
+                assert_sorted(&mut a, &mut queues, every_kind(), by_flow);
+                let none = Arc::new(SharedPorts::new(0, count));
+                queues
+                    .iter_mut()
+                    .for_each(|q| q.steer(IfaceId::FIRST, &none));
+                assert_sorted(&mut a, &mut queues, every_kind(), by_ports);
                 // What others on this side send is not received.
                 let mut neighbour = open_one("packet:v1", &OpenOptions::default());
                 send(&mut neighbour, &every_kind());

@@ -8,10 +8,13 @@ use super::{
     Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, FrameMeta, NetDevice,
     RxFrame, TransmitError, Wait, Written, admit,
 };
+use crate::ip::iface::IfaceId;
 use crate::time::Instant;
+use crate::udp::SharedPorts;
 use core::ops::Range;
 use core::time::Duration;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Most frames one direction holds back, or takes between two kicks; more are dropped as by a full
 /// queue. Enough for 10 Gb/s of full-sized frames over 75 ms.
@@ -251,6 +254,10 @@ impl<D: NetDevice> NetDevice for Fault<D> {
             .flatten()
             .chain(self.inner.next_deadline())
             .min()
+    }
+
+    fn steer(&mut self, iface: IfaceId, ports: &Arc<SharedPorts>) {
+        self.inner.steer(iface, ports);
     }
 
     fn counters(&self) -> Counters {

@@ -58,9 +58,12 @@ pub use rustix::fd::BorrowedFd;
 pub use tap::TapDevice;
 pub use xdp::XdpDevice;
 
+use crate::ip::iface::IfaceId;
 use crate::time::Instant;
+use crate::udp::SharedPorts;
 use core::cell::Cell;
 use parts::{copy_together, total_len};
+use std::sync::Arc;
 
 /// Ethernet header without VLAN tag, in bytes: what [`Capabilities::mtu`] does not count.
 pub const ETHERNET_HEADER_LEN: usize = 14;
@@ -171,6 +174,12 @@ pub trait NetDevice: Send {
     /// When the device next wants [`advance`](Self::advance) although nothing arrives.
     fn next_deadline(&self) -> Option<Instant> {
         None
+    }
+
+    /// The device is `iface` to its stack, and one of several queues: from now on, datagrams to these ports
+    /// are better received by the queue of the shard they belong to. Devices that cannot choose do not.
+    fn steer(&mut self, iface: IfaceId, ports: &Arc<SharedPorts>) {
+        let _ = (iface, ports);
     }
 
     /// What the device counted since it was opened.
@@ -438,6 +447,9 @@ macro_rules! forward_to_inner {
             }
             fn next_deadline(&self) -> Option<Instant> {
                 (**self).next_deadline()
+            }
+            fn steer(&mut self, iface: IfaceId, ports: &Arc<SharedPorts>) {
+                (**self).steer(iface, ports);
             }
             fn counters(&self) -> Counters {
                 (**self).counters()

@@ -28,7 +28,9 @@ use super::{
     meta::VNET_HDR_LEN,
     parts::{ScatterList, copy_together, total_len},
 };
+use crate::ip::iface::IfaceId;
 use crate::limits::SHARDS_MAX;
+use crate::udp::SharedPorts;
 use core::cell::Cell;
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::{Errno, IoSlice};
@@ -36,6 +38,7 @@ use rustix::net::{
     AddressFamily, MMsgHdr, Protocol, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags,
     SocketType, bind, recv, send, sendmmsg, sendmsg, socket_with, sockopt,
 };
+use std::sync::Arc;
 
 /// Smallest receive slot: header, address and every frame of an ordinary MTU.
 const RX_SLOT_BYTES_MIN: usize = 2048;
@@ -83,6 +86,8 @@ pub struct PacketDevice {
     missed: Cell<u64>,
     /// Receives in a row that found nothing.
     idle: u32,
+    /// It tells the kernel which queue of so many gets a frame.
+    sorts: Option<u8>,
     counters: Counters,
 }
 
@@ -138,6 +143,9 @@ impl PacketDevice {
         }
         for queue in &queues {
             fanout::let_in(queue.socket.as_fd()).map_err(failed)?;
+        }
+        if let (Choice::Shard { count }, Some(first)) = (choice, queues.first_mut()) {
+            first.sorts = Some(count);
         }
         Ok(queues)
     }
@@ -223,6 +231,7 @@ impl PacketDevice {
             },
             missed: Cell::new(0),
             idle: 0,
+            sorts: None,
             counters: Counters::default(),
         })
     }
@@ -510,6 +519,13 @@ impl NetDevice for PacketDevice {
 
     fn wait_fd(&self, wait: Wait) -> Option<(BorrowedFd<'_>, Wait)> {
         Some((self.socket.as_fd(), wait))
+    }
+
+    fn steer(&mut self, _iface: IfaceId, ports: &Arc<SharedPorts>) {
+        // What is not to be had in the kernel is done by whoever gets the frames.
+        if let Some(count) = self.sorts.filter(|count| *count == ports.count()) {
+            let _ = fanout::set(self.socket.as_fd(), count, ports);
+        }
     }
 
     fn counters(&self) -> Counters {

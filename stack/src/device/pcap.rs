@@ -4,9 +4,12 @@ use super::{
     BorrowedFd, Capabilities, Counters, DeviceError, NetDevice, RxFrame, TransmitError, Wait,
     Written,
 };
+use crate::ip::iface::IfaceId;
 use crate::time::Instant;
+use crate::udp::SharedPorts;
 use core::time::Duration;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 /// Section Header Block (§4.1), in the writer's byte order.
 const BLOCK_SECTION: u32 = 0x0a0d_0d0a;
@@ -185,6 +188,10 @@ impl<D: NetDevice, W: Write + Send> NetDevice for Pcap<D, W> {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.inner.next_deadline()
+    }
+
+    fn steer(&mut self, iface: IfaceId, ports: &Arc<SharedPorts>) {
+        self.inner.steer(iface, ports);
     }
 
     fn counters(&self) -> Counters {

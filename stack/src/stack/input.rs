@@ -3,8 +3,8 @@
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
 use super::prediction::Prediction;
-use super::{Received, Stack};
-use crate::addr::Ip;
+use super::{Belongs, Received, Stack};
+use crate::addr::{Endpoint, Ip};
 use crate::checksum::Sum;
 use crate::ip::icmp::{self, Complaint};
 use crate::ip::iface::{Iface, IfaceId};
@@ -28,6 +28,8 @@ struct Packet<'a> {
     bytes: &'a [u8],
     transport: &'a [u8],
     checksum_ok: bool,
+    /// Came in fragments, which all shards get.
+    reassembled: bool,
 }
 
 /// A TCP packet for us, its checksum not judged yet.
@@ -242,6 +244,7 @@ impl Stack {
                 bytes: packet,
                 transport: &packet[header..],
                 checksum_ok: origin.checksum_ok,
+                reassembled: origin.reassembled,
             },
         );
     }
@@ -286,6 +289,7 @@ impl Stack {
                     bytes: packet,
                     transport: &packet[found.at..],
                     checksum_ok: origin.checksum_ok,
+                    reassembled: origin.reassembled,
                 },
             );
             return;
@@ -378,9 +382,15 @@ impl Stack {
                     self.stats.malformed += 1;
                 }
             }
-            IpProtocol::Tcp | IpProtocol::Udp if !self.is_own(p) => {}
+            IpProtocol::Tcp if !self.is_own(p) => {}
             IpProtocol::Tcp => self.tcp_packet(now, p),
             IpProtocol::Udp => {
+                let is_own = self.is_own(p);
+                // What came before sockets of other shards joined or left is still delivered.
+                let is_late = !p.reassembled && !self.udp.shared.is_empty();
+                if !is_own && !is_late {
+                    return;
+                }
                 let arrival = Arrival {
                     iface,
                     src,
@@ -391,7 +401,7 @@ impl Stack {
                     is_group: !self.ip.is_ours_on(iface, dst),
                 };
                 let found = self.udp.packet_arrives(&arrival, transport, p.checksum_ok);
-                if !found {
+                if !found && is_own {
                     self.complain(now, iface, (src, dst), Complaint::PortUnreachable, p.bytes);
                 }
             }
@@ -411,6 +421,16 @@ impl Stack {
         let (src, dst) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         match p.protocol {
             IpProtocol::Tcp => self.shard.has_flow(dst, src),
+            _ if self.udp.shared.has(dst) => {
+                let at = |ip, port| Endpoint { ip, port };
+                let to_group = !self.ip.is_ours_on(p.iface, p.dst);
+                let (local, remote) = (at(p.dst, dst), at(p.src, src));
+                let whose = self
+                    .udp
+                    .shared
+                    .shard_of_datagram(local, remote, p.iface, to_group);
+                whose == Belongs::All || whose == Belongs::To(self.shard.index())
+            }
             _ => self.shard.has_udp(dst),
         }
     }

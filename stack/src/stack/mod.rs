@@ -21,7 +21,7 @@ pub use config::{Checksums, Config, EcnMode, InterfaceConfig, TcpConfig};
 pub use frames::{Gso, LinkStats, PartialChecksum, Received, Transmit};
 pub use handles::{ListenerId, TcpId, UdpId};
 pub use shard::{Belongs, Shard, shard_of, shard_of_flow, shard_of_udp};
-pub(crate) use shard::{GOLDEN, UDP_OF_FIRST};
+pub(crate) use shard::{GOLDEN, UDP_OF_FIRST, datagram_of};
 
 use crate::addr::Ip;
 use crate::dhcp::Client;

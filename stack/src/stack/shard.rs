@@ -7,6 +7,7 @@
 
 use smoltcp::wire::IpProtocol;
 
+use crate::addr::{Endpoint, Ip};
 use crate::ip::ETHERNET;
 use crate::limits::SHARDS_MAX;
 
@@ -98,22 +99,28 @@ pub const fn shard_of_udp(local_port: u16, count: u8) -> u8 {
     spread(local_port ^ UDP_OF_FIRST, count)
 }
 
-/// Whom, of `count`, a received Ethernet frame is for. Nothing in it is verified; one that is of no use
-/// to anybody goes to the first, to be counted.
-pub fn shard_of(frame: &[u8], count: u8) -> Belongs {
-    if count <= 1 {
-        return Belongs::To(0);
-    }
-    let useless = Belongs::To(0);
+/// What a frame says of whom it is for. Nothing in it is verified.
+enum Address {
+    Useless,
+    /// It has no ports.
+    Everybody,
+    Ports {
+        is_tcp: bool,
+        src: u16,
+        dst: u16,
+    },
+}
+
+fn address(frame: &[u8]) -> Address {
     let (protocol, ports_at) = match field(frame, 12) {
         Some([0x08, 0x00]) => {
             let (Some([version_ihl]), Some([high, low])) = (field(frame, 14), field(frame, 20))
             else {
-                return useless;
+                return Address::Useless;
             };
             // More fragments, or an offset.
             if u16::from_be_bytes([high, low]) & 0x3fff != 0 {
-                return Belongs::All;
+                return Address::Everybody;
             }
             (
                 field(frame, 23),
@@ -121,25 +128,58 @@ pub fn shard_of(frame: &[u8], count: u8) -> Belongs {
             )
         }
         Some([0x86, 0xdd]) => (field(frame, 20), ETHERNET + 40),
-        Some([0x08, 0x06]) => return Belongs::All,
-        _ => return useless,
+        Some([0x08, 0x06]) => return Address::Everybody,
+        _ => return Address::Useless,
     };
     let Some([protocol]) = protocol else {
-        return useless;
+        return Address::Useless;
     };
-    let protocol = IpProtocol::from(protocol);
-    if !matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) {
-        return Belongs::All;
-    }
+    let is_tcp = match IpProtocol::from(protocol) {
+        IpProtocol::Tcp => true,
+        IpProtocol::Udp => false,
+        _ => return Address::Everybody,
+    };
     let Some([a, b, c, d]) = field(frame, ports_at) else {
-        return useless;
+        return Address::Useless;
     };
     let (src, dst) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
-    Belongs::To(if protocol == IpProtocol::Tcp {
-        shard_of_flow(dst, src, count)
-    } else {
-        shard_of_udp(dst, count)
-    })
+    Address::Ports { is_tcp, src, dst }
+}
+
+/// Whom, of `count`, a received Ethernet frame is for. Nothing in it is verified; one that is of no use
+/// to anybody goes to the first, to be counted.
+pub fn shard_of(frame: &[u8], count: u8) -> Belongs {
+    if count <= 1 {
+        return Belongs::To(0);
+    }
+    match address(frame) {
+        Address::Useless => Belongs::To(0),
+        Address::Everybody => Belongs::All,
+        Address::Ports { is_tcp, src, dst } => Belongs::To(match is_tcp {
+            true => shard_of_flow(dst, src, count),
+            false => shard_of_udp(dst, count),
+        }),
+    }
+}
+
+/// Sender and receiver of a UDP datagram that came in one frame; nothing is verified.
+pub(crate) fn datagram_of(frame: &[u8]) -> Option<(Endpoint, Endpoint)> {
+    let Address::Ports {
+        is_tcp: false,
+        src,
+        dst,
+    } = address(frame)
+    else {
+        return None;
+    };
+    let v4 = |at| Some(Ip::v4(u32::from_be_bytes(field(frame, at)?).into()));
+    let v6 = |at| Some(Ip::v6(field::<16>(frame, at)?.into()));
+    let (from, to) = match frame.get(12)? {
+        0x08 => (v4(26)?, v4(30)?),
+        _ => (v6(22)?, v6(38)?),
+    };
+    let at = |ip, port| Endpoint { ip, port };
+    Some((at(from, src), at(to, dst)))
 }
 
 /// The `N` bytes at `at`.

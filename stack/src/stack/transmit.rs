@@ -77,7 +77,10 @@ impl Stack {
 
     /// A frame of ours to ourselves, or our copy of one to a group.
     fn comes_back(&mut self, now: Instant, iface: IfaceId, frame: Vec<u8>) {
-        let for_whom = shard_of(&frame, self.shard.count());
+        let for_whom = match self.udp.shared.is_empty() {
+            true => shard_of(&frame, self.shard.count()),
+            false => self.udp.shared.shard_of(&frame, iface),
+        };
         if for_whom == Belongs::All || for_whom == Belongs::To(self.shard.index()) {
             self.handle_frame_on(now, iface, &frame, Received { checksum_ok: true });
             if for_whom != Belongs::All {

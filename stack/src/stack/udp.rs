@@ -1,6 +1,7 @@
 //! UDP sockets, as the application sees them.
 
 use core::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::{Stack, UdpId, scope_of};
 use crate::addr::Endpoint;
@@ -8,7 +9,9 @@ use crate::error::{Cause, RecvError, SendError, SocketError};
 use crate::events::Ready;
 use crate::ip::iface::IfaceId;
 use crate::time::Instant;
-use crate::udp::{Datagram, Reuse, UdpBindOptions, UdpOpts, UdpSendOptions, UdpStats};
+use crate::udp::{
+    Datagram, Reuse, SharedPorts, UdpBindOptions, UdpBinding, UdpOpts, UdpSendOptions, UdpStats,
+};
 
 impl Stack {
     /// Opens a UDP socket; port 0 chooses one. `reuse`: SO_REUSEADDR or SO_REUSEPORT.
@@ -40,6 +43,26 @@ impl Stack {
             ..*options
         };
         self.udp.bind(&self.ip, local.into(), &options)
+    }
+
+    /// Whether a socket is in the way of one that is to be bound to `local`.
+    pub fn udp_is_taken(&self, local: SocketAddr, options: &UdpBindOptions) -> bool {
+        self.udp.is_taken(local.into(), options)
+    }
+
+    /// The sockets on a port, oldest first.
+    pub fn udp_bindings(&self, port: u16) -> impl Iterator<Item = (UdpId, UdpBinding)> {
+        self.udp.bindings(port)
+    }
+
+    /// From now on these are the ports of which other shards have sockets too.
+    pub fn udp_set_shared(&mut self, ports: Arc<SharedPorts>) {
+        self.udp.shared = ports;
+    }
+
+    /// The ports of which other shards have sockets too.
+    pub fn udp_shared(&self) -> &Arc<SharedPorts> {
+        &self.udp.shared
     }
 
     /// The options in force; `None` for a stale handle.

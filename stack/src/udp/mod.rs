@@ -1,15 +1,20 @@
 //! UDP sockets (RFC 768): bind, connect, options, receive queues, errors from ICMP. Queues are
 //! bounded by bytes; what does not fit is dropped and counted, as UDP promises.
 
+mod binding;
 mod options;
 mod receive;
 mod send;
+mod shared;
 
 use core::net::SocketAddr;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
+pub use binding::UdpBinding;
 pub use options::{PmtuDiscovery, Reuse, UdpBindOptions, UdpOpts, UdpSendOptions};
 pub(crate) use receive::Arrival;
+pub use shared::SharedPorts;
 
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::error::{Cause, RecvError, SocketError};
@@ -88,17 +93,14 @@ impl Socket {
         self.opts.multicast_all || !a.dst.is_multicast() || self.groups.contains(&(a.iface, a.dst))
     }
 
-    /// Two sockets that cannot have the same port, unless both share it.
-    fn clashes(&self, local: Ip, v6_only: bool, iface: Option<IfaceId>) -> bool {
-        let covers = |wild: Ip, v6_only: bool, ip: Ip| {
-            wild == Ip::UNSPECIFIED_V4 && ip.is_v4()
-                || wild == Ip::UNSPECIFIED_V6 && !(v6_only && ip.is_v4())
-        };
-        let links = self.opts.iface.is_none() || iface.is_none() || self.opts.iface == iface;
-        links
-            && (self.local.ip == local
-                || covers(self.local.ip, self.v6_only, local)
-                || covers(local, v6_only, self.local.ip))
+    fn binding(&self) -> UdpBinding {
+        UdpBinding {
+            local: self.local,
+            remote: self.remote,
+            reuse: self.reuse,
+            v6_only: self.v6_only,
+            iface: self.opts.iface,
+        }
     }
 }
 
@@ -116,6 +118,8 @@ pub(crate) struct Udp {
     /// Spreads flows over SO_REUSEPORT sockets.
     port_key: Key,
     shard: Shard,
+    /// Ports of which other shards have sockets too.
+    pub(crate) shared: Arc<SharedPorts>,
     pub(crate) stats: UdpStats,
 }
 
@@ -130,6 +134,7 @@ impl Udp {
             rng: Rng::new(key),
             port_key: key.derive(1),
             shard,
+            shared: Arc::default(),
             stats: UdpStats::default(),
         }
     }
@@ -156,22 +161,19 @@ impl Udp {
         }
         let port = match local.port {
             0 => self.free_port().ok_or(SocketError::PortsExhausted)?,
-            p if !self.shard.has_udp(p) => return Err(SocketError::AddressNotAvailable),
+            p if !self.shard.has_udp(p) && !options.on_any_shard => {
+                return Err(SocketError::AddressNotAvailable);
+            }
             p => p,
         };
-        let shares = |s: &Socket| options.reuse != Reuse::No && s.reuse == options.reuse;
-        let clash = |i: &u32| {
-            let s = &self.sockets[*i as usize];
-            s.clashes(local.ip, options.v6_only, options.iface) && !shares(s)
-        };
-        let taken = self.by_port.get(&port);
-        if taken.is_some_and(|l| l.iter().any(clash)) {
+        let local = Endpoint { port, ..local };
+        if self.is_taken(local, options) {
             return Err(SocketError::AddressInUse);
         }
         let socket = |generation| Socket {
             generation,
             open: true,
-            local: Endpoint { ip: local.ip, port },
+            local,
             remote: None,
             reuse: options.reuse,
             v6_only: options.v6_only,
@@ -206,12 +208,35 @@ impl Udp {
         })
     }
 
+    /// Whether a socket is in the way of one that is to be bound.
+    pub(crate) fn is_taken(&self, local: Endpoint, options: &UdpBindOptions) -> bool {
+        let new = UdpBinding::new(local, options);
+        let mut there = self.bindings(local.port);
+        there.any(|(_, other)| other.clashes(&new))
+    }
+
+    /// The sockets on a port, oldest first.
+    pub(crate) fn bindings(&self, port: u16) -> impl Iterator<Item = (UdpId, UdpBinding)> {
+        let list = self.by_port.get(&port).map_or(&[][..], Vec::as_slice);
+        list.iter().map(|index| {
+            let socket = &self.sockets[*index as usize];
+            let id = UdpId {
+                index: *index,
+                generation: socket.generation,
+            };
+            (id, socket.binding())
+        })
+    }
+
     fn free_port(&mut self) -> Option<u16> {
         let n = u64::from(EPHEMERAL_PORTS.end() - EPHEMERAL_PORTS.start()) + 1;
         let start = self.rng.below(n);
         (0..n)
             .map(|i| EPHEMERAL_PORTS.start() + ((start + i) % n) as u16)
-            .find(|p| self.shard.has_udp(*p) && !self.by_port.contains_key(p))
+            .find(|p| {
+                let elsewhere = self.shared.has(*p);
+                self.shard.has_udp(*p) && !self.by_port.contains_key(p) && !elsewhere
+            })
     }
 
     /// Fixes the peer: only its datagrams and its ICMP errors arrive. `None` dissolves.

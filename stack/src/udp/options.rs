@@ -28,6 +28,24 @@ pub enum Reuse {
     Address,
     /// SO_REUSEPORT: others that say the same; flows are spread over them.
     Port,
+    /// Both: others that say either; flows are spread over them.
+    Both,
+}
+
+impl Reuse {
+    /// Whether flows are spread over the sockets of an address.
+    pub(crate) fn spreads(self) -> bool {
+        matches!(self, Self::Port | Self::Both)
+    }
+
+    /// Whether two sockets may have one address (udp_lib_lport_inuse).
+    pub(crate) fn shares_with(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::No, _) | (_, Self::No) => false,
+            (Self::Both, _) | (_, Self::Both) => true,
+            _ => self == other,
+        }
+    }
 }
 
 /// What bind needs to know beyond the address.
@@ -39,6 +57,9 @@ pub struct UdpBindOptions {
     pub v6_only: bool,
     /// SO_BINDTODEVICE.
     pub iface: Option<IfaceId>,
+    /// The port may be one of another [shard](crate::Shard): whoever binds sees to it that datagrams come
+    /// here ([`SharedPorts`](crate::SharedPorts)), and that no socket elsewhere clashes.
+    pub on_any_shard: bool,
 }
 
 /// Options of a UDP socket; defaults are Linux's.

@@ -2,7 +2,7 @@
 
 use smoltcp::wire::{IpProtocol, UdpPacket};
 
-use super::{Datagram, HEADER, Reuse, Socket, Udp};
+use super::{Datagram, HEADER, Udp};
 use crate::addr::{Endpoint, Ip};
 use crate::checksum::Sum;
 use crate::events::Ready;
@@ -23,30 +23,6 @@ pub(crate) struct Arrival {
     pub(crate) is_group: bool,
 }
 
-impl Socket {
-    /// How well a socket fits a flow: connected beats bound to a device beats bound to an address
-    /// beats wildcard. `None`: not for it.
-    fn score(&self, local: Endpoint, remote: Endpoint, iface: Option<IfaceId>) -> Option<u32> {
-        let wild = self.local.ip == Ip::UNSPECIFIED_V4 && local.ip.is_v4()
-            || self.local.ip == Ip::UNSPECIFIED_V6 && !(self.v6_only && local.ip.is_v4());
-        let addr = match (self.local.ip == local.ip, wild) {
-            (true, _) => 1,
-            (_, true) => 0,
-            _ => return None,
-        };
-        let link = match self.opts.iface {
-            Some(own) if iface.is_some_and(|i| i != own) => return None,
-            Some(_) => 2,
-            None => 0,
-        };
-        match self.remote {
-            Some(r) if r == remote => Some(addr + link + 4),
-            Some(_) => None,
-            None => Some(addr + link),
-        }
-    }
-}
-
 impl Udp {
     /// The socket for a flow. Among equals the newest, or one that the flow's hash chooses if they
     /// share the port by SO_REUSEPORT.
@@ -57,12 +33,16 @@ impl Udp {
         iface: Option<IfaceId>,
     ) -> Option<u32> {
         let list = self.by_port.get(&local.port)?;
-        let score = |i: u32| self.sockets[i as usize].score(local, remote, iface);
+        let score = |i: u32| {
+            self.sockets[i as usize]
+                .binding()
+                .score(local, remote, iface)
+        };
         let (best, newest) = list
             .iter()
             .filter_map(|i| score(*i).map(|n| (n, *i)))
             .max_by_key(|(n, _)| *n)?;
-        if self.sockets[newest as usize].reuse != Reuse::Port {
+        if !self.sockets[newest as usize].reuse.spreads() {
             return Some(newest);
         }
         let mut group = list.iter().copied().filter(|i| score(*i) == Some(best));
@@ -103,7 +83,7 @@ impl Udp {
             let list = self.by_port.get(&local.port).cloned().unwrap_or_default();
             for i in list {
                 let s = &self.sockets[i as usize];
-                if s.score(local, remote, Some(a.iface)).is_some() && s.hears_group(a) {
+                if s.binding().score(local, remote, Some(a.iface)).is_some() && s.hears_group(a) {
                     self.enqueue(i, a, local, remote, data);
                 }
             }
