@@ -6,10 +6,12 @@
  *       one:   threads that accept on one listener, and serve what they have accepted
  *       fork:  processes that do so on a listener of their parent's
  *   stack_engines udp ADDRESS WORKERS              echoes datagrams on as many ports, by poll
+ *   stack_engines group ADDRESS WORKERS            threads that echo datagrams, each by a socket of one port
  *   stack_engines kcm ADDRESS CONNECTIONS          attaches so many to one mux, and answers each message
  *   stack_engines dial ADDRESS WORKERS COUNT BYTES each thread dials so often, all open at once
  *   stack_engines fixed ADDRESS WORKERS COUNT BYTES as dial, from ports it has bound
  *   stack_engines ping ADDRESS COUNT               one connection, a byte there and back each time
+ *   stack_engines knock ADDRESS FLOWS COUNT        datagrams of a byte, there and back, by so many sockets
  *   stack_engines tell ADDRESS WORKERS COUNT       datagrams to each port, there and back
  *   stack_engines ask ADDRESS CONNECTIONS COUNT    messages over each, there and back */
 #include "guest.h"
@@ -174,6 +176,30 @@ static void udp(void)
 		}
 }
 
+static void *grouped(void *arg)
+{
+	int s = (int)(intptr_t)arg;
+	for (;;) {
+		char data[100];
+		struct sockaddr_in from;
+		socklen_t len = sizeof from;
+		ssize_t n = recvfrom(s, data, sizeof data, 0, (void *)&from, &len);
+		check(n > 0 && sendto(s, data, (size_t)n, 0, (void *)&from, len) == n, "echo");
+	}
+	return NULL;
+}
+
+static void group(void)
+{
+	for (int i = 0, on = 1; i < workers; i++) {
+		struct sockaddr_in a = at(PORT);
+		int s = socket(AF_INET, SOCK_DGRAM, 0);
+		check(setsockopt(s, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) == 0, "SO_REUSEPORT");
+		check(bind(s, (void *)&a, sizeof a) == 0, "bind");
+		spawn(grouped, (void *)(intptr_t)s);
+	}
+}
+
 static void *answer(void *arg)
 {
 	int k = (int)(intptr_t)arg;
@@ -264,6 +290,24 @@ static void ping(void)
 	printf("%d good\n", workers);
 }
 
+static void knock(void)
+{
+	int good = 0;
+	struct sockaddr_in a = at(PORT);
+	for (int nth = 0; nth < workers; nth++) {
+		int fd = socket(AF_INET, SOCK_DGRAM, 0);
+		check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
+		for (int i = 0; i < count; i++) {
+			char c = (char)i;
+			check(send(fd, &c, 1, 0) == 1, "send");
+			check(recv(fd, &c, 1, 0) == 1 && c == (char)i, "knock");
+			good++;
+		}
+		close(fd);
+	}
+	printf("%d good\n", good);
+}
+
 static void tell(void)
 {
 	int good = 0;
@@ -336,6 +380,10 @@ int main(int argc, char **argv)
 		until_told();
 	} else if (!strcmp(mode, "udp")) {
 		udp();
+	} else if (!strcmp(mode, "group")) {
+		group();
+		listening();
+		until_told();
 	} else if (!strcmp(mode, "kcm")) {
 		serve_kcm();
 	} else if (!strcmp(mode, "dial")) {
@@ -345,6 +393,8 @@ int main(int argc, char **argv)
 		clients();
 	} else if (!strcmp(mode, "ping")) {
 		ping();
+	} else if (!strcmp(mode, "knock")) {
+		knock();
 	} else if (!strcmp(mode, "tell")) {
 		tell();
 	} else if (!strcmp(mode, "ask")) {

@@ -2,6 +2,8 @@
  *                                        its input ends, then says how many peers each of its threads had
  * stack_queues call ADDRESS THREADS CONNECTIONS   as many threads, each of which connects, talks and closes
  * stack_queues ask ADDRESS THREADS QUESTIONS      as many UDP sockets, each of which asks and is answered
+ * stack_queues flows ADDRESS THREADS FLOWS        each thread has so many UDP sockets, which ask one port in turn:
+ *                                                 always the same thread answers each
  *
  * What programs with several threads do with their sockets, so that engines in several threads have to get
  * along: whose thread accepts, whose reads, and who waits for what is different in each shape. */
@@ -199,27 +201,62 @@ static int datagram_socket(int number)
 	return fd;
 }
 
+/* One of those that share a port. */
+static int grouped_socket(void)
+{
+	int one = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
+	CHECK(fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) == 0);
+	CHECK(bind(fd, (void *)&address, sizeof address) == 0);
+	return fd;
+}
+
+struct question {
+	int number, answered_by;
+};
+
+/* Answers who it is. A peer is counted by its first question. */
+static void *serve_grouped(void *argument)
+{
+	struct worker *w = argument;
+	for (;;) {
+		struct question q;
+		struct sockaddr_in from;
+		socklen_t len = sizeof from;
+		SERVE(recvfrom(w->listener, &q, sizeof q, 0, (void *)&from, &len) == sizeof q);
+		if (q.number == 0)
+			had(w);
+		q.answered_by = w->number;
+		SERVE(sendto(w->listener, &q, sizeof q, 0, (void *)&from, len) == sizeof q);
+	}
+	return NULL;
+}
+
 static void serve(const char *shape)
 {
 	int reuse = !strcmp(shape, "reuse"), shared = !strcmp(shape, "shared");
 	int handed = !strcmp(shape, "handed"), polled = !strcmp(shape, "polled");
 	int datagrams = !strcmp(shape, "datagrams"), blocking = !strcmp(shape, "blocking");
-	CHECK(reuse || shared || handed || polled || datagrams || blocking);
+	int grouped = !strcmp(shape, "grouped");
+	CHECK(reuse || shared || handed || polled || datagrams || grouped || blocking);
 	static int one = -1;
-	if (!reuse && !datagrams)
+	if (!reuse && !datagrams && !grouped)
 		one = listener(0);
-	void *(*run)(void *) = datagrams ? serve_datagrams : polled ? serve_polled : blocking ? serve_blocking : serve_events;
+	void *(*run)(void *) = datagrams ? serve_datagrams : grouped ? serve_grouped : polled ? serve_polled : blocking ? serve_blocking : serve_events;
 	for (int i = 0; i < threads; i++) {
 		struct worker *w = &workers[i];
 		w->number = i;
-		w->listener = reuse ? listener(1) : datagrams ? datagram_socket(i) : handed ? -1 : one;
+		w->listener = reuse ? listener(1) : datagrams ? datagram_socket(i) : grouped ? grouped_socket() : handed ? -1 : one;
 		w->epoll = epoll_create1(0);
 		if (reuse || shared || polled)
 			CHECK(fcntl(w->listener, F_SETFL, O_NONBLOCK) == 0);
 		if (reuse || shared)
 			watch(w->epoll, w->listener, EPOLLIN | (shared ? EPOLLEXCLUSIVE : 0));
-		CHECK(pthread_create(&w->thread, NULL, run, w) == 0);
+		if (!grouped)
+			CHECK(pthread_create(&w->thread, NULL, run, w) == 0);
 	}
+	/* Flows are spread over the sockets there are when they begin. */
+	for (int i = 0; grouped && i < threads; i++)
+		CHECK(pthread_create(&workers[i].thread, NULL, run, &workers[i]) == 0);
 	pthread_t acceptor;
 	if (handed)
 		CHECK(pthread_create(&acceptor, NULL, hand_out, &one) == 0);
@@ -289,6 +326,35 @@ static void *ask(void *argument)
 	return NULL;
 }
 
+/* A lost question is asked again. */
+static void *ask_in_turn(void *argument)
+{
+	struct timeval patience = { 2, 0 };
+	int *fds = calloc(count, sizeof *fds), *servers = calloc(count, sizeof *servers);
+	(void)argument;
+	for (int i = 0; i < count; i++) {
+		fds[i] = socket(AF_INET, SOCK_DGRAM, 0);
+		CHECK(fds[i] >= 0 && connect(fds[i], (void *)&address, sizeof address) == 0);
+		CHECK(setsockopt(fds[i], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) == 0);
+	}
+	for (int round = 0; round < ROUNDS; round++) {
+		for (int i = 0, tries = 0; i < count; tries++) {
+			struct question q = { round, -1 }, answer;
+			CHECK(tries < count + 10);
+			CHECK(send(fds[i], &q, sizeof q, 0) == sizeof q);
+			if (recv(fds[i], &answer, sizeof answer, 0) != sizeof answer || answer.number != round)
+				continue;
+			CHECK(round == 0 || servers[i] == answer.answered_by);
+			servers[i++] = answer.answered_by;
+		}
+	}
+	for (int i = 0; i < count; i++)
+		close(fds[i]);
+	free(fds);
+	free(servers);
+	return NULL;
+}
+
 int main(int argc, char **argv)
 {
 	CHECK(argc >= 4);
@@ -297,8 +363,8 @@ int main(int argc, char **argv)
 	CHECK(inet_pton(AF_INET, argv[2], &address.sin_addr) == 1);
 	threads = atoi(argv[3]);
 	CHECK(threads > 0 && threads <= THREADS_MAX);
-	int calls = !strcmp(argv[1], "call");
-	if (!calls && strcmp(argv[1], "ask")) {
+	int calls = !strcmp(argv[1], "call"), flows = !strcmp(argv[1], "flows");
+	if (!calls && !flows && strcmp(argv[1], "ask")) {
 		serve(argv[1]);
 		return 0;
 	}
@@ -306,7 +372,7 @@ int main(int argc, char **argv)
 	count = atoi(argv[4]);
 	pthread_t callers[THREADS_MAX];
 	for (long i = 0; i < threads; i++)
-		CHECK(pthread_create(&callers[i], NULL, calls ? call : ask, (void *)i) == 0);
+		CHECK(pthread_create(&callers[i], NULL, calls ? call : flows ? ask_in_turn : ask, (void *)i) == 0);
 	for (int i = 0; i < threads; i++)
 		CHECK(pthread_join(callers[i], NULL) == 0);
 	return 0;

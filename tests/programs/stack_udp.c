@@ -554,6 +554,85 @@ static void everywhere(int family, const char *any, const char *near, const char
 	close(s), close(n), close(f);
 }
 
+/* A socket that shares its address, as far as its options say. */
+static int sharing(const char *what, const char *ip, int reuse_port, int reuse_address)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	union address a = at(ip, 5300);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &reuse_port, sizeof reuse_port);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse_address, sizeof reuse_address);
+	if (say(what, bind(fd, &a.any, size(&a))) == 0)
+		return fd;
+	close(fd);
+	return -1;
+}
+
+/* How many datagrams wait, once there are so many on all sockets; they are taken. */
+static void counted(const char *what, const int *fds, int count, int wanted, int apart)
+{
+	int got[8] = { 0 }, sum = 0;
+	struct pollfd p[8];
+	for (int i = 0; i < count; i++)
+		p[i] = (struct pollfd){ fds[i], POLLIN, 0 };
+	while (sum < wanted && poll(p, count, 10000) > 0) {
+		char data[64];
+		for (int i = 0; i < count; i++)
+			for (; recv(fds[i], data, sizeof data, MSG_DONTWAIT) >= 0; sum++)
+				got[i]++;
+	}
+	printf("%s: %d of them, on the first %d\n", what, sum, apart ? got[0] : -1);
+}
+
+/* Sends from so many ports of the kernel's side. */
+static void send_many(int count)
+{
+	union address to = at("10.9.0.2", 5300);
+	for (int i = 0; i < count; i++) {
+		int fd = open_at(AF_INET, "10.9.0.1", 0);
+		if (sendto(fd, "flow", 4, 0, &to.any, size(&to)) != 4)
+			say("sendto", -1);
+		close(fd);
+	}
+}
+
+/* Sockets of one address: who may have it, who hears a peer. */
+static void shared(void)
+{
+	printf("-- a shared port\n");
+	int fds[8], n = 0, peer = open_at(AF_INET, "10.9.0.1", 5301);
+	union address to = at("10.9.0.1", 5301);
+	for (; n < 5; n++)
+		fds[n] = sharing("bind", "10.9.0.2", 1, n == 3);
+	sharing("without an option", "10.9.0.2", 0, 0);
+	sharing("by address", "10.9.0.2", 0, 1);
+	send_many(100);
+	counted("of many peers", fds, n, 100, 0);
+	say("connect", connect(fds[0], &to.any, size(&to)));
+	for (int i = 0; i < 5; i++)
+		send_to("to the connected one", peer, "peer", "10.9.0.2", 5300);
+	counted("of the peer", fds, n, 5, 1);
+	send_many(20);
+	counted("of others", fds, n, 20, 1);
+	say("answer", send(fds[0], "answer", 6, 0));
+	receive("peer", peer, 20, 0);
+	close(fds[0]);
+	for (int i = 0; i < 5; i++)
+		send_to("to the rest", peer, "peer", "10.9.0.2", 5300);
+	counted("of the peer", fds + 1, n - 1, 5, 0);
+	while (n > 2)
+		close(fds[--n]);
+	send_many(20);
+	counted("with one left", fds + 1, 1, 20, 1);
+	sharing("still taken", "10.9.0.2", 0, 0);
+	close(fds[1]);
+	fds[0] = sharing("free", "10.9.0.2", 0, 0);
+	sharing("taken again", "10.9.0.2", 1, 0);
+	close(fds[0]);
+	fds[0] = sharing("both options", "10.9.0.2", 1, 1);
+	fds[1] = sharing("one of them", "10.9.0.2", 0, 1);
+	close(fds[0]), close(fds[1]), close(peer);
+}
+
 int main(void)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -568,6 +647,7 @@ int main(void)
 	large(AF_INET, "10.9.0.2", "10.9.0.1");
 	large(AF_INET6, "fd09::2", "fd09::1");
 	mapped();
+	shared();
 	everywhere(AF_INET, "0.0.0.0", "127.0.0.1", "10.9.0.1", "10.9.0.2");
 	everywhere(AF_INET6, "::", "::1", "fd09::1", "fd09::2");
 	return 0;

@@ -122,6 +122,18 @@ fn datagrams_come_to_the_socket_of_their_port() {
     });
 }
 
+/// Sockets that share a port have their share of the flows, and each flow stays with one of them.
+#[test]
+fn flows_to_a_shared_port_are_spread() {
+    let each = |peers: &[usize]| assert!(peers.iter().all(|n| *n > 0), "{peers:?}");
+    serves("grouped", "flows", 40, each);
+    for_each_count(|lab, program, words| {
+        let server = Server::start(lab.on_peer(program), "grouped", PEER);
+        exchange(lab.on_stack_with(words, program), "flows", PEER, 40);
+        each(&server.end());
+    });
+}
+
 #[test]
 fn threads_call_a_server_on_the_kernel() {
     for_each_count(|lab, program, words| {

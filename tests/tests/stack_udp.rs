@@ -4,9 +4,13 @@
 use kcm_tests::lab::{self, Side};
 use kcm_tests::program;
 
-/// What a program printed, line by line.
-fn trace(side: Side, program: &std::path::Path) -> Vec<String> {
-    let output = program::run(&mut lab::command(side, program));
+/// What a program printed, line by line; with so many engines on the stack.
+fn trace(side: Side, queues: u8, program: &std::path::Path) -> Vec<String> {
+    let mut command = lab::command(side, program);
+    if side == Side::Stack {
+        command.env("KCMSHIM_STACK", format!("{} queues={queues}", lab::LINE));
+    }
+    let output = program::run(&mut command);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(said, "", "{side:?}: nothing is said unasked");
@@ -16,13 +20,20 @@ fn trace(side: Side, program: &std::path::Path) -> Vec<String> {
 #[track_caller]
 fn assert_same(name: &str) {
     let program = program::build(name, &["-pthread"]);
-    let kernel = trace(Side::Kernel, &program);
-    let stack = trace(Side::Stack, &program);
-    for (at, (kernel_line, line)) in kernel.iter().zip(&stack).enumerate() {
-        let before = kernel[at.saturating_sub(5)..at].join("\n");
-        assert_eq!(line, kernel_line, "line {}, after\n{before}", at + 1);
+    let kernel = trace(Side::Kernel, 1, &program);
+    for queues in [1, 4] {
+        let stack = trace(Side::Stack, queues, &program);
+        for (at, (kernel_line, line)) in kernel.iter().zip(&stack).enumerate() {
+            let before = kernel[at.saturating_sub(5)..at].join("\n");
+            assert_eq!(
+                line,
+                kernel_line,
+                "{queues} queues, line {}, after\n{before}",
+                at + 1
+            );
+        }
+        assert_eq!(stack.len(), kernel.len(), "{queues} queues");
     }
-    assert_eq!(stack.len(), kernel.len());
 }
 
 #[test]

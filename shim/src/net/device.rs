@@ -8,6 +8,7 @@ use super::engine::Engine;
 use super::socket::State;
 use super::steer;
 use super::udp::groups::owner;
+use super::udp::ports;
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
 use crate::kcm::options::{put_bytes, put_int};
@@ -117,6 +118,8 @@ pub(super) fn set(
                 opts.iface = device;
                 let _ = engine.stack.udp_set_opts(id, opts);
             }
+            drop(engine);
+            ports::changed(file);
             Ok(Some(0))
         }
         GROUPS_V4 | GROUPS_V6 => {

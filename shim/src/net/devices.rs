@@ -7,7 +7,7 @@ use kcm_mux::Nanos;
 use kcm_stack::device::{
     self, Checksum, Counters, DeviceError, FrameMeta, NetDevice, Pumped, Wait,
 };
-use kcm_stack::{IfaceId, Instant, Stack};
+use kcm_stack::{IfaceId, Instant, SharedPorts, Stack};
 use libc::pollfd;
 use rustix::event::epoll;
 use rustix::fd::{AsRawFd, OwnedFd};
@@ -114,7 +114,7 @@ impl Devices {
                     csum: Checksum::Verified,
                     gso: None,
                 };
-                exchange.give(self.engine, &frame, meta);
+                exchange.give((self.engine, iface), stack.udp_shared(), &frame, meta);
             }
         }
     }
@@ -176,6 +176,13 @@ impl Devices {
         let retry = tried().filter(|at| *at != 0).min();
         let at = [at, retry].into_iter().flatten().min()?;
         Some(at.max(tried().min().unwrap_or(0)))
+    }
+
+    /// Which UDP ports have sockets in several engines.
+    pub(super) fn steer(&mut self, ports: &Arc<SharedPorts>) {
+        for link in &mut self.all {
+            link.device.steer(link.iface, ports);
+        }
     }
 
     /// What they count, all together.

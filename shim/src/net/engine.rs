@@ -2,10 +2,11 @@
 //! frames; what the engine has to say is passed on when the lock is given back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use kcm_mux::Nanos;
 use kcm_stack::device::Counters;
-use kcm_stack::{Event, Instant, ListenerId, Stack, TcpId, UdpId};
+use kcm_stack::{Event, Instant, ListenerId, SharedPorts, Stack, TcpId, UdpId};
 use libc::pollfd;
 use rustix::fd::OwnedFd;
 
@@ -204,6 +205,12 @@ impl Engine {
     /// somebody else has it.
     pub(super) fn note_published(&mut self) {
         self.is_published = true;
+    }
+
+    /// Which UDP ports have sockets in several engines.
+    pub(super) fn share_ports(&mut self, ports: &Arc<SharedPorts>) {
+        self.stack.udp_set_shared(ports.clone());
+        self.devices.steer(ports);
     }
 
     /// What the devices count, all of them together.

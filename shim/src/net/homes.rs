@@ -48,6 +48,13 @@ pub(super) fn of_udp(port: u16) -> &'static NetCell {
     }
 }
 
+/// Every engine, beginning with the one that a UDP port belongs to: the order in which those who share an
+/// address are spread over them, of whatever protocol, so that a thread with one of each keeps to one engine.
+pub(super) fn from_port(port: u16) -> impl Iterator<Item = &'static NetCell> {
+    let (first, count) = (shard_of_udp(port, cells::count()), cells::count());
+    (first..count).chain(0..first).map(cells::at)
+}
+
 /// The engines of a listener, each time beginning with another.
 pub(super) fn in_turn(engines: Engines) -> impl Iterator<Item = &'static NetCell> {
     static TURN: AtomicU8 = AtomicU8::new(0);

@@ -207,6 +207,8 @@ fn connect_udp(name: &Name, remote: SocketAddr) -> Outcome<Given> {
         .udp_connect(id, peer)
         .map_err(errors::connect)?;
     let local = engine.stack.udp_addresses(id).map(|(local, _)| local);
+    drop(engine);
+    udp::ports::changed(file);
     let name = Name {
         local: local.unwrap_or(name.local),
         peer,

@@ -15,7 +15,7 @@ use super::cells::{self, Engines, NetCell};
 use super::engine::Engine;
 use super::options::Settings;
 use super::socket::{self, Socket, State};
-use super::{address, errors, ready};
+use super::{address, errors, homes, ready};
 use crate::epoll;
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
@@ -84,8 +84,9 @@ pub(super) fn listen(file: &'static File, backlog: usize) -> Outcome<i32> {
     };
     let before = placing.group(&new).count();
     if reuse_port {
-        let index = before % usize::from(cells::count());
-        relocate(&placing, file, cells::at(index as u8))?;
+        let nth = before % usize::from(cells::count());
+        let cell = homes::from_port(local.port()).nth(nth);
+        relocate(&placing, file, cell.unwrap_or(cells::first()))?;
     }
     let mut engine = cells::lock(file)?;
     let settings = engine.socket(file)?.settings.clone();
@@ -156,17 +157,18 @@ impl Placing {
     }
 }
 
-/// The engines that fall to the `nth` of `members` listeners.
+/// The engines that fall to the `nth` of `members` listeners, in the order of [`homes::from_port`].
 fn share(nth: usize, members: usize, engines: usize) -> impl Iterator<Item = usize> {
     (0..engines).filter(move |at| at % members == nth || *at == nth % engines)
 }
 
 fn spread(group: &[&Listening]) -> Outcome<()> {
-    let engines = usize::from(cells::count());
+    let port = group.first().map_or(0, |one| one.local.port());
+    let cells: Vec<_> = homes::from_port(port).collect();
+    let engines = cells.len();
     // Those who come before those who go: no engine is without one in between.
     for (nth, one) in group.iter().enumerate() {
-        for at in share(nth, group.len(), engines) {
-            let cell = cells::at(at as u8);
+        for cell in share(nth, group.len(), engines).filter_map(|at| cells.get(at).copied()) {
             if !one.file.engines().has(cell.index()) {
                 one.join(cell)?;
             }
@@ -174,7 +176,8 @@ fn spread(group: &[&Listening]) -> Outcome<()> {
     }
     for (nth, one) in group.iter().enumerate() {
         for cell in one.file.engines().cells() {
-            let keeps = share(nth, group.len(), engines).any(|at| at == usize::from(cell.index()));
+            let at = { cells.iter() }.position(|kept| kept.index() == cell.index());
+            let keeps = at.is_some_and(|at| share(nth, group.len(), engines).any(|own| own == at));
             if !keeps && cell.index() != one.file.net_engine() {
                 withdraw(one.file, cell, false);
             }

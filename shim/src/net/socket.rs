@@ -515,13 +515,24 @@ pub(crate) fn connect_to(file: &'static File, fd: i32, remote: SocketAddr) -> Ou
                 return Err(Errno::EALREADY.into());
             }
         }
-        State::Udp(_) => return super::udp::connect(&mut engine, file, Some(remote)),
+        State::Udp(_) => return connect_datagrams(engine, file, Some(remote)),
         State::Unbound | State::Bound(_) => {
             start(&mut engine, file, remote)?;
             engine.pump();
         }
     }
     await_connection(engine, file, fd)
+}
+
+fn connect_datagrams(
+    mut engine: EngineGuard,
+    file: &'static File,
+    remote: Option<SocketAddr>,
+) -> Outcome<i32> {
+    let done = super::udp::connect(&mut engine, file, remote);
+    drop(engine);
+    super::udp::ports::changed(file);
+    done
 }
 
 /// Sends the SYN.
@@ -615,7 +626,7 @@ fn disconnect(file: &'static File) -> Outcome<i32> {
     let mut engine = cells::lock(file)?;
     let now = engine.now();
     match engine.socket(file)?.state {
-        State::Udp(_) => return super::udp::connect(&mut engine, file, None),
+        State::Udp(_) => return connect_datagrams(engine, file, None),
         State::Connecting(id) | State::Connected(id) => {
             // tcp_disconnect resets a connection, and reports it as one that was.
             let open = engine
@@ -744,6 +755,7 @@ pub(crate) fn last_close(file: &'static File) {
             listeners::close(file);
         }
     }
+    super::udp::ports::leave(file);
     let Ok(mut engine) = cells::lock(file) else {
         return;
     };

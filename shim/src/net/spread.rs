@@ -12,7 +12,7 @@ use kcm_stack::device::{
     Capabilities, Counters, DeviceError, ETHERNET_HEADER_LEN, FrameMeta, NetDevice,
     RX_BATCH_FRAMES, RxFrame, TransmitError, Wait, Written,
 };
-use kcm_stack::{Belongs, Instant, shard_of};
+use kcm_stack::{Belongs, IfaceId, Instant, SharedPorts, shard_of};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -100,9 +100,20 @@ impl Exchange {
         self.0.len() as u8
     }
 
-    /// Gives a frame that the engine `from` has to those it concerns besides. Whether it concerns `from`.
-    pub(super) fn give(&self, from: u8, data: &[u8], meta: FrameMeta) -> bool {
-        match shard_of(data, self.count()) {
+    /// Gives a frame that the engine `from` has, by the interface, to those it concerns besides. Whether it
+    /// concerns `from`.
+    pub(super) fn give(
+        &self,
+        (from, iface): (u8, IfaceId),
+        ports: &SharedPorts,
+        data: &[u8],
+        meta: FrameMeta,
+    ) -> bool {
+        let whose = match ports.is_empty() {
+            true => shard_of(data, self.count()),
+            false => ports.shard_of(data, iface),
+        };
+        match whose {
             Belongs::To(one) if one == from => true,
             Belongs::To(other) => {
                 if let Some(inbox) = self.0.get(usize::from(other)) {
@@ -158,6 +169,8 @@ pub(super) struct Spread {
     /// Another engine tells what the queue counts.
     is_counted_elsewhere: bool,
     exchange: Arc<Exchange>,
+    /// UDP ports with sockets in several engines, and which interface this is.
+    shared: (Arc<SharedPorts>, IfaceId),
     capabilities: Capabilities,
     /// Readable while the queue's descriptor or the inbox's is.
     readable: OwnedFd,
@@ -194,6 +207,7 @@ impl Spread {
             readable,
             writable,
             exchange,
+            shared: (Arc::default(), IfaceId::FIRST),
         })
     }
 
@@ -245,15 +259,26 @@ impl Spread {
     }
 }
 
+/// What tells whose a frame is that an engine has received.
+struct Sorter<'a> {
+    exchange: &'a Exchange,
+    engine: u8,
+    shared: &'a (Arc<SharedPorts>, IfaceId),
+}
+
+impl Sorter<'_> {
+    fn give(&self, frame: &RxFrame<'_>) -> bool {
+        let (ports, iface) = self.shared;
+        self.exchange
+            .give((self.engine, *iface), ports, frame.data, frame.meta)
+    }
+}
+
 /// Lends the frames of a batch that concern the engine, and gives the others away.
-fn sort(
-    (exchange, engine): (&Exchange, u8),
-    frames: &[RxFrame<'_>],
-    visit: &mut dyn FnMut(&[RxFrame<'_>]),
-) {
+fn sort(sorter: &Sorter<'_>, frames: &[RxFrame<'_>], visit: &mut dyn FnMut(&[RxFrame<'_>])) {
     let mut first = 0;
     for (at, frame) in frames.iter().enumerate() {
-        if exchange.give(engine, frame.data, frame.meta) {
+        if sorter.give(frame) {
             continue;
         }
         if let Some(before) = frames.get(first..at).filter(|run| !run.is_empty()) {
@@ -269,7 +294,7 @@ fn sort(
 /// Where the device passes on what is not ours: the engine says that first, and does nothing with what is
 /// another's.
 fn sort_forwarded(
-    (exchange, engine): (&Exchange, u8),
+    sorter: &Sorter<'_>,
     frames: &[RxFrame<'_>],
     visit: &mut dyn FnMut(&[RxFrame<'_>]),
 ) {
@@ -279,7 +304,7 @@ fn sort_forwarded(
         let to_group = frame.data.first().is_some_and(|first| first & 1 != 0);
         let is_arp = frame.data.get(12..ETHERNET_HEADER_LEN) == Some(&ARP);
         if !frame.is_forwarded() || to_group || is_arp {
-            exchange.give(engine, frame.data, frame.meta);
+            sorter.give(frame);
         }
     }
 }
@@ -295,10 +320,14 @@ impl NetDevice for Spread {
         visit: &mut dyn FnMut(&[RxFrame<'_>]),
     ) -> Result<usize, DeviceError> {
         let left = self.receive_left(budget, visit);
-        let here = (&*self.exchange, self.engine);
+        let here = Sorter {
+            exchange: &self.exchange,
+            engine: self.engine,
+            shared: &self.shared,
+        };
         let mut sorted = |frames: &[RxFrame<'_>]| match self.capabilities.forwards {
-            false => sort(here, frames, visit),
-            true => sort_forwarded(here, frames, visit),
+            false => sort(&here, frames, visit),
+            true => sort_forwarded(&here, frames, visit),
         };
         let budget = budget - left;
         let received = self
@@ -342,6 +371,11 @@ impl NetDevice for Spread {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.queue.look(None, |device| device.next_deadline())
+    }
+
+    fn steer(&mut self, iface: IfaceId, ports: &Arc<SharedPorts>) {
+        self.shared = (ports.clone(), iface);
+        self.queue.with((), |device| device.steer(iface, ports));
     }
 
     fn counters(&self) -> Counters {

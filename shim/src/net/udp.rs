@@ -3,6 +3,7 @@
 pub(crate) mod control;
 pub(crate) mod groups;
 pub(crate) mod options;
+pub(super) mod ports;
 
 use core::net::SocketAddr;
 use core::sync::atomic::Ordering;
@@ -22,7 +23,7 @@ use super::cells::{self, EngineGuard, NetCell};
 use super::engine::Engine;
 use super::options::Settings;
 use super::socket::{self, Socket, State, waits};
-use super::{address, errors, homes, ready, sleep, steer};
+use super::{address, errors, ready, sleep, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind};
@@ -83,11 +84,8 @@ pub(super) fn open_apart(
 ) -> Outcome<&'static File> {
     let bind = bind_options(like.as_fd(), v6, settings.device);
     let (opts, wants) = options::of_kernel_socket(like.as_fd(), v6);
-    let mut engine = homes::of_udp(local.port()).lock()?;
-    let id = engine
-        .stack
-        .udp_bind_with(local, &bind)
-        .map_err(errors::socket)?;
+    let (cell, id) = ports::bind(local, &bind)?;
+    let mut engine = cell.lock()?;
     set_options(&mut engine, id, opts);
     let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(false);
@@ -107,10 +105,8 @@ fn bound(
 ) -> Outcome<(&'static NetCell, UdpId, Wants)> {
     let bind = bind_options(old, v6, device);
     let (opts, wants) = options::of_kernel_socket(old, v6);
-    let cell = homes::of_udp(local.port());
-    let mut engine = cell.lock()?;
-    let id = { engine.stack.udp_bind_with(local, &bind) }.map_err(errors::socket)?;
-    set_options(&mut engine, id, opts);
+    let (cell, id) = ports::bind(local, &bind)?;
+    set_options(&mut *cell.lock()?, id, opts);
     Ok((cell, id, wants))
 }
 
@@ -118,13 +114,15 @@ fn bound(
 fn bind_options(old: BorrowedFd<'_>, v6: bool, device: Option<IfaceId>) -> UdpBindOptions {
     let is_on = |level, name| sys::option_int(old, level, name).unwrap_or(0) != 0;
     UdpBindOptions {
-        reuse: match is_on(libc::SOL_SOCKET, libc::SO_REUSEPORT) {
-            true => Reuse::Port,
-            false if is_on(libc::SOL_SOCKET, libc::SO_REUSEADDR) => Reuse::Address,
-            false => Reuse::No,
+        reuse: match [libc::SO_REUSEPORT, libc::SO_REUSEADDR].map(|o| is_on(libc::SOL_SOCKET, o)) {
+            [true, true] => Reuse::Both,
+            [true, false] => Reuse::Port,
+            [false, true] => Reuse::Address,
+            [false, false] => Reuse::No,
         },
         v6_only: v6 && is_on(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
         iface: device,
+        on_any_shard: false,
     }
 }
 
