@@ -405,13 +405,13 @@ impl RecvQueue {
         self.len += n;
     }
 
-    /// The readable bytes in place, as contiguous pieces.
+    /// The readable bytes in place, as contiguous pieces, none of them empty.
     pub(crate) fn slices(&self) -> impl Iterator<Item = &[u8]> {
         let (head, end) = (self.head, self.head + self.len);
         let small = self.small.as_ref().filter(|_| head < end);
         let blocks = self.blocks.iter().enumerate().map_while(move |(i, b)| {
             let start = self.layout.start_of(i);
-            let b = b.as_ref().filter(|_| start < end)?;
+            let b = b.as_ref().filter(|_| head.max(start) < end)?;
             Some(&b[head.saturating_sub(start)..(end - start).min(b.len())])
         });
         small.map(|s| &s[head..end]).into_iter().chain(blocks)
@@ -506,6 +506,20 @@ mod tests {
         }
         q.clear(&mut pool);
         assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_read_up_to_a_hole_leaves_no_slice() {
+        let mut pool = BlockPool::new(1 << 20);
+        let mut q = RecvQueue::default();
+        assert!(q.write(&mut pool, 0, &[1; 1000]));
+        q.commit(1000);
+        assert!(q.write(&mut pool, 500, &[3; 100]));
+        q.consume(&mut pool, 1000, true);
+        assert_eq!(q.slices().next(), None);
+        assert!(q.write(&mut pool, 0, &[2; 500]));
+        q.commit(600);
+        assert_eq!(q.slices().next().map(<[u8]>::len), Some(600));
     }
 
     #[test]
