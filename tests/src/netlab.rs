@@ -2,6 +2,7 @@
 //! on the other.
 
 use std::ffi::OsStr;
+use std::io::{self, Write};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -27,6 +28,16 @@ pub fn missing() -> Option<&'static str> {
         Ok(_) => Some("network namespaces need root"),
         Err(_) => Some("needs util-linux and iproute2"),
     }
+}
+
+/// Whether a namespace can be made here; if not, says why to whoever reads the log.
+#[must_use]
+pub fn is_runnable() -> bool {
+    let why = missing();
+    if let Some(why) = why {
+        let _ = writeln!(io::stderr(), "not run: {why}");
+    }
+    why.is_none()
 }
 
 impl Lab {
@@ -71,6 +82,15 @@ impl Lab {
     #[must_use]
     pub fn on_guest(&self, program: impl AsRef<OsStr>) -> Command {
         inside(&self.guest(), program)
+    }
+
+    /// A command on the guest's side, under the library with the stack on its interface if `stack`.
+    #[must_use]
+    pub fn on(&self, stack: bool, program: impl AsRef<OsStr>) -> Command {
+        match stack {
+            true => self.on_stack(program),
+            false => self.on_guest(program),
+        }
     }
 
     /// A command on the guest's side under the library, with the stack on its interface.

@@ -1,19 +1,11 @@
 //! Every kind of device under a program, and what a program and its user see of one that cannot be used.
 
-use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use kcm_tests::netlab::{self, GUEST, Lab, PEER};
+use kcm_tests::netlab::{GUEST, Lab, PEER, is_runnable};
+use kcm_tests::server::Server;
 use kcm_tests::{guest, program};
-
-fn can_run() -> bool {
-    let missing = netlab::missing();
-    if let Some(why) = missing {
-        let _ = writeln!(io::stderr(), "not run: {why}");
-    }
-    missing.is_none()
-}
 
 fn ip(lab: &Lab, arguments: &str) {
     let mut command = lab.on_guest("ip");
@@ -35,22 +27,8 @@ fn under(lab: &Lab, line: &str, words: &[&str], program: &Path) -> Command {
 
 /// What the guest of attached connections prints, its peer being the command `peer`.
 fn attached(mut peer: Command, mut guest: Command) -> String {
-    let mut peer = peer
-        .args(["peer", PEER])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the peer starts");
-    let stdout = peer.stdout.take().expect("stdout is piped");
-    let mut line = String::new();
-    assert!(
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .is_ok_and(|n| n > 0)
-    );
+    let _peer = Server::start(peer.args(["peer", PEER]));
     let output = program::run(guest.args(["guest", PEER]));
-    drop(peer.stdin.take()); // ends it
-    let _ = peer.wait();
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -64,7 +42,7 @@ fn expected(program: &Path) -> String {
 
 #[test]
 fn a_program_does_the_same_over_xdp_and_tap() {
-    if !can_run() {
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_attach", &[]);
@@ -94,7 +72,7 @@ const REFUSED: &str = "bind ENETDOWN\nconnect ENETDOWN\n";
 
 #[test]
 fn a_device_that_cannot_be_used_costs_one_sentence_and_follows_the_policy() {
-    if !can_run() {
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_policy", &[]);
@@ -151,7 +129,7 @@ fn a_device_that_cannot_be_used_costs_one_sentence_and_follows_the_policy() {
 
 #[test]
 fn netmap_without_its_module_says_what_to_load() {
-    if !can_run() || Path::new("/dev/netmap").exists() {
+    if !is_runnable() || Path::new("/dev/netmap").exists() {
         return;
     }
     let program = program::build("stack_policy", &[]);

@@ -1,44 +1,14 @@
 //! A stack of several engines, one for each queue of its device: servers and clients of many threads and
 //! processes on it, with a peer on an ordinary kernel. The same with one.
 
-use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use kcm_tests::ctl::{PATIENCE, Runtime};
-use kcm_tests::netlab::{self, GUEST, Lab, PEER};
+use kcm_tests::netlab::{GUEST, Lab, PEER, is_runnable};
 use kcm_tests::program;
-
-/// A program that serves until this is dropped.
-struct Server(Child);
-
-impl Server {
-    fn start(mut command: Command) -> Self {
-        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = piped.spawn().expect("the server starts");
-        let stdout = child.stdout.take().expect("stdout is piped");
-        let mut line = String::new();
-        let read = BufReader::new(stdout).read_line(&mut line);
-        assert!(read.is_ok_and(|n| n > 0), "the server listens");
-        Self(child)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
-    }
-}
-
-fn is_runnable() -> bool {
-    let why = netlab::missing();
-    if let Some(why) = why {
-        let _ = writeln!(io::stderr(), "not run: {why}");
-    }
-    why.is_none()
-}
+use kcm_tests::server::Server;
 
 fn build() -> std::path::PathBuf {
     program::build("stack_engines", &["-pthread"])
@@ -152,7 +122,7 @@ fn rounds_of(server: &[&str], client: &[&str], count: u64) -> (u64, u64) {
     let mut server = on_queues(&lab, 2, &program, server);
     server.env("XDG_RUNTIME_DIR", &runtime.0);
     let server = Server::start(server);
-    let pid = server.0.id();
+    let pid = server.id();
     let end = Instant::now() + PATIENCE;
     while !runtime.ctl(&["stat", &pid.to_string()]).status.success() && Instant::now() < end {}
     runtime.says_at_last(&["stat", &pid.to_string()], "engine 1 sockets");

@@ -2,13 +2,13 @@
 //! it, what arrives is whole, and nobody waits for ever.
 
 use std::ffi::OsStr;
-use std::io::{self, BufRead, BufReader, Lines, Write};
+use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use kcm_tests::netlab::{self, GUEST, Lab, PEER};
+use kcm_tests::netlab::{GUEST, Lab, PEER, is_runnable};
 use kcm_tests::program;
 
 /// Bytes each way: some thousand segments after the first 2 MiB, which say that the transfer is under way.
@@ -65,14 +65,6 @@ fn ip(command: Command, arguments: &[&str]) {
     assert!(command.args(arguments).status().is_ok_and(|s| s.success()));
 }
 
-fn can_run() -> bool {
-    let missing = netlab::missing();
-    if let Some(why) = missing {
-        let _ = writeln!(io::stderr(), "not run: {why}");
-    }
-    missing.is_none()
-}
-
 /// Devices that a stack can have here.
 const DEVICES: [&str; 3] = ["packet:eth0", "xdp:eth0", "tap:kcm0"];
 
@@ -124,7 +116,7 @@ impl Wire {
 /// One frame of a hundred is lost, one comes twice and one out of order, both ways.
 #[test]
 fn a_transfer_is_whole_over_a_bad_link() {
-    if !can_run() {
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_faults", &[]);
@@ -143,7 +135,7 @@ const AWAY: Duration = Duration::from_millis(400);
 
 #[test]
 fn a_transfer_survives_the_link_going_down_on_either_side() {
-    if !can_run() {
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_faults", &[]);
@@ -172,7 +164,7 @@ fn a_transfer_survives_the_link_going_down_on_either_side() {
 /// No thread of the program looks at the device: whoever opened the listener has ended, and a child serves.
 #[test]
 fn a_link_that_was_down_is_listened_to_again() {
-    if !can_run() {
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_share", &[]);
@@ -191,7 +183,7 @@ const STALLS: [&str; 3] = ["stall", PEER, "3000000"];
 
 #[test]
 fn a_peer_that_vanishes_ends_in_etimedout() {
-    if !can_run() {
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_faults", &[]);
@@ -206,7 +198,7 @@ fn a_peer_that_vanishes_ends_in_etimedout() {
 
 #[test]
 fn a_device_that_is_removed_ends_in_etimedout() {
-    if !can_run() {
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_faults", &[]);
@@ -221,16 +213,13 @@ fn a_device_that_is_removed_ends_in_etimedout() {
 
 /// Runs a program on the kernel's stack and on ours, and expects the same lines.
 fn same(arguments: &[&str], beside: impl Fn(&Lab, &Path) -> Option<Running>) {
-    if !can_run() {
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_faults", &[]);
     let trace = |on_stack: bool| {
         let lab = Lab::new(!on_stack);
-        let mut command = match on_stack {
-            true => lab.on_stack(&program),
-            false => lab.on_guest(&program),
-        };
+        let mut command = lab.on(on_stack, &program);
         let mut guest = Running::start(&mut command, arguments);
         let first = match arguments {
             ["unreachable", ..] => None,

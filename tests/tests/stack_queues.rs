@@ -1,52 +1,26 @@
 //! Programs with threads on a stack that has an engine for each queue: whichever thread accepts, reads,
 //! writes or waits, every connection is served, and the peer, an ordinary kernel, sees one host.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use kcm_tests::netlab::{self, GUEST, Lab, PEER};
+use kcm_tests::netlab::{GUEST, Lab, PEER, is_runnable};
 use kcm_tests::program;
+use kcm_tests::server::Server;
 
 const THREADS: usize = 4;
 /// Connections of each calling thread.
 const CALLS: usize = 15;
 
-/// A server, until it is told to end.
-struct Server {
-    child: Child,
-    said: BufReader<std::process::ChildStdout>,
+fn server(mut command: Command, shape: &str, address: &str) -> Server {
+    Server::start(command.args([shape, address, &THREADS.to_string()]))
 }
 
-impl Server {
-    fn start(mut command: Command, shape: &str, address: &str) -> Self {
-        command.args([shape, address, &THREADS.to_string()]);
-        Self::started(command)
-    }
-
-    fn started(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the server starts");
-        let mut said = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let mut line = String::new();
-        said.read_line(&mut line).expect("it says when it is ready");
-        assert_eq!(line, "ready\n");
-        Self { child, said }
-    }
-
-    /// How many peers each of its threads had.
-    fn end(mut self) -> Vec<usize> {
-        drop(self.child.stdin.take());
-        let mut text = String::new();
-        self.said.read_to_string(&mut text).expect("it tells");
-        let status = self.child.wait().expect("it ends");
-        assert!(status.success(), "{status}: {text}");
-        let counts = text.lines().map(str::parse);
-        counts.collect::<Result<_, _>>().expect("numbers")
-    }
+/// How many peers each thread of a server had, which it tells when it ends.
+fn peers(server: Server) -> Vec<usize> {
+    let said = server.end();
+    let counts = said.lines().map(str::parse);
+    counts.collect::<Result<_, _>>().expect("numbers")
 }
 
 fn exchange(mut command: Command, what: &str, address: &str, each: usize) {
@@ -56,8 +30,7 @@ fn exchange(mut command: Command, what: &str, address: &str, each: usize) {
 
 /// Runs `with` for one engine and for several.
 fn for_each_count(with: impl Fn(&Lab, &Path, &str)) {
-    if let Some(why) = netlab::missing() {
-        let _ = writeln!(io::stderr(), "not run: {why}");
+    if !is_runnable() {
         return;
     }
     let program = program::build("stack_queues", &[]);
@@ -70,9 +43,9 @@ fn for_each_count(with: impl Fn(&Lab, &Path, &str)) {
 /// A server of this shape answers the kernel's calls.
 fn serves(shape: &str, what: &str, each: usize, check: impl Fn(&[usize])) {
     for_each_count(|lab, program, words| {
-        let server = Server::start(lab.on_stack_with(words, program), shape, GUEST);
+        let server = server(lab.on_stack_with(words, program), shape, GUEST);
         exchange(lab.on_peer(program), what, GUEST, each);
-        let peers = server.end();
+        let peers = peers(server);
         let sum = peers.iter().sum::<usize>();
         // A datagram that was lost is asked again.
         assert!(sum >= THREADS * each, "{words}: {peers:?}");
@@ -109,9 +82,9 @@ fn one_thread_polls_the_connections_of_all_engines() {
     for_each_count(|lab, program, words| {
         let mut command = lab.on_stack_with(words, program);
         command.args(["polled", GUEST, "1"]);
-        let server = Server::started(command);
+        let server = Server::start(command);
         exchange(lab.on_peer(program), "call", GUEST, CALLS);
-        assert_eq!(server.end(), [THREADS * CALLS]);
+        assert_eq!(peers(server), [THREADS * CALLS]);
     });
 }
 
@@ -128,20 +101,21 @@ fn flows_to_a_shared_port_are_spread() {
     let each = |peers: &[usize]| assert!(peers.iter().all(|n| *n > 0), "{peers:?}");
     serves("grouped", "flows", 40, each);
     for_each_count(|lab, program, words| {
-        let server = Server::start(lab.on_peer(program), "grouped", PEER);
+        let server = server(lab.on_peer(program), "grouped", PEER);
         exchange(lab.on_stack_with(words, program), "flows", PEER, 40);
-        each(&server.end());
+        each(&peers(server));
     });
 }
 
 #[test]
 fn threads_call_a_server_on_the_kernel() {
     for_each_count(|lab, program, words| {
-        let server = Server::start(lab.on_peer(program), "blocking", PEER);
+        let blocking = server(lab.on_peer(program), "blocking", PEER);
         exchange(lab.on_stack_with(words, program), "call", PEER, CALLS);
-        assert_eq!(server.end().iter().sum::<usize>(), THREADS * CALLS);
-        let server = Server::start(lab.on_peer(program), "datagrams", PEER);
+        let count: usize = peers(blocking).iter().sum();
+        assert_eq!(count, THREADS * CALLS);
+        let datagrams = server(lab.on_peer(program), "datagrams", PEER);
         exchange(lab.on_stack_with(words, program), "ask", PEER, 200);
-        server.end();
+        let _ = datagrams.end();
     });
 }

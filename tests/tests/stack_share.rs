@@ -1,54 +1,16 @@
 //! Stack sockets that several processes hold: over fork, exec and SCM_RIGHTS, and when the process that
 //! opened them ends.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use kcm_tests::netlab::{self, GUEST, Lab, PEER};
+use kcm_tests::netlab::{GUEST, Lab, PEER, is_runnable};
 use kcm_tests::program;
+use kcm_tests::server::Server;
 
-/// A program that serves until this is dropped.
-struct Server(Child);
-
-impl Server {
-    fn start(mut command: Command) -> Self {
-        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = piped.spawn().expect("the server starts");
-        let stdout = child.stdout.take().expect("stdout is piped");
-        let mut line = String::new();
-        let read = BufReader::new(stdout).read_line(&mut line);
-        assert!(read.is_ok_and(|n| n > 0), "the server listens");
-        Self(child)
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.0.id().to_string();
-        let sent = Command::new("kill").args(["-s", name, &pid]).status();
-        assert!(sent.is_ok_and(|status| status.success()));
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
-    }
-}
-
-fn is_runnable() -> bool {
-    let why = netlab::missing();
-    if let Some(why) = why {
-        let _ = writeln!(io::stderr(), "not run: {why}");
-    }
-    why.is_none()
-}
-
-fn on(lab: &Lab, stack: bool, program: &Path) -> Command {
-    match stack {
-        true => lab.on_stack(program),
-        false => lab.on_guest(program),
-    }
+/// What `stack_share peer` is, on the other side.
+fn peer(lab: &Lab, program: &Path) -> Server {
+    Server::start(lab.on_peer(program).args(["peer", PEER]))
 }
 
 #[test]
@@ -59,9 +21,7 @@ fn several_processes_use_one_connection_as_on_the_kernel() {
     let program = program::build("stack_share", &[]);
     let trace = |kernel: bool, guest: fn(&Lab, &Path) -> Command| {
         let lab = Lab::new(kernel);
-        let mut peer = lab.on_peer(&program);
-        peer.args(["peer", PEER]);
-        let _peer = Server::start(peer);
+        let _peer = peer(&lab, &program);
         let output = program::run(guest(&lab, &program).args(["guest", PEER]));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
@@ -82,10 +42,8 @@ fn a_killed_child_harms_nobody() {
     let program = program::build("stack_share", &[]);
     for on_stack in [false, true] {
         let lab = Lab::new(!on_stack);
-        let mut peer = lab.on_peer(&program);
-        peer.args(["peer", PEER]);
-        let _peer = Server::start(peer);
-        let output = program::run(on(&lab, on_stack, &program).args(["kills", PEER]));
+        let _peer = peer(&lab, &program);
+        let output = program::run(lab.on(on_stack, &program).args(["kills", PEER]));
         assert_eq!(output.stdout, b"done\n");
     }
 }
@@ -99,9 +57,7 @@ fn a_killed_owner_is_a_reset() {
     }
     let program = program::build("stack_share", &[]);
     let lab = Lab::new(false);
-    let mut peer = lab.on_peer(&program);
-    peer.args(["peer", PEER]);
-    let _peer = Server::start(peer);
+    let _peer = peer(&lab, &program);
     let output = program::run(lab.on_stack(&program).args(["orphan", PEER]));
     let expected = "its owner comes back\n\
         another process comes back\n\
@@ -123,7 +79,7 @@ fn a_daemon_serves_after_its_parent_has_ended() {
     let program = program::build("stack_share", &[]);
     for on_stack in [false, true] {
         let lab = Lab::new(!on_stack);
-        program::run(on(&lab, on_stack, &program).args(["daemon", GUEST]));
+        program::run(lab.on(on_stack, &program).args(["daemon", GUEST]));
         program::run(lab.on_peer(&program).args(["client", GUEST]));
     }
 }
@@ -133,15 +89,13 @@ fn same_as_on_the_kernel(mode: &str) {
     if !is_runnable() {
         return;
     }
-    let (program, peer) = (
+    let (program, serves) = (
         program::build("stack_guests", &[]),
         program::build("stack_share", &[]),
     );
     let trace = |stack: Option<&str>| {
         let lab = Lab::new(stack.is_none());
-        let mut peer = lab.on_peer(&peer);
-        peer.args(["peer", PEER]);
-        let _peer = Server::start(peer);
+        let _peer = peer(&lab, &serves);
         let mut command = match stack {
             Some(words) => lab.on_stack_with(words, &program),
             None => lab.on_guest(&program),
@@ -175,23 +129,47 @@ fn forks_beside_connections_that_are_handed_over() {
     same_as_on_the_kernel("forks");
 }
 
+/// A process on the stack that has the address and a connection to the peer.
+struct Held {
+    holds: Server,
+    _peer: Server,
+    program: PathBuf,
+    lab: Lab,
+}
+
+impl Held {
+    fn new() -> Option<Self> {
+        if !is_runnable() {
+            return None;
+        }
+        let (program, serves) = (
+            program::build("stack_guests", &[]),
+            program::build("stack_share", &[]),
+        );
+        let lab = Lab::new(false);
+        let _peer = peer(&lab, &serves);
+        let holds = Server::start(lab.on_stack(&program).args(["hold", PEER]));
+        Some(Self {
+            holds,
+            _peer,
+            program,
+            lab,
+        })
+    }
+}
+
 /// The address serves a process that has nothing to do with its owner.
 #[test]
 fn an_unrelated_process_uses_the_address_too() {
-    if !is_runnable() {
+    let Some(Held {
+        lab,
+        program,
+        _peer,
+        holds,
+    }) = Held::new()
+    else {
         return;
-    }
-    let (program, peer) = (
-        program::build("stack_guests", &[]),
-        program::build("stack_share", &[]),
-    );
-    let lab = Lab::new(false);
-    let mut serves = lab.on_peer(&peer);
-    serves.args(["peer", PEER]);
-    let _peer = Server::start(serves);
-    let mut holds = lab.on_stack(&program);
-    holds.args(["hold", PEER]);
-    let holds = Server::start(holds);
+    };
     let ask = || {
         let output = program::run(lab.on_stack(&program).args(["echo", PEER]));
         assert_eq!(output.stdout, b"hello comes back\n");
@@ -206,20 +184,15 @@ fn an_unrelated_process_uses_the_address_too() {
 /// (the kernel has no route here), and nothing to wait for.
 #[test]
 fn an_owner_that_will_not_serve_is_a_failure() {
-    if !is_runnable() {
+    let Some(Held {
+        lab,
+        program,
+        _peer,
+        holds,
+    }) = Held::new()
+    else {
         return;
-    }
-    let (program, peer) = (
-        program::build("stack_guests", &[]),
-        program::build("stack_share", &[]),
-    );
-    let lab = Lab::new(false);
-    let mut serves = lab.on_peer(&peer);
-    serves.args(["peer", PEER]);
-    let _peer = Server::start(serves);
-    let mut holds = lab.on_stack(&program);
-    holds.args(["hold", PEER]);
-    let holds = Server::start(holds);
+    };
     let fails = |mut command: Command, why: &str| {
         let output = command.output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -259,19 +232,11 @@ fn children_serve_a_udp_socket_as_on_the_kernel() {
     let program = program::build("stack_guests", &[]);
     let trace = |on_stack: bool| {
         let lab = Lab::new(!on_stack);
-        let mut server = on(&lab, on_stack, &program);
-        server.args(["datagrams", PEER, GUEST]).stdin(Stdio::null());
-        let mut server = server.stdout(Stdio::piped()).spawn().expect("it starts");
-        let stdout = server.stdout.take().expect("stdout is piped");
-        let (mut said, mut lines) = (String::new(), BufReader::new(stdout));
-        while !said.ends_with("ready\n") {
-            let read = lines.read_line(&mut said);
-            assert!(read.is_ok_and(|n| n > 0), "the server is ready: {said}");
-        }
+        let mut server = lab.on(on_stack, &program);
+        server.args(["datagrams", PEER, GUEST]);
+        let (server, said) = Server::start_until(server, |line| line == "ready");
         let heard = program::run(lab.on_peer(&program).args(["asks", PEER, GUEST]));
-        lines.read_to_string(&mut said).expect("the server ends");
-        let _ = server.wait();
-        said + &String::from_utf8_lossy(&heard.stdout)
+        said + &server.rest() + &String::from_utf8_lossy(&heard.stdout)
     };
     let (kernel, ours) = (trace(false), trace(true));
     assert!(kernel.contains("done\n40 of 40 are right\n"), "{kernel}");
