@@ -36,7 +36,8 @@ def iperf_runs(lab, net, ours, theirs, client):
     """Servers at both ends, asked from the other one; the client of ours has an address of its own."""
     net.serve("ours", ["iperf3", "-s", "-B", ours])
     net.serve_at_peer("theirs", ["iperf3", "-s", "-B", theirs])
-    net.await_answer(["iperf3", "-c", ours, "-n", "1"])
+    for server in (theirs, ours):
+        net.await_answer(["iperf3", "-c", server, "-n", "1"])
     stack = {"KCMSHIM_STACK": f"packet:veth0 {client}"} if lab.lib else {}
     for name, words in IPERF_RUNS.items():
         argv = ["iperf3", "-J", "-c", ours, *words]

@@ -33,6 +33,7 @@ def nginx_reuseport(lab):
     lab.dir.chmod(0o777)
     with link(lab) as net:
         net.serve_at_peer("behind", ["/usr/bin/python3", "-m", "http.server", "8081", "--bind", PEER, "-d", far.parent])
+        net.await_answer(["curl", "-sf", "-o", "/dev/null", f"http://{PEER}:8081/"])
         for user in ("nobody nogroup", "root"):
             text = NGINX.replace("PREFIX", str(near.parent.parent)).replace("USER", user)
             conf = lab.write("nginx.conf", text)
