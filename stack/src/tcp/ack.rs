@@ -62,13 +62,16 @@ impl Tcb<'_> {
 
         let mut d = self.deliver(seg.ack, o);
         if !self.c.flags.has(Flags::SACK) {
+            let mss = u32::from(self.c.mss);
             if is_dup {
                 self.b.dup_acks = self.b.dup_acks.saturating_add(1);
-                d.bytes += u32::from(self.c.mss);
+                d.bytes += mss;
             } else if d.cumulative > 0 {
                 // Of the segments now acknowledged all but the hole had announced themselves.
-                let announced = d.cumulative.div_ceil(u32::from(self.c.mss)) - 1;
-                let left = u32::from(self.b.dup_acks).saturating_sub(announced) as u8;
+                let segments = d.cumulative.div_ceil(mss);
+                let dups = u32::from(self.b.dup_acks);
+                d.bytes = d.bytes.min(segments.saturating_sub(dups).max(1) * mss);
+                let left = dups.saturating_sub(segments - 1) as u8;
                 self.b.dup_acks = if self.b.phase == Phase::Recovery {
                     left
                 } else {
@@ -77,11 +80,11 @@ impl Tcb<'_> {
             }
         }
         if let Some(rtt) = d.rtt_us {
-            self.c.sample_rtt(rtt, self.now);
+            self.sample_rtt(rtt);
         } else if d.cumulative > 0
             && let Some(rtt) = self.c.echoed_rtt_us(o, self.now)
         {
-            self.c.sample_rtt(rtt, self.now);
+            self.sample_rtt(rtt);
         }
         if d.cumulative > 0 {
             self.made_progress();
@@ -90,10 +93,12 @@ impl Tcb<'_> {
         self.react_to_ece(seg, d.cumulative > 0);
         let lost = self.recover(&d, o);
         self.update_model(&d, lost);
-        if d.bytes > 0 && !matches!(self.b.phase, Phase::Recovery | Phase::Reduced) {
+        if d.cumulative > 0 && !matches!(self.b.phase, Phase::Recovery | Phase::Reduced) {
             let sample = AckSample {
                 now: self.now,
-                bytes: d.cumulative,
+                // What was SACKed earlier has left the network earlier: the ACK that fills the hole
+                // in front of it must not release a burst.
+                bytes: d.bytes,
                 mss: u32::from(self.c.mss),
                 rtt_us: d.latest_rtt_us,
                 srtt_us: self.c.rtt.srtt_us,
@@ -119,7 +124,7 @@ impl Tcb<'_> {
         let round_start = self.round_starts(ack);
         let d = self.deliver(ack, &Options::default());
         if let Some(rtt) = d.rtt_us {
-            self.c.sample_rtt(rtt, self.now);
+            self.sample_rtt(rtt);
         }
         self.made_progress();
         self.tail_probe_answered(ack, &d, false);
@@ -187,6 +192,7 @@ impl Tcb<'_> {
         self.c.max_window = self.c.max_window.max(window);
         if changed && self.b.timers.rexmit_kind == Rexmit::Persist {
             self.b.timers.stop_rexmit();
+            self.b.backoff = 0;
         }
         changed
     }
@@ -265,9 +271,16 @@ impl Tcb<'_> {
         d
     }
 
+    /// A round trip measured ends the backoff, and nothing else does (RFC 6298 §5.7): an ACK of what was
+    /// sent twice may be slower than the timeout.
+    fn sample_rtt(&mut self, rtt_us: u32) {
+        self.c.sample_rtt(rtt_us, self.now);
+        self.b.backoff = 0;
+    }
+
     /// SND.UNA advanced.
     fn made_progress(&mut self) {
-        self.b.backoff = 0;
+        self.b.retries = 0;
         self.c.soft_error = None;
         self.b.stalled_since = (self.c.flight() > 0).then_some(self.now);
         self.progress = true;
@@ -312,6 +325,7 @@ impl Tcb<'_> {
             return 0;
         }
         let mut newly_lost = 0;
+        let mut is_lost_again = false;
         if self.c.flags.has(Flags::SACK) {
             let board = &self.b.board;
             if board.sacked_bytes() > 0
@@ -319,7 +333,9 @@ impl Tcb<'_> {
                 || board.lost_bytes() > 0
                 || d.retransmitted
             {
+                let under_way = board.retrans_bytes();
                 newly_lost = self.rack_detect();
+                is_lost_again = self.b.board.retrans_bytes() < under_way;
             }
         } else if !self.is_recovering() && self.b.dup_acks >= DUP_ACK_THRESHOLD {
             newly_lost = self.b.board.mark_front_lost(u32::from(self.c.mss));
@@ -354,6 +370,10 @@ impl Tcb<'_> {
                 if self.c.snd_una.at_or_after(self.b.episode.point) {
                     self.end_episode();
                     self.continue_recovery(d);
+                } else if is_lost_again {
+                    // A loss of what was sent after the timeout: congestion of its own.
+                    self.enter_recovery();
+                    self.reduce_proportionally(d, newly_lost);
                 }
             }
         }
@@ -405,7 +425,6 @@ impl Tcb<'_> {
         let prior = self.c.window;
         self.b.episode = Episode {
             point: self.c.snd_nxt,
-            flight: self.c.flight().max(1),
             prior: Some(prior),
             retrans_ts: self.b.episode.retrans_ts,
             ..Episode::default()
@@ -420,7 +439,22 @@ impl Tcb<'_> {
         self.b.tail = Default::default();
     }
 
-    /// PRR with the slow-start reduction bound and its conservative guard (RFC 6937bis).
+    /// The reordering timer found what was waited for to be lost.
+    pub(crate) fn reordering_is_loss(&mut self) {
+        if self.rack_detect() == 0 || self.b.phase == Phase::Recovery {
+            return;
+        }
+        self.enter_recovery();
+        let bytes = u32::from(self.c.mss);
+        let delivered = Delivery {
+            bytes,
+            ..Delivery::default()
+        };
+        self.reduce_proportionally(&delivered, 0);
+    }
+
+    /// PRR with the slow-start reduction bound and its conservative guard (RFC 6937bis). As in Linux it
+    /// reduces from the window, as limited transmit has the flight grow beyond it, and grants whole segments.
     fn reduce_proportionally(&mut self, d: &Delivery, newly_lost: u32) {
         if self.c.has_model() {
             return;
@@ -429,10 +463,13 @@ impl Tcb<'_> {
         let pipe = self.pipe();
         let ssthresh = self.c.window.ssthresh;
         let e = &mut self.b.episode;
+        let from = e.prior.map_or(ssthresh, |w| w.cwnd).max(1);
         e.prr_delivered = e.prr_delivered.saturating_add(d.bytes);
         let allowed = if pipe > ssthresh {
             let share = u64::from(e.prr_delivered) * u64::from(ssthresh);
-            (share.div_ceil(u64::from(e.flight)) as u32).saturating_sub(e.prr_out)
+            let share = share.div_ceil(u64::from(from));
+            let grant = share.next_multiple_of(mss.into());
+            grant.saturating_sub(e.prr_out.into()).min(ssthresh.into()) as u32
         } else {
             let mut grant = e.prr_delivered.saturating_sub(e.prr_out).max(d.bytes);
             if d.cumulative > 0 && newly_lost == 0 {
@@ -542,11 +579,10 @@ impl Tcb<'_> {
             return;
         }
         let rto = self.c.rtt.backed_off_us(self.b.backoff);
-        let probe = self.b.phase == Phase::Open
+        let probe = matches!(self.b.phase, Phase::Open | Phase::Reduced)
             && self.c.flags.has(Flags::SACK)
             && self.c.state.is_synchronized()
             && self.b.board.sacked_bytes() == 0
-            && self.b.backoff == 0
             && self.b.tail.end.is_none()
             && self.c.rtt.srtt_us != 0;
         if probe {

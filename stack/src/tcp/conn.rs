@@ -384,9 +384,7 @@ pub(crate) struct Episode {
     pub(crate) point: Seq,
     pub(crate) prr_delivered: u32,
     pub(crate) prr_out: u32,
-    /// Flight when recovery began (RecoverFS).
-    pub(crate) flight: u32,
-    /// For undo.
+    /// The window before the reduction: what PRR reduces from and undo goes back to.
     pub(crate) prior: Option<Window>,
     /// Retransmitted bytes not yet reported as duplicates (D-SACK undo).
     pub(crate) undo_bytes: i64,
@@ -406,7 +404,7 @@ pub(crate) struct Busy {
     pub(crate) phase: Phase,
     /// Duplicate ACKs in a row, without SACK.
     pub(crate) dup_acks: u8,
-    /// Consecutive timeouts.
+    /// How often the timeout is doubled.
     pub(crate) backoff: u8,
     /// The flight reached the window since the last round began.
     pub(crate) cwnd_limited: bool,
@@ -428,6 +426,8 @@ pub(crate) struct Busy {
     pub(crate) pace_at: Instant,
     /// How late its timer has been of late, in microseconds.
     pub(crate) pace_late_us: u16,
+    /// Timeouts of what is unacknowledged now.
+    pub(crate) retries: u8,
     pub(crate) rack: Rack,
     pub(crate) rate: Sampler,
     pub(crate) tuning: RcvTuning,

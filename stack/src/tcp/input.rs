@@ -154,6 +154,7 @@ impl Tcb<'_> {
         self.c.snd_una = seg.ack;
         self.b.episode = Episode::default();
         self.b.backoff = 0;
+        self.b.retries = 0;
         self.b.stalled_since = None;
         self.b.timers.stop_rexmit();
     }

@@ -104,6 +104,12 @@ impl Rack {
         (min_rtt_us / 4).saturating_mul(quarters).min(srtt_us)
     }
 
+    /// Whether an ACK of `s` would have come by now, reordering apart. `srtt_us` tells before the first ACK.
+    pub(crate) fn is_overdue(&self, s: &Sent, now: Stamp, srtt_us: u32) -> bool {
+        let rtt_us = if self.valid { self.rtt_us } else { srtt_us };
+        stamp_at_or_after(now, s.at.wrapping_add(rtt_us))
+    }
+
     /// Step 5: marks lost what was sent long enough before something delivered. Returns the bytes
     /// marked and, if some segments may yet be lost, the microseconds after which to look again.
     pub(crate) fn detect_loss(

@@ -225,13 +225,17 @@ impl Scoreboard {
         marked
     }
 
-    /// RTO: everything not SACKed is lost. If the peer reneged on the first entry, SACK marks are
-    /// forgotten first (RFC 2018 §8).
-    pub(crate) fn mark_all_lost(&mut self) {
-        if self.sent.front().is_some_and(Sent::is_sacked) {
+    /// RTO: the first entry is lost, and those not SACKed that are `overdue`. If the peer reneged on the
+    /// first entry, SACK marks are forgotten (RFC 2018 §8), and everything is lost.
+    pub(crate) fn time_out(&mut self, overdue: impl Fn(&Sent) -> bool) {
+        let Some(&first) = self.sent.front() else {
+            return;
+        };
+        let reneged = first.is_sacked();
+        if reneged {
             self.forget_sacks();
         }
-        self.mark_lost(|_| true);
+        self.mark_lost(|s| reneged || s.start == first.start || overdue(s));
     }
 
     /// Marks the first unSACKed entry lost, at most `mss` bytes of it (NewReno without SACK).
@@ -441,7 +445,7 @@ mod tests {
                         }
                     }
                     _ => match rng.below(12) {
-                        0 => board.mark_all_lost(),
+                        0 => board.time_out(|s| s.at % 3 > 0),
                         1 => board.forget_losses(),
                         2 => drop(board.mark_front_lost(700)),
                         _ => {}

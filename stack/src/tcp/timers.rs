@@ -1,7 +1,7 @@
 //! What happens when a connection's deadline passes.
 
 use super::Tcb;
-use super::conn::{Episode, Flags, Phase, Rexmit};
+use super::conn::{Episode, Flags, Phase, Rexmit, stamp};
 use super::mss;
 use super::state::State;
 use crate::error::Cause;
@@ -49,12 +49,7 @@ impl Tcb<'_> {
             Rexmit::Rto => self.rto_expires(),
             Rexmit::Persist => self.persist_expires(),
             Rexmit::Reorder => {
-                if self.rack_detect() > 0 && self.b.phase == Phase::Open {
-                    self.enter_recovery();
-                    if !self.c.has_model() {
-                        self.c.window.cwnd = self.pipe() + u32::from(self.c.mss);
-                    }
-                }
+                self.reordering_is_loss();
                 if self.b.timers.rexmit_kind == Rexmit::Off {
                     self.arm_rexmit(true);
                 }
@@ -78,37 +73,54 @@ impl Tcb<'_> {
             return;
         }
         self.env.stats.timeouts += 1;
+        let is_first = self.b.retries == 0;
+        self.b.retries = self.b.retries.saturating_add(1);
         self.b.backoff = self.b.backoff.saturating_add(1);
         if !self.c.state.is_synchronized() {
             self.c.flags.set(Flags::SEND_SYN);
-            self.b.board.mark_all_lost();
+            self.b.board.time_out(|_| true);
             return;
         }
         self.suspect_black_hole();
-        if self.b.phase != Phase::Loss {
+        let mss = u32::from(self.c.mss);
+        let congestion = self.c.opts().congestion;
+        // A recovery and an answer to ECE have reduced already, and so has a timeout that nothing got
+        // through after. One after progress is a congestion event of its own, as in Linux.
+        let is_event = match self.b.phase {
+            Phase::Open => true,
+            Phase::Loss => is_first,
+            Phase::Recovery | Phase::Reduced => false,
+        };
+        if is_event {
             let prior = self.c.window;
-            let mss = u32::from(self.c.mss);
-            if self.b.phase != Phase::Recovery {
-                self.b
-                    .cc
-                    .on_congestion(self.c.opts().congestion, &mut self.c.window, mss);
-            }
+            self.b.cc.on_congestion(congestion, &mut self.c.window, mss);
             self.b.episode = Episode {
                 prior: Some(prior),
                 retrans_ts: self.b.episode.retrans_ts,
                 ..Episode::default()
             };
         }
+        self.b.cc.on_timeout(congestion, &mut self.c.window);
         self.b.episode.point = self.c.snd_nxt;
         self.b.phase = Phase::Loss;
         self.b.dup_acks = 0;
         self.b.tail = Default::default();
-        self.c.window.cwnd = u32::from(self.c.mss);
-        self.b.board.mark_all_lost();
+        self.timeout_marks_lost();
+        self.c.window.cwnd = self.pipe() + mss;
         self.b.timers.arm_rexmit(
             Rexmit::Rto,
             self.now.plus_us(self.c.rtt.backed_off_us(self.b.backoff)),
         );
+    }
+
+    /// RFC 8985 §6.3: all is lost but what was sent too recently to have been acknowledged. Without SACK
+    /// nothing would ever tell that it was lost, too.
+    fn timeout_marks_lost(&mut self) {
+        let sacks = self.c.flags.has(Flags::SACK);
+        let (rack, srtt_us, now) = (self.b.rack, self.c.rtt.srtt_us, stamp(self.now));
+        self.b
+            .board
+            .time_out(|s| !sacks || rack.is_overdue(s, now, srtt_us));
     }
 
     /// RFC 9293 §3.8.3's R2, with Linux's counts, or the user timeout.
@@ -124,7 +136,7 @@ impl Tcb<'_> {
             _ if !self.c.is_owned() => limits::ORPHAN_RETRIES,
             _ => limits::RETRIES2,
         };
-        self.b.backoff >= max
+        self.b.retries >= max
     }
 
     /// Several timeouts of a full-sized segment look like a path that drops large packets without
@@ -136,7 +148,7 @@ impl Tcb<'_> {
             .front()
             .is_some_and(|f| f.end.since(f.start) >= u32::from(self.c.mss));
         if full
-            && self.b.backoff >= limits::BLACK_HOLE_TIMEOUTS
+            && self.b.retries >= limits::BLACK_HOLE_TIMEOUTS
             && !self.c.flags.has(Flags::BLACK_HOLE)
             && self.c.mss > limits::BLACK_HOLE_MSS
         {

@@ -161,7 +161,7 @@ impl Engine {
             snd_wscale: c.snd_wscale,
             rcv_wscale: c.rcv_wscale,
             rto: Duration::from_micros(c.rtt.backed_off_us(b.map_or(0, |b| b.backoff))),
-            retransmits: b.map_or(0, |b| b.backoff),
+            retransmits: b.map_or(0, |b| b.retries),
             probes: c.probes,
             backoff: b.map_or(0, |b| b.backoff),
             snd_mss: c.mss,

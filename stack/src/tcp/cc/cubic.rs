@@ -1,18 +1,21 @@
-//! CUBIC (RFC 9438). Windows in bytes outside, in segments and seconds inside, as the RFC writes
-//! its formulas.
+//! CUBIC (RFC 9438) in whole segments, as Linux has it: at the windows that a path with losses allows, what
+//! is rounded is a good part of what is gained.
 
 use super::{AckSample, Window};
 use crate::time::Instant;
 
-/// §4.6.
-const BETA: f64 = 0.7;
+/// §4.6, in 1024ths.
+const BETA: u64 = 717;
 /// §5.1.
 const C: f64 = 0.4;
-/// §4.3: additive increase that gives the Reno-friendly region Reno's average rate.
-const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
-
-/// Window growth per round trip before the first loss (Linux bounds its `cnt` by 20).
-const UNKNOWN_PATH_GROWTH: f64 = 1.05;
+/// Windows acknowledged, in eighths, for a segment more in the Reno-friendly region (§4.3: the inverse of
+/// alpha). Above the old W_max, where the RFC goes on with one window, Linux keeps to it.
+const RENO_EIGHTHS: u64 = 15;
+/// Least and most segments acknowledged for one of growth: half the window in a round trip, a hundredth where
+/// the function is flat, a twentieth while no loss has shown what the path carries.
+const INTERVAL_MIN: u64 = 2;
+const WINDOWS_MAX: u64 = 100;
+const INTERVAL_UNKNOWN: u64 = 20;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cubic {
@@ -20,10 +23,10 @@ pub(super) struct Cubic {
     /// Seconds from the epoch's start to W_max.
     k: f64,
     /// Segments at the plateau.
-    origin: f64,
-    w_est: f64,
-    /// Fractional segments of growth not yet granted.
-    credit: f64,
+    origin: u64,
+    /// W_est in segments, and the bytes acknowledged towards its next.
+    w_est: u64,
+    acked: u64,
 }
 
 impl Cubic {
@@ -31,52 +34,55 @@ impl Cubic {
         self.epoch = None;
     }
 
-    /// §4.2 to §4.5.
-    pub(super) fn on_ack(&mut self, w: &mut Window, a: &AckSample, bytes: u32) {
-        let mss = f64::from(a.mss);
-        let cwnd = f64::from(w.cwnd) / mss;
-        let acked = f64::from(bytes) / mss;
+    /// How many bytes are to be acknowledged for a segment of growth (§4.2 to §4.5), `bytes` of them by this
+    /// ACK.
+    pub(super) fn interval(&mut self, w: &Window, a: &AckSample, bytes: u32) -> u64 {
+        let mss = u64::from(a.mss);
+        let cwnd = u64::from(w.cwnd) / mss;
         let epoch = *self.epoch.get_or_insert_with(|| {
-            let w_max = f64::from(w.w_max) / mss;
-            self.origin = w_max.max(cwnd);
-            self.k = ((self.origin - cwnd) / C).cbrt();
+            self.origin = cwnd.max(u64::from(w.w_max) / mss);
+            self.k = ((self.origin - cwnd) as f64 / C).cbrt();
             self.w_est = cwnd;
-            self.credit = 0.0;
+            self.acked = 0;
             a.now
         });
         let rtt = f64::from(a.srtt_us) / 1e6;
-        let t = a.now.since(epoch).as_secs_f64() + rtt;
-        let target = (self.origin + C * (t - self.k).powi(3)).clamp(cwnd, 1.5 * cwnd);
-        // §4.3: once past the old W_max, Reno's own slope.
-        let alpha = if self.w_est >= self.origin {
-            1.0
+        let t = a.now.since(epoch).as_secs_f64() + rtt - self.k;
+        let offset = (C * t.powi(3)).abs() as u64;
+        let target = if t < 0.0 {
+            self.origin - offset.min(self.origin)
         } else {
-            ALPHA
+            self.origin + offset
         };
-        self.w_est += alpha * acked / cwnd;
-        let mut target = target.max(self.w_est);
+        let interval = |target: u64| match target.saturating_sub(cwnd) {
+            0 => WINDOWS_MAX * cwnd,
+            ahead => cwnd / ahead,
+        };
+        self.acked += u64::from(bytes);
+        let step = (cwnd * RENO_EIGHTHS / 8).max(1) * mss;
+        self.w_est += self.acked / step;
+        self.acked %= step;
+        let mut segments = interval(target).min(interval(self.w_est));
         if w.w_max == 0 {
-            // As Linux: while no loss has shown what the path carries, the cubic function is too
-            // timid after an early exit from slow start.
-            target = target.max(cwnd * UNKNOWN_PATH_GROWTH);
+            segments = segments.min(INTERVAL_UNKNOWN);
         }
-        self.credit += (target - cwnd) / cwnd * acked;
-        if self.credit >= 1.0 {
-            let whole = self.credit.floor();
-            self.credit -= whole;
-            w.grow((whole * mss) as u32);
-        }
+        segments.max(INTERVAL_MIN) * mss
+    }
+
+    /// §4.8: the next congestion avoidance starts at its own plateau.
+    pub(super) fn on_timeout(&mut self, w: &mut Window) {
+        self.epoch = None;
+        w.w_max = 0;
     }
 
     /// §4.6 and §4.7 (fast convergence): the new ssthresh in bytes.
     pub(super) fn on_congestion(&mut self, w: &mut Window, mss: u32) -> u32 {
         self.epoch = None;
-        let cwnd = f64::from(w.cwnd);
         w.w_max = if w.cwnd < w.w_max {
-            (cwnd * (1.0 + BETA) / 2.0) as u32
+            (u64::from(w.cwnd) * (1024 + BETA) / 2048) as u32
         } else {
             w.cwnd
         };
-        ((cwnd * BETA) as u32).max(2 * mss)
+        super::threshold(w.cwnd, BETA, mss)
     }
 }

@@ -71,6 +71,13 @@ impl Window {
     }
 }
 
+/// A threshold as Linux has it, of so many 1024ths of the window: whole segments, at least two. What is
+/// left over would add up to half a segment at each cut, which is a lot of a small window.
+fn threshold(cwnd: u32, of_1024: u64, mss: u32) -> u32 {
+    let bytes = (u64::from(cwnd) * of_1024 / 1024) as u32;
+    (bytes / mss).max(2) * mss
+}
+
 /// One cumulative ACK as congestion control sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AckSample {
@@ -95,7 +102,7 @@ pub(crate) struct CcState {
     cubic: cubic::Cubic,
     hystart: hystart::HyStart,
     /// Bytes acknowledged towards the next segment of linear growth.
-    acked: u32,
+    acked: u64,
 }
 
 impl CcState {
@@ -119,11 +126,18 @@ impl CcState {
             bytes -= used;
         }
         if bytes > 0 && !w.in_slow_start() {
-            match alg {
-                CongestionControl::Cubic => self.cubic.on_ack(w, a, bytes),
-                CongestionControl::NewReno => newreno::on_ack(&mut self.acked, w, a.mss, bytes),
-                CongestionControl::Bbr => {}
+            let interval = match alg {
+                CongestionControl::Cubic => self.cubic.interval(w, a, bytes),
+                _ => newreno::interval(w),
+            };
+            if self.acked >= interval {
+                // Gathered towards a longer interval: worth one segment, not a burst.
+                self.acked = 0;
+                w.grow(a.mss);
             }
+            self.acked += u64::from(bytes);
+            w.grow((self.acked / interval) as u32 * a.mss);
+            self.acked %= interval;
         }
     }
 
@@ -144,8 +158,15 @@ impl CcState {
         };
     }
 
+    /// A retransmission timeout: the window starts over, and what it was says nothing any more.
+    pub(crate) fn on_timeout(&mut self, alg: CongestionControl, w: &mut Window) {
+        if alg == CongestionControl::Cubic {
+            self.cubic.on_timeout(w);
+        }
+    }
+
     /// A field to read early.
-    pub(crate) fn peek(&self) -> u32 {
+    pub(crate) fn peek(&self) -> u64 {
         self.acked
     }
 
@@ -204,7 +225,8 @@ mod tests {
         }
         assert_eq!(w.cwnd, 21_000);
         cc.on_congestion(CongestionControl::NewReno, &mut w, 1_000);
-        assert_eq!(w.ssthresh, 10_500);
+        // Half of 21 segments, and those are whole.
+        assert_eq!(w.ssthresh, 10_000);
     }
 
     /// RFC 9438 Figure 1's shape: concave up to W_max near K, convex after it.
@@ -255,6 +277,58 @@ mod tests {
             );
         }
         assert!((104_000..=106_000).contains(&w.cwnd), "{}", w.cwnd);
+    }
+
+    /// In the Reno-friendly region Linux gains half a segment in a round trip, above the old W_max, too
+    /// (tests/scripts/linux.md has the capture).
+    #[test]
+    fn cubic_keeps_its_slope_above_w_max() {
+        let mss = 1_000;
+        let mut w = Window {
+            cwnd: 7 * mss,
+            ssthresh: 7 * mss,
+            w_max: 10 * mss,
+        };
+        let mut cc = CcState::default();
+        let mut windows = Vec::new();
+        // The ACK that ends the recovery counts, too.
+        cc.on_ack(
+            CongestionControl::Cubic,
+            &mut w,
+            &ack(0, mss, 7 * mss, 40_000),
+        );
+        assert_eq!(w.cwnd, 8 * mss);
+        for round in 1..=44 {
+            for _ in 0..w.cwnd / mss {
+                let a = ack(round * 40, mss, mss, 40_000);
+                cc.on_ack(CongestionControl::Cubic, &mut w, &a);
+            }
+            if round % 4 == 0 {
+                windows.push(w.cwnd / mss);
+            }
+        }
+        let linux: Vec<u32> = (10..=30).step_by(2).collect();
+        let differs = |(a, b): (&u32, &u32)| a.abs_diff(*b) > 1;
+        assert!(!windows.iter().zip(&linux).any(differs), "{windows:?}");
+    }
+
+    /// What was gathered while the function was flat must not leave as a burst when it is steep.
+    #[test]
+    fn growth_gathered_slowly_is_granted_gently() {
+        let mss = 1_000;
+        let mut w = Window {
+            cwnd: 40 * mss,
+            ssthresh: 40 * mss,
+            w_max: 40 * mss,
+        };
+        let mut cc = CcState::default();
+        for _ in 0..60 {
+            cc.on_ack(CongestionControl::Cubic, &mut w, &ack(1, mss, mss, 10_000));
+        }
+        assert_eq!(w.cwnd, 40 * mss);
+        let much_later = ack(8_000, mss, mss, 10_000);
+        cc.on_ack(CongestionControl::Cubic, &mut w, &much_later);
+        assert_eq!(w.cwnd, 41 * mss);
     }
 
     #[test]
