@@ -64,9 +64,27 @@ fn one_interface_that_fails_fails_the_stack() {
 fn the_first_socket_waits_for_a_lease() {
     let (program, server) = (program("stack_interfaces"), program("dhcp_server"));
     let setup = format!("\n{server} veth1 10.9.0.50");
-    let (did, said) = run("packet:veth0 dhcp", &setup, &[&program, "10.9.0.1"]);
-    let wanted = "10.9.0.1 from 10.9.0.50\ndone\n";
-    assert_eq!((&did[..], &said[..]), (wanted, ""));
+    for line in ["packet:veth0 dhcp", "packet:veth0 dhcp queues=4"] {
+        let (did, said) = run(line, &setup, &[&program, "10.9.0.1"]);
+        let wanted = "10.9.0.1 from 10.9.0.50\ndone\n";
+        assert_eq!((&did[..], &said[..]), (wanted, ""), "{line}");
+    }
+}
+
+/// One of several engines asks for it; threads in all of them call from it.
+#[test]
+fn every_engine_has_the_leased_address() {
+    let (queues, server) = (program("stack_queues"), program("dhcp_server"));
+    let setup = format!(
+        "\n{server} veth1 10.9.0.50\n\
+         {{ tail -f /dev/null --pid=$$ | {queues} blocking 10.9.0.1 4; }} >/dev/null 2>&1 &\n\
+         until grep -q :0007 /proc/net/tcp; do :; done"
+    );
+    for count in [1, 4] {
+        let line = format!("packet:veth0 dhcp queues={count}");
+        let arguments = [&queues, "call", "10.9.0.1", "4", "5"];
+        assert_eq!(run(&line, &setup, &arguments), Default::default());
+    }
 }
 
 #[test]
