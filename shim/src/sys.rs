@@ -250,6 +250,34 @@ pub(crate) fn set_option_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i
     saved.set();
 }
 
+/// setsockopt(2) of any value.
+pub(crate) fn set_option(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    value: &[u8],
+) -> Result<(), Errno> {
+    let saved = Errno::current();
+    // SAFETY: the value is ours, and the length is its.
+    let done = unsafe {
+        interpose::socket::next::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => {
+            let why = Errno::current();
+            saved.set();
+            Err(why)
+        }
+    }
+}
+
 /// The name that SO_BINDTODEVICE has given a socket; empty without.
 pub(crate) fn bound_device(fd: i32) -> Vec<u8> {
     let name = option::<16>(borrow(fd), libc::SOL_SOCKET, libc::SO_BINDTODEVICE);

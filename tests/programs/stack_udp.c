@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
@@ -633,6 +634,93 @@ static void shared(void)
 	close(fds[0]), close(fds[1]), close(peer);
 }
 
+static int group(const char *what, int fd, int name, const char *ip, const char *on)
+{
+	struct ip_mreqn m = { .imr_multiaddr = at(ip, 0).v4.sin_addr };
+	if (!strncmp(on, "veth", 4))
+		m.imr_ifindex = if_nametoindex(on);
+	else
+		m.imr_address = at(on, 0).v4.sin_addr;
+	return say(what, setsockopt(fd, IPPROTO_IP, name, &m, m.imr_ifindex ? sizeof m : sizeof(struct ip_mreq)));
+}
+
+/* Groups joined before a socket has an address, and after. What we send to them on our interface, we hear. */
+static void groups(void)
+{
+	printf("-- groups\n");
+	struct in_addr own = at("10.9.0.2", 0).v4.sin_addr, got = { 0 };
+	socklen_t length = sizeof got;
+	int sender = socket(AF_INET, SOCK_DGRAM, 0), ttl = 3;
+	say("IP_MULTICAST_IF", setsockopt(sender, IPPROTO_IP, IP_MULTICAST_IF, &own, sizeof own));
+	say("IP_MULTICAST_TTL", setsockopt(sender, IPPROTO_IP, IP_MULTICAST_TTL, &ttl, sizeof ttl));
+	union address a = at("10.9.0.2", 5500);
+	say("bind", bind(sender, &a.any, size(&a)));
+	say("getsockopt", getsockopt(sender, IPPROTO_IP, IP_MULTICAST_IF, &got, &length));
+	printf("  %s %u\n", inet_ntoa(got), length);
+
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	struct timeval patience = { .tv_sec = 10 };
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	group("join", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "10.9.0.2");
+	group("again", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "10.9.0.2");
+	group("join another", fd, IP_ADD_MEMBERSHIP, "239.1.2.4", "veth0");
+	group("join a third", fd, IP_ADD_MEMBERSHIP, "239.1.2.5", "10.9.0.2");
+	group("and leave it", fd, IP_DROP_MEMBERSHIP, "239.1.2.5", "10.9.0.2");
+	group("once more", fd, IP_DROP_MEMBERSHIP, "239.1.2.5", "10.9.0.2");
+	group("no group", fd, IP_ADD_MEMBERSHIP, "10.1.2.3", "10.9.0.2");
+	group("nobody's", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "10.66.0.2");
+	group("the other side", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "10.9.0.1");
+	group("and leave it", fd, IP_DROP_MEMBERSHIP, "239.1.2.3", "10.9.0.1");
+	a = at("0.0.0.0", 5501);
+	say("bind", bind(fd, &a.any, size(&a)));
+	send_to("to the first", sender, "one", "239.1.2.3", 5501);
+	receive("first", fd, 20, 0);
+	send_to("to the second", sender, "two", "239.1.2.4", 5501);
+	receive("second", fd, 20, 0);
+	send_to("to the third", sender, "three", "239.1.2.5", 5501);
+	receive("third", fd, 20, MSG_DONTWAIT);
+	group("again", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "10.9.0.2");
+	group("leave", fd, IP_DROP_MEMBERSHIP, "239.1.2.3", "10.9.0.2");
+	group("leave", fd, IP_DROP_MEMBERSHIP, "239.1.2.3", "10.9.0.2");
+	send_to("to the first", sender, "one", "239.1.2.3", 5501);
+	receive("first", fd, 20, MSG_DONTWAIT);
+	close(fd);
+
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	group("join", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "veth0");
+	a = at("239.1.2.3", 5502);
+	say("bind to the group", bind(fd, &a.any, size(&a)));
+	send_to("to it", sender, "four", "239.1.2.3", 5502);
+	receive("it", fd, 20, 0);
+	send_to("to the host", sender, "five", "10.9.0.2", 5502);
+	receive("host", fd, 20, MSG_DONTWAIT);
+	close(sender);
+	sender = socket(AF_INET, SOCK_DGRAM, 0);
+	say("IP_MULTICAST_IF", setsockopt(sender, IPPROTO_IP, IP_MULTICAST_IF, &own, sizeof own));
+	send_to("by a new socket", sender, "six", "239.1.2.3", 5502);
+	receive("it", fd, 20, 0);
+	receive("once", fd, 20, MSG_DONTWAIT);
+	close(fd), close(sender);
+
+	int number = if_nametoindex("veth0");
+	struct ipv6_mreq m6 = { .ipv6mr_multiaddr = at("ff15::123", 0).v6.sin6_addr, .ipv6mr_interface = number };
+	sender = open_at(AF_INET6, "fd09::2", 0);
+	say("IPV6_MULTICAST_IF", setsockopt(sender, IPPROTO_IPV6, IPV6_MULTICAST_IF, &number, sizeof number));
+	fd = socket(AF_INET6, SOCK_DGRAM, 0);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	say("join", setsockopt(fd, IPPROTO_IPV6, IPV6_JOIN_GROUP, &m6, sizeof m6));
+	say("again", setsockopt(fd, IPPROTO_IPV6, IPV6_JOIN_GROUP, &m6, sizeof m6));
+	a = at("::", 5503);
+	say("bind", bind(fd, &a.any, size(&a)));
+	send_to("to the group", sender, "six", "ff15::123", 5503);
+	receive("group", fd, 20, 0);
+	receive("once", fd, 20, MSG_DONTWAIT);
+	say("leave", setsockopt(fd, IPPROTO_IPV6, IPV6_LEAVE_GROUP, &m6, sizeof m6));
+	say("leave", setsockopt(fd, IPPROTO_IPV6, IPV6_LEAVE_GROUP, &m6, sizeof m6));
+	close(fd), close(sender);
+}
+
 int main(void)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -648,6 +736,7 @@ int main(void)
 	large(AF_INET6, "fd09::2", "fd09::1");
 	mapped();
 	shared();
+	groups();
 	everywhere(AF_INET, "0.0.0.0", "127.0.0.1", "10.9.0.1", "10.9.0.2");
 	everywhere(AF_INET6, "::", "::1", "fd09::1", "fd09::2");
 	return 0;

@@ -114,6 +114,14 @@ fn set_natively(
     unsafe { next::setsockopt(fd, level, name, value, len) }
 }
 
+/// setsockopt(2) on a descriptor that is not ours yet, but may be the stack's later.
+#[inline(never)]
+fn set_early(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
+    let native = || set_natively(fd, level, name, value, len);
+    let done = net::udp::early::set(fd, (level, name), at(value), len, native);
+    conclude(done, native)
+}
+
 hooks! {
     /// socket(2). AF_KCM is ours, whether or not the kernel has it.
     fn socket(family: c_int, ty: c_int, protocol: c_int) -> c_int {
@@ -295,7 +303,7 @@ hooks! {
         match lookup(fd) {
             // SAFETY: forwards the caller's own arguments.
             None if !route::is_set() => unsafe { next::setsockopt(fd, level, name, value, len) },
-            None => set_natively(fd, level, name, value, len),
+            None => set_early(fd, level, name, value, len),
             Some(file) => set_option(file, fd, level, name, value, len),
         }
     }

@@ -12,6 +12,7 @@ use super::channel::holder;
 use super::guest::{self, Candidate, Host};
 use super::open::{self, Place};
 use super::socket::{self, State};
+use super::udp::early;
 use super::{beneath, cells, homes, lease, pristine, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
@@ -170,6 +171,23 @@ fn kernel_address(fd: i32, v6: bool) -> SocketAddr {
         .unwrap_or(address::any(v6, 0))
 }
 
+/// Whether `fd` is a UDP socket of the kernel's that has no address yet; the real call answers for anything
+/// but sockets of the internet.
+pub(super) fn is_unbound_udp(fd: i32) -> Outcome<bool> {
+    let inet = asked(fd)?;
+    Ok(inet.udp && bound(fd, inet).port() == 0)
+}
+
+/// Runs a call that gives the socket an address, after which what was set on it early holds there.
+fn with_early<T>(fd: i32, call: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    let noted = early::of(fd);
+    let done = call();
+    if let Ok(_) | Err(Exit::Native) = done {
+        noted.repeat(fd);
+    }
+    done
+}
+
 /// bind(2).
 pub(crate) fn bind(
     fd: i32,
@@ -177,6 +195,10 @@ pub(crate) fn bind(
     length: u32,
     native: impl FnOnce() -> i32,
 ) -> Outcome<i32> {
+    with_early(fd, || bind_by_plan(fd, addr, length, native))
+}
+
+fn bind_by_plan(fd: i32, addr: UserPtr, length: u32, native: impl FnOnce() -> i32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let new = pristine::first_use(fd);
     let local = named(addr, length, None)?;
@@ -225,7 +247,7 @@ pub(crate) fn bind(
             if done != 0 {
                 return Ok(done);
             }
-            return udp::join(fd, inet.v6, local.port(), device).map(|_| 0);
+            return udp::join(fd, inet.v6, local, device).map(|_| 0);
         }
         return udp::bind(fd, inet.v6, local, device).map(|_| 0);
     }
@@ -294,6 +316,10 @@ fn listen_both(
 
 /// connect(2).
 pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
+    with_early(fd, || connect_by_plan(fd, addr, length))
+}
+
+fn connect_by_plan(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let new = pristine::first_use(fd);
     let remote = named(addr, length, None)?;
@@ -347,10 +373,16 @@ pub(crate) fn connect(fd: i32, addr: UserPtr, length: u32) -> Outcome<i32> {
 /// sendto(2) and its kin with an address: a UDP socket of the kernel's that sends to an address of the
 /// stack's is both from then on, since it may hear from either.
 fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
+    with_early(fd, || sending_by_plan(fd, addr, length))
+}
+
+fn sending_by_plan(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     let plan = route::plan().ok_or(Exit::Native)?;
     let new = pristine::first_use(fd);
     let remote = named(addr, length, None)?;
-    if decide(plan, Role::UdpSend, fd, remote)?.verdict == Verdict::Kernel {
+    let decision = decide(plan, Role::UdpSend, fd, remote)?;
+    let by_choice = remote.ip().is_multicast() && early::of(fd).sends_on_stack();
+    if decision.verdict == Verdict::Kernel && !by_choice {
         return Err(Exit::Native);
     }
     let inet = inet(fd, new)?;
@@ -358,7 +390,15 @@ fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     if !inet.udp || !local.ip().is_unspecified() {
         return Err(Exit::Native);
     }
-    let look = || verdict(plan, Role::UdpSend, fd, inet, remote);
+    let look = || match decision.verdict {
+        Verdict::Kernel => Ok(Ruling {
+            verdict: Verdict::Both { iface: None },
+            device: None,
+            place: open::open(plan, decision.on_failure)?,
+            on_failure: decision.on_failure,
+        }),
+        _ => verdict(plan, Role::UdpSend, fd, inet, remote),
+    };
     let (v6, at) = (inet.v6, address::any(inet.v6, local.port()));
     let call = |host: &Host| guest::open_udp(host, Candidate { fd, v6, local: at });
     if let (_, Some(file)) = as_guest(look()?, look, call)? {
@@ -369,7 +409,8 @@ fn sending_to(fd: i32, addr: UserPtr, length: u32) -> Outcome<&'static File> {
     }
     // A rule is about this datagram's way; the next may go elsewhere.
     let device = steer::named(&sys::bound_device(fd));
-    udp::join(fd, inet.v6, kernel_address(fd, inet.v6).port(), device)
+    let local = address::any(inet.v6, kernel_address(fd, inet.v6).port());
+    udp::join(fd, inet.v6, local, device)
 }
 
 /// As [`sending_to`], and sends.

@@ -7,7 +7,7 @@ use super::cells::{self, EngineGuard};
 use super::engine::Engine;
 use super::socket::State;
 use super::steer;
-use super::udp::groups::owner;
+use super::udp::groups::{Place, owner, place_of};
 use super::udp::ports;
 use crate::errno::{Errno, Outcome};
 use crate::fd::File;
@@ -149,6 +149,21 @@ pub(super) fn set(
             Ok(Some(0))
         }
         _ => Ok(None),
+    }
+}
+
+/// The interface that a value of IP_MULTICAST_IF names.
+pub(super) fn named_place(value: &[u8]) -> Place {
+    let address = |at| value.get(at..)?.first_chunk::<4>().copied();
+    let (address, number) = match value.len() {
+        12.. => (address(4), address(8).map_or(0, u32::from_ne_bytes)),
+        8.. => (address(4), 0),
+        _ => (address(0), 0),
+    };
+    match (number, address) {
+        (_, None) => Place::Elsewhere,
+        (0, Some(address)) => place_of(address.into()),
+        _ => steer::numbered(number).map_or(Place::Elsewhere, Place::Here),
     }
 }
 

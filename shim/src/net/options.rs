@@ -11,6 +11,7 @@ use rustix::net::sockopt;
 use super::cells::{self, EngineGuard};
 use super::listeners;
 use super::socket::State;
+use super::udp::groups::Place;
 use super::udp::options::Wants;
 use super::{device, errors, fixed, info, socket, udp};
 use crate::errno::{Errno, Exit, Outcome};
@@ -389,7 +390,12 @@ pub(crate) fn set(
     if device::names_stranger((level, name), value, length)? {
         return Err(Errno::ENODEV.into());
     }
-    if file.speaks() {
+    let place = udp::groups::place(level, name, value, length)?;
+    if file.speaks() && place == Some(Place::Elsewhere) {
+        return Err(Exit::Native);
+    }
+    // A group on an interface of the stack's would be heard twice.
+    if file.speaks() && !matches!(place, Some(Place::Here(_))) {
         // The kernel's listener beneath has its own; ours decides about the answer.
         let saved = Errno::current();
         native();

@@ -31,6 +31,13 @@ pub(super) fn learn(plan: &Plan, socket: BorrowedFd<'_>) {
     }
 }
 
+/// As [`learn`], for who asks before there is an engine.
+pub(super) fn know(plan: &Plan, socket: BorrowedFd<'_>) {
+    if NUMBERS[0].load(Ordering::Relaxed) == 0 {
+        learn(plan, socket);
+    }
+}
+
 /// The kernel's name of what the plan's interface runs on.
 fn name_at(plan: &Plan, at: usize) -> Option<String> {
     let device = &plan.interfaces.get(at)?.device;

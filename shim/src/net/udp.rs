@@ -1,6 +1,7 @@
 //! UDP on the stack.
 
 pub(crate) mod control;
+pub(crate) mod early;
 pub(crate) mod groups;
 pub(crate) mod options;
 pub(super) mod ports;
@@ -145,15 +146,15 @@ fn enrolled(
     file
 }
 
-/// A UDP socket of the stack on all its addresses joins the kernel's behind `fd`, which is bound to
-/// `port` on all of the kernel's.
+/// A UDP socket of the stack joins the kernel's behind `fd`, which is bound to the same: all addresses, or a
+/// group.
 pub(crate) fn join(
     fd: i32,
     v6: bool,
-    port: u16,
+    local: SocketAddr,
     device: Option<IfaceId>,
 ) -> Outcome<&'static File> {
-    let (cell, id, wants) = bound(sys::borrow(fd), v6, address::any(v6, port), device)?;
+    let (cell, id, wants) = bound(sys::borrow(fd), v6, local, device)?;
     let file = socket::join(fd, (v6, true), State::Udp(id), device, cell);
     let file = enrolled((cell, id), wants, file)?;
     options::follow_rcvbuf(file, fd)?;
@@ -173,12 +174,23 @@ pub(crate) fn is_for_stack(file: &File, to: Option<SocketAddr>) -> Outcome<bool>
             }
         }
     };
+    if to.ip().is_multicast() && sends_to_groups(file)? {
+        return Ok(true);
+    }
     let plan = route::plan().ok_or(Errno::EBADF)?;
     match route::decide(plan, Role::UdpSend, to).verdict {
         Verdict::Refuse(errno) => Err(Errno(errno).into()),
         Verdict::Kernel => Ok(false),
         Verdict::Stack { .. } | Verdict::Both { .. } => Ok(true),
     }
+}
+
+/// Whether an interface of the stack's has been chosen for what the socket sends to groups.
+fn sends_to_groups(file: &File) -> Outcome<bool> {
+    let mut engine = cells::lock(file)?;
+    let id = id_of(&mut engine, file)?;
+    let opts = engine.stack.udp_opts(id);
+    Ok(opts.is_some_and(|opts| opts.multicast_iface.is_some()))
 }
 
 /// connect(2): fixes the peer, or dissolves. Of a socket of both kernel and stack, the one that the peer

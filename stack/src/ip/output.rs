@@ -290,7 +290,11 @@ impl IpLayer {
 
     /// Our own copy of a frame to a group we are in, or to everybody.
     pub(super) fn loop_group(&mut self, frame: &[u8], meta: &IpMeta, iface: IfaceId) {
-        if meta.loops && (self.is_our_multicast(iface, meta.dst) || self.is_broadcast(meta.dst)) {
+        // Of several shards another may be a member.
+        let is_heard = self.is_our_multicast(iface, meta.dst)
+            || self.is_broadcast(meta.dst)
+            || meta.dst.is_multicast() && self.shard.count() > 1;
+        if meta.loops && is_heard {
             self.loop_back(iface, frame);
         }
     }

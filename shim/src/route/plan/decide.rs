@@ -99,6 +99,11 @@ impl Rule {
     }
 }
 
+/// Bound to, it is an address of kernel and stack alike: all of them, or that of a group.
+fn is_everybodys(role: Role, ip: IpAddr) -> bool {
+    role.is_local() && ip.is_unspecified() || role == Role::UdpBind && ip.is_multicast()
+}
+
 /// A peer's address 0.0.0.0 is loopback to Linux.
 fn is_loopback(role: Role, ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified() && !role.is_local()
@@ -122,8 +127,8 @@ impl Plan {
         let verdict = match rule.serve {
             Use::Kernel => Verdict::Kernel,
             Use::Refuse(errno) => Verdict::Refuse(errno),
-            Use::Stack if role.is_local() && ip.is_unspecified() => Verdict::Stack { iface: only },
-            Use::Both if role.is_local() && ip.is_unspecified() => Verdict::Both { iface: only },
+            Use::Stack if is_everybodys(role, ip) => Verdict::Stack { iface: only },
+            Use::Both if is_everybodys(role, ip) => Verdict::Both { iface: only },
             Use::Stack => Verdict::Stack {
                 iface: only.or_else(|| self.nearest(learned, ip)),
             },
@@ -147,7 +152,7 @@ impl Plan {
         };
         let (verdict, rule) = match found {
             _ if is_loopback(role, ip) => (Verdict::Kernel, default::LOOPBACK),
-            _ if ip.is_unspecified() => {
+            _ if is_everybodys(role, ip) => {
                 let verdict = match self.wildcard {
                     Use::Stack => Verdict::Stack { iface: None },
                     Use::Both => Verdict::Both { iface: None },
