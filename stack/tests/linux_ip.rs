@@ -9,8 +9,8 @@ mod device_support;
 mod linux_support;
 
 use device_support::{Rights, in_namespace, ip, open_one, veth};
-use kcm_stack::device::{LinkFaults, OpenOptions};
-use kcm_stack::{Datagram, SendError, UdpId};
+use kcm_stack::device::{Fault, LinkFaults, OpenOptions};
+use kcm_stack::{Datagram, IfaceId, SendError, UdpId};
 use linux_support::{Host, Stream};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -127,6 +127,42 @@ fn fragments_in_any_order_and_twice_are_joined_by_both() {
             echo(&faults, false);
         },
     );
+}
+
+/// The kernel asks for addresses that nobody has, and would not ask again while the test runs.
+#[test]
+fn who_asked_too_early_hears_the_announcement() {
+    let test = "who_asked_too_early_hears_the_announcement";
+    in_namespace(test, Rights::User, || {
+        let mut host = host(&LinkFaults::default(), true);
+        for cache in ["arp_cache", "ndisc_cache"] {
+            ip(&format!(
+                "ntable change name {cache} dev v1 retrans 1000000"
+            ));
+        }
+        let early = ENGINE.map(|to| {
+            let socket = UdpSocket::bind((KERNEL[usize::from(to.is_ipv6())], 0)).unwrap();
+            socket.send_to(b"early", (to, PORT)).unwrap();
+            socket
+        });
+        // The questions are lost.
+        drop(host.device);
+        let device = open_one("packet:v0", &OpenOptions::default());
+        host.device = Fault::new(device, 3, LinkFaults::default(), LinkFaults::default());
+        let ids = ENGINE.map(|at| {
+            let at = SocketAddr::new(at, PORT);
+            host.stack.udp_bind(at, false).unwrap()
+        });
+        let now = host.now();
+        host.stack.announce(now, IfaceId::FIRST).unwrap();
+        for (id, socket) in ids.into_iter().zip(early) {
+            let got = receive(&mut host, id);
+            assert_eq!(
+                (&*got.data, got.from),
+                (&b"early"[..], socket.local_addr().unwrap())
+            );
+        }
+    });
 }
 
 #[test]

@@ -238,6 +238,32 @@ fn an_address_that_nobody_answers_for_is_ehostunreach() {
     same(&["unreachable", "10.9.0.77"], |_, _| None);
 }
 
+/// A peer that asked for the address while nobody had it asks again a second later; here, not within the test.
+#[test]
+fn who_asked_too_early_is_answered() {
+    if !is_runnable() {
+        return;
+    }
+    let program = program::build("stack_faults", &[]);
+    let lab = Lab::new(false);
+    let slow = ["ntable", "change", "name", "arp_cache", "dev", "eth0"];
+    let slow = [&slow[..], &["retrans", "1000000"]].concat();
+    ip(lab.on_peer("ip"), &slow);
+    let mut early = Running::start(&mut lab.on_peer(&program), &["unreachable", GUEST]);
+    let asked = || {
+        let known = lab.on_peer("ip").args(["neigh", "show", GUEST]).output();
+        String::from_utf8_lossy(&known.expect("ip runs").stdout).contains("INCOMPLETE")
+    };
+    while !asked() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let _server = Running::server(&mut lab.on_stack(&program), &["serve", GUEST, BYTES]);
+    assert_eq!(
+        early.line(),
+        "connect(fd, (void *)&a, sizeof a) = ECONNREFUSED"
+    );
+}
+
 #[test]
 fn a_connection_stays_queued_while_descriptors_are_short() {
     same(&["full", GUEST], |lab, program| {

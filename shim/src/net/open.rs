@@ -154,6 +154,7 @@ fn make(plan: &'static Plan) -> Result<Vec<Engine>, Why> {
             };
             let stack = stack.ok_or_else(|| "no memory".to_owned())?;
             configure(stack, iface, interface)?;
+            stack.announce(now, iface).map_err(failed)?;
             if interface.dhcp && index == 0 {
                 stack.dhcp_start(now, iface).map_err(failed)?;
                 leases.add(at, iface);

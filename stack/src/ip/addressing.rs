@@ -6,6 +6,7 @@ use super::iface::IfaceId;
 use super::route::RouteTable;
 use crate::addr::Ip;
 use crate::error::SocketError;
+use crate::time::Instant;
 
 /// The addresses and routes of all interfaces of a stack
 /// ([`Stack::addressing`](crate::Stack::addressing)).
@@ -48,6 +49,24 @@ impl IpLayer {
         self.routes = to.routes.clone();
         self.neighbors.forget_references();
         Ok(())
+    }
+
+    /// Tells the link of each address of an interface.
+    pub(crate) fn announce_all(&mut self, iface: IfaceId, now: Instant) {
+        let ours = self.addresses.iter().filter(|a| a.iface == iface);
+        for ip in ours.map(|a| a.ip).collect::<Vec<_>>() {
+            self.announce(iface, ip, now);
+        }
+    }
+
+    /// Tells the link of an address. Who has asked for it while nobody had it sends what waits at once,
+    /// instead of after asking again, a second later; who remembers another host for it forgets that.
+    pub(crate) fn announce(&mut self, iface: IfaceId, ip: Ip, now: Instant) {
+        match ip.is_v4() {
+            _ if !self.shard.speaks_for_host() => {}
+            true => self.announce_arp(iface, ip),
+            false => self.advertise_to_all(iface, ip, now),
+        }
     }
 
     fn leave_all(&mut self, groups: &[(IfaceId, Ip)]) {

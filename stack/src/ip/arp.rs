@@ -26,6 +26,18 @@ impl IpLayer {
         self.queue_arp(iface, &repr, to.unwrap_or(EthernetAddress::BROADCAST));
     }
 
+    /// Queues an announcement of `ip`, which is ours, to everybody (RFC 5227 §2.3).
+    pub(super) fn announce_arp(&mut self, iface: IfaceId, ip: Ip) {
+        let repr = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr: self.ifaces[iface.index()].mac,
+            source_protocol_addr: ip.to_v4(),
+            target_hardware_addr: EthernetAddress([0; 6]),
+            target_protocol_addr: ip.to_v4(),
+        };
+        self.queue_arp(iface, &repr, EthernetAddress::BROADCAST);
+    }
+
     fn queue_arp(&mut self, iface: IfaceId, repr: &ArpRepr, dst: EthernetAddress) {
         let link = &mut self.ifaces[iface.index()];
         if link.control_room() == 0 {

@@ -40,18 +40,12 @@ impl IpLayer {
                 if !self.shard.speaks_for_host() {
                     return;
                 }
-                let (dst, flags) = if dad {
-                    (Ip::ALL_NODES, NdiscNeighborFlags::OVERRIDE)
+                if dad {
+                    self.advertise_to_all(iface, target, now);
                 } else {
-                    let solicited = NdiscNeighborFlags::SOLICITED;
-                    (src, NdiscNeighborFlags::OVERRIDE | solicited)
-                };
-                let repr = NdiscRepr::NeighborAdvert {
-                    flags,
-                    target_addr,
-                    lladdr: Some(self.hardware_address(iface)),
-                };
-                self.send_ndisc(iface, target, dst, repr, now);
+                    let flags = NdiscNeighborFlags::OVERRIDE | NdiscNeighborFlags::SOLICITED;
+                    self.advertise(iface, target, src, flags, now);
+                }
             }
             Ok(NdiscRepr::NeighborAdvert {
                 target_addr,
@@ -64,6 +58,28 @@ impl IpLayer {
             }
             _ => {}
         }
+    }
+
+    /// Queues an advertisement of `target`, which is ours, that nobody has to have asked for (§7.2.6).
+    pub(super) fn advertise_to_all(&mut self, iface: IfaceId, target: Ip, now: Instant) {
+        let flags = NdiscNeighborFlags::OVERRIDE;
+        self.advertise(iface, target, Ip::ALL_NODES, flags, now);
+    }
+
+    fn advertise(
+        &mut self,
+        iface: IfaceId,
+        target: Ip,
+        dst: Ip,
+        flags: NdiscNeighborFlags,
+        now: Instant,
+    ) {
+        let repr = NdiscRepr::NeighborAdvert {
+            flags,
+            target_addr: target.to_v6(),
+            lladdr: Some(self.hardware_address(iface)),
+        };
+        self.send_ndisc(iface, target, dst, repr, now);
     }
 
     /// Queues a neighbour solicitation.

@@ -70,7 +70,7 @@ impl Stack {
                 self.dhcp_send(now, iface, &message);
             }
             if let Some(change) = change {
-                self.dhcp_changed(iface, change);
+                self.dhcp_changed(iface, change, now);
             }
         }
     }
@@ -99,18 +99,22 @@ impl Stack {
         if !is_checked && !sum.bytes(udp).is_valid() {
             self.stats.bad_checksum += 1;
         } else if let Some(change) = client.arrives(&udp[UDP_HEADER..], now) {
-            self.dhcp_changed(iface, change);
+            self.dhcp_changed(iface, change, now);
         }
         true
     }
 
-    fn dhcp_changed(&mut self, iface: IfaceId, change: Change) {
+    fn dhcp_changed(&mut self, iface: IfaceId, change: Change, now: Instant) {
         match change {
             Change::Granted(lease) => {
                 // The same again when it was extended. What does not fit the tables' limits is
                 // missing then, as if it had been refused by hand.
                 let ip = Ip::v4(lease.address);
+                let is_new = !self.ip.is_ours(ip);
                 let _ = self.ip.add_address(iface, ip, lease.prefix_len);
+                if is_new {
+                    self.ip.announce(iface, ip, now);
+                }
                 if let Some(router) = lease.router {
                     let any = Ip::UNSPECIFIED_V4;
                     let _ = self.ip.add_route(any, 0, Some(iface), Some(Ip::v4(router)));

@@ -135,6 +135,18 @@ impl Stack {
         self.ip.remove_address(iface, ip.into())
     }
 
+    /// Queues an announcement of each address of an interface (RFC 5227 §2.3, RFC 4861 §7.2.6), for
+    /// when it can send: neighbours that asked in vain before need not ask again. An address granted by
+    /// DHCP is announced without this.
+    ///
+    /// # Errors
+    /// `NoInterface`.
+    pub fn announce(&mut self, now: Instant, iface: IfaceId) -> Result<(), SocketError> {
+        self.ip.iface(iface).ok_or(SocketError::NoInterface)?;
+        self.ip.announce_all(iface, now);
+        Ok(())
+    }
+
     /// Adds or replaces a route; `via` is a router, or `None` for an on-link prefix. It leaves by
     /// the interface that reaches the router, the first if none does.
     ///
