@@ -4,6 +4,8 @@ mod device_support;
 
 use device_support::*;
 use kcm_stack::device::{OpenError, OpenOptions, open};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn refusal(name: &str, options: &OpenOptions) -> OpenError {
     let error = open(name, options)
@@ -76,6 +78,27 @@ fn shared_memory_has_two_ends_and_leaves_no_files() {
     assert_eq!(files_of(&name), 0);
 }
 
+/// A program that is being started has copies of all descriptors for a moment.
+#[test]
+fn shared_memory_leaves_no_files_to_programs_that_start() {
+    let name = unique("started");
+    let options = OpenOptions::default();
+    let starting = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..30 {
+                Command::new("true").status().unwrap();
+            }
+            starting.store(false, Ordering::Relaxed);
+        });
+        while starting.load(Ordering::Relaxed) {
+            let (a, b) = (open_one(&name, &options), open_one(&name, &options));
+            drop((a, b));
+            assert_eq!(files_of(&name), 0);
+        }
+    });
+}
+
 #[test]
 fn shared_memory_goes_on_when_one_end_is_replaced() {
     let name = unique("one");
@@ -120,7 +143,7 @@ fn shared_memory_joins_two_processes() {
     let mut device = open_one(&name, &options);
     let frames: Vec<Kept> = (0..200).map(|n| raw(n, 60 + n as usize)).collect();
     for _ in 0..2 {
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
                 "shared_memory_joins_two_processes",
@@ -217,7 +240,7 @@ fn missing_rights_are_named() {
         assert!(matches!(error, OpenError::Permission { .. }), "{error}");
         // The same user without the namespace's capabilities.
         let program = std::env::current_exe().unwrap();
-        let inner = std::process::Command::new("setpriv")
+        let inner = Command::new("setpriv")
             .args(["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"])
             .arg(program)
             .args(["--exact", "refused_without_capabilities", "--nocapture"])

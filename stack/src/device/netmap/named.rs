@@ -20,8 +20,8 @@ use std::sync::Arc;
 pub(super) struct Names {
     region: String,
     bells: [String; 2],
-    /// Held for as long as we play our side.
-    _ours: OwnedFd,
+    /// Locked for as long as we play our side.
+    ours: OwnedFd,
     side: usize,
 }
 
@@ -30,6 +30,9 @@ impl Drop for Names {
         let Ok(region) = open_locked(&self.region) else {
             return;
         };
+        // A process that was forked a moment ago, and has not executed its program yet, has a copy of the
+        // descriptor: closing ours would leave the lock with it.
+        let _ = flock(&self.ours, FlockOperation::Unlock);
         // With the peer gone as well, nobody needs the files; the region's lock keeps newcomers out
         // until they are removed, and these look again for the name.
         let peer_gone = self
@@ -147,7 +150,7 @@ pub(in super::super) fn open_named(
     let names = Names {
         region: region_name,
         bells: bell_names,
-        _ours: held,
+        ours: held,
         side,
     };
     let device = port(&shape, &Arc::new(map), side, Some(bells), Some(names)).map_err(corrupt);
