@@ -28,8 +28,17 @@ class Link:
         return ["ip", "netns", "exec", self.home, *argv]
 
     def serve(self, name, argv, **more):
-        """Starts a server on OURS."""
-        return self.lab.start(self.at_home(argv), name, env=self.stack(), **more)
+        """Starts a server on OURS, and waits for the host: what is sent to an address that nobody has is lost, and
+        comes again a second later."""
+        server = self.lab.start(self.at_home(argv), name, env=self.stack(), **more)
+        if self.lab.lib:
+            self.lab.wait_until(f"a stack for {name}", self.has_stack)
+        return server
+
+    def has_stack(self):
+        """Whether somebody has a packet socket at home."""
+        sockets = self.lab.run(self.at_home(["cat", "/proc/net/packet"]), env={"LD_PRELOAD": ""}).out
+        return len(sockets.splitlines()) > 1
 
     def run(self, argv):
         """Runs a client on OURS."""
