@@ -44,11 +44,29 @@ impl Next {
 /// glibc's `__libc_single_threaded`; null where it has none (before 2.32).
 static SINGLE_THREADED: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 
-/// Finds the variables of glibc that are looked at.
-pub(crate) fn resolve_variables() {
+/// glibc's `__pthread_get_minstack`; null where it has none.
+static MIN_STACK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// Finds what is used of glibc that it does not declare.
+pub(crate) fn resolve_undeclared() {
     // SAFETY: the name is NUL-terminated; RTLD_DEFAULT finds the copy that glibc itself writes to.
     let at = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
     SINGLE_THREADED.store(at.cast(), Ordering::Relaxed);
+    // SAFETY: as above.
+    let at = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__pthread_get_minstack".as_ptr()) };
+    MIN_STACK.store(at, Ordering::Relaxed);
+}
+
+/// What a thread's stack holds besides the thread's calls, in bytes: the thread-local storage of the
+/// program and its libraries lies in it.
+pub(crate) fn min_stack(attr: &libc::pthread_attr_t) -> usize {
+    type MinStack = unsafe extern "C" fn(*const libc::pthread_attr_t) -> usize;
+    let at = MIN_STACK.load(Ordering::Relaxed);
+    if at.is_null() {
+        return libc::PTHREAD_STACK_MIN;
+    }
+    // SAFETY: the function has this signature in every glibc that has it.
+    unsafe { core::mem::transmute::<*mut c_void, MinStack>(at)(attr) }
 }
 
 /// Whether the process surely has one thread only (`<sys/single_threaded.h>`).

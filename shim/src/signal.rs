@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use libc::{c_int, c_void};
 
 use crate::errno::{Errno, Outcome};
+use crate::real;
 
 /// Signals a handler can be installed for: 1..=64, without SIGKILL and SIGSTOP.
 const SIGNALS: c_int = 64;
@@ -102,7 +103,7 @@ pub(crate) fn spawn_quiet(name: &'static CStr, run: impl FnOnce() + Send + 'stat
 }
 
 fn create_thread(run: *mut Run) -> Outcome<()> {
-    /// The housekeeper's calls are shallow.
+    /// The housekeeper's calls are shallow. What the thread needs besides comes on top.
     const STACK_BYTES: usize = 128 << 10;
     // SAFETY: all zero is what pthread_attr_init overwrites.
     let (mut thread, mut attr) = unsafe { (core::mem::zeroed(), core::mem::zeroed()) };
@@ -114,13 +115,9 @@ fn create_thread(run: *mut Run) -> Outcome<()> {
             return Err(Errno::EAGAIN.into());
         }
         libc::pthread_attr_setdetachstate(&mut attr, libc::PTHREAD_CREATE_DETACHED);
-        // A program with much thread-local storage needs more than that: the default has room for it.
-        let stack = libc::pthread_attr_setstacksize(&mut attr, STACK_BYTES);
-        let mut failed = libc::pthread_create(&mut thread, &attr, thread_main, run.cast());
-        if failed == libc::EINVAL && stack == 0 {
-            libc::pthread_attr_setstacksize(&mut attr, DEFAULT_STACK_BYTES);
-            failed = libc::pthread_create(&mut thread, &attr, thread_main, run.cast());
-        }
+        let bytes = STACK_BYTES + real::min_stack(&attr);
+        libc::pthread_attr_setstacksize(&mut attr, bytes.next_multiple_of(STACK_BYTES));
+        let failed = libc::pthread_create(&mut thread, &attr, thread_main, run.cast());
         libc::pthread_attr_destroy(&mut attr);
         if failed != 0 {
             drop(Box::from_raw(run));
@@ -129,9 +126,6 @@ fn create_thread(run: *mut Run) -> Outcome<()> {
     }
     Ok(())
 }
-
-/// What glibc gives a thread where no limit says otherwise.
-const DEFAULT_STACK_BYTES: usize = 8 << 20;
 
 extern "C" fn thread_main(run: *mut c_void) -> *mut c_void {
     // SAFETY: the box that the creator let go of.

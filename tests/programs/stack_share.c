@@ -80,7 +80,7 @@ static char last; /* how the last connection ended: e for the end, r for a reset
 
 static void *serve(void *arg)
 {
-	static _Thread_local char buf[1 << 16];
+	static _Thread_local char buf[100 << 10]; /* every thread's stack has it, the library's too */
 	int fd = (int)(long)arg;
 	ssize_t n;
 	char what, end = 'e';

@@ -30,7 +30,7 @@ use crate::real::Failure;
 
 /// Resolves the definitions behind ours.
 pub(crate) fn resolve() {
-    crate::real::resolve_variables();
+    crate::real::resolve_undeclared();
     epoll::next::resolve();
     exec::next::resolve();
     fd::next::resolve();

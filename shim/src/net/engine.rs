@@ -14,7 +14,7 @@ use super::channel::Channel;
 use super::devices::Devices;
 use super::lease::Leases;
 use super::ready::{self, Bits};
-use super::relay::Relay;
+use super::relay::{Relay, Through};
 use super::socket::{Socket, State};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind};
@@ -50,6 +50,7 @@ pub(crate) struct Engine {
     by_udp: BTreeMap<UdpId, u32>,
     /// Connections that other processes hold copies of.
     pub(super) relays: BTreeMap<u32, Relay>,
+    pub(super) through: Through,
     /// UDP sockets that they hold copies of; the numbers are of the same count.
     pub(super) channels: BTreeMap<u32, Channel>,
     /// Those of them that have something to do.
@@ -89,6 +90,7 @@ impl Engine {
             by_listener: BTreeMap::new(),
             by_udp: BTreeMap::new(),
             relays: BTreeMap::new(),
+            through: Through::default(),
             channels: BTreeMap::new(),
             due: Vec::new(),
             leader: None,

@@ -22,7 +22,7 @@ use super::socket::State;
 use super::{cells, channel, errors, host, lend};
 use crate::errno::Errno;
 use crate::fd::File;
-use crate::{own, sys};
+use crate::{heap, own, sys};
 
 /// Bytes moved at a time towards the connection.
 const PIECE_BYTES: usize = 32 << 10;
@@ -85,6 +85,22 @@ enum Moved {
     Over,
     /// The peer has reset the connection, or bytes were lost: neither side may take it for the end.
     Broken,
+}
+
+/// Where pieces pass through: too much for the stack of whatever thread of the program it is that moves
+/// them. Made when the first one does.
+#[derive(Default)]
+pub(super) struct Through(Vec<u8>);
+
+impl Through {
+    /// Room for a piece and for the byte that stays before it; `None` when memory is short.
+    fn space(&mut self) -> Option<&mut [u8]> {
+        if self.0.is_empty() {
+            heap::check_room().ok()?;
+            self.0.resize(PIECE_BYTES + 1, 0);
+        }
+        Some(&mut self.0)
+    }
 }
 
 impl Relay {
@@ -170,11 +186,14 @@ impl Engine {
             return self.move_channel(number);
         };
         let conn = self.socket(relay.file).ok().and_then(|s| s.conn());
-        let moved = match conn {
-            Some(conn) if relay.opening.is_some() => relay.open(self, conn),
-            Some(conn) => relay.run(self, conn),
-            None => Moved::Over,
+        let mut through = core::mem::take(&mut self.through);
+        let moved = match (conn, through.space()) {
+            (Some(conn), Some(space)) if relay.opening.is_some() => relay.open(self, conn, space),
+            (Some(conn), Some(space)) => relay.run(self, conn, space),
+            (Some(_), None) => Moved::Broken, // memory is short
+            (None, _) => Moved::Over,
         };
+        self.through = through;
         match moved {
             Moved::Enough | Moved::More => {
                 self.relays.insert(number, relay);
@@ -207,7 +226,7 @@ impl Engine {
 impl Relay {
     /// Looks whether the connection has come about, and moves bytes once it has. If it failed, our end is
     /// closed with something unread: the others see an error, and ask which.
-    fn open(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
+    fn open(&mut self, engine: &mut Engine, conn: TcpId, space: &mut [u8]) -> Moved {
         match engine.stack.tcp_state(conn) {
             Some(TcpState::SynSent | TcpState::SynReceived) if self.gone => Moved::Over,
             Some(TcpState::SynSent | TcpState::SynReceived) => Moved::Enough,
@@ -219,19 +238,18 @@ impl Relay {
             }
             Some(_) => {
                 let _ = engine.set_state(self.file, State::Connected(conn));
-                self.empty();
-                self.run(engine, conn)
+                self.empty(space);
+                self.run(engine, conn, space)
             }
         }
     }
 
     /// Takes what fills the queue, but for the one byte that always is there.
-    fn empty(&mut self) {
+    fn empty(&mut self, space: &mut [u8]) {
         let mut left = self.opening.take().map_or(0, |filled| filled - 1);
-        let mut bytes = [0; PIECE_BYTES];
         while left > 0 {
             let most = left.min(PIECE_BYTES);
-            let piece = bytes.get_mut(..most).unwrap_or_default();
+            let piece = space.get_mut(..most).unwrap_or_default();
             match rustix::net::recv(&self.fd, piece, RecvFlags::DONTWAIT) {
                 Ok((_, count @ 1..)) => left -= count,
                 Err(Sys::INTR) => {}
@@ -240,11 +258,11 @@ impl Relay {
         }
     }
 
-    fn run(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
+    fn run(&mut self, engine: &mut Engine, conn: TcpId, space: &mut [u8]) -> Moved {
         for _ in 0..PIECES_MAX {
             let (read, written) = (
                 self.feed_process(engine, conn),
-                self.feed_peer(engine, conn),
+                self.feed_peer(engine, conn, space),
             );
             match (read, written) {
                 (Moved::Broken, _) | (_, Moved::Broken) => return Moved::Broken,
@@ -313,7 +331,7 @@ impl Relay {
     }
 
     /// One piece from the other processes to the connection.
-    fn feed_peer(&mut self, engine: &mut Engine, conn: TcpId) -> Moved {
+    fn feed_peer(&mut self, engine: &mut Engine, conn: TcpId, space: &mut [u8]) -> Moved {
         let now = instant(sys::now());
         if self.front == Front::Unknown && !self.look_at_front() {
             return if self.gone {
@@ -349,12 +367,11 @@ impl Relay {
                 false => Moved::Broken,
             };
         }
-        let mut bytes = [0; PIECE_BYTES + 1];
         let wanted = kept + (queued - kept).min(room);
-        let Some(count) = self.take(bytes.get_mut(..wanted).unwrap_or_default()) else {
+        let Some(count) = self.take(space.get_mut(..wanted).unwrap_or_default()) else {
             return Moved::Broken;
         };
-        let piece = bytes.get(kept..count).unwrap_or_default();
+        let piece = space.get(kept..count).unwrap_or_default();
         if self.front != Front::Tcp {
             self.front = Front::Stale;
         }
