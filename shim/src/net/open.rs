@@ -125,13 +125,23 @@ fn engines(plan: &Plan) -> u8 {
 
 /// Makes the engines. They have all interfaces of the plan, or are not made.
 fn make(plan: &'static Plan) -> Result<Vec<Engine>, Why> {
+    let mut claims = Vec::new();
+    let made = make_with(plan, &mut claims);
+    // An engine has taken them, or there is none.
+    for claim in claims {
+        own::unprotect(sys::number(&claim));
+    }
+    made
+}
+
+fn make_with(plan: &'static Plan, claims: &mut Vec<OwnedFd>) -> Result<Vec<Engine>, Why> {
     let now = instant(sys::now());
     let count = engines(plan);
-    let (mut claims, mut leases) = (Vec::new(), Leases::default());
+    let mut leases = Leases::default();
     let mut stacks: Vec<Stack> = Vec::new();
     let mut devices: Vec<Vec<Part>> = (0..count).map(|_| Vec::new()).collect();
     for interface in &plan.interfaces {
-        claim(interface, &mut claims)?;
+        claim(interface, claims)?;
     }
     for (at, interface) in plan.interfaces.iter().enumerate() {
         let parts = parts(interface, count)?;
@@ -187,7 +197,7 @@ fn make(plan: &'static Plan) -> Result<Vec<Engine>, Why> {
         let devices = devices.map_err(|_| "the process has no descriptor left".to_owned())?;
         // The first has what the host has once.
         let leases = core::mem::take(&mut leases);
-        let claims = core::mem::take(&mut claims);
+        let claims = core::mem::take(claims);
         made.push(Engine::new(index, stack, devices, leases, claims));
     }
     guest::make_token();
