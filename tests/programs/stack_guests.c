@@ -28,6 +28,8 @@
 #include <unistd.h>
 
 enum { PORT = 7200, OWN = 7210 };
+/* UDP: where nobody reads; how often a socket is connected there and back. */
+enum { DISCARDS = 7209, TURNS = 100 };
 
 static const char *ip;
 static pid_t last_child;
@@ -679,6 +681,14 @@ static void looks(int s)
 	n = sizeof from;
 	say("getpeername", getpeername(s, (void *)&from, &n));
 	say("send", send(s, "answer", 6, 0));
+	/* What is sent goes where the socket was connected then, whatever is done to it next. */
+	for (int i = 1; i < TURNS; i++) {
+		struct sockaddr_in elsewhere = from;
+		elsewhere.sin_port = htons(DISCARDS);
+		check(connect(s, (void *)&elsewhere, sizeof elsewhere) == 0, "connect");
+		check(connect(s, (void *)&from, sizeof from) == 0, "connect");
+		check(send(s, "answer", 6, 0) == 6, "send");
+	}
 	from.sin_port = htons(9);
 	say("connect elsewhere", connect(s, (void *)&from, sizeof from));
 	say("send", send(s, "x", 1, 0));
@@ -711,11 +721,14 @@ static void asks_datagrams(const char *own)
 	}
 	printf("%d of %d are right\n", count, TIMES);
 	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	struct timeval wait = { 5, 0 };
 	char in[100];
+	udp_at(ip, DISCARDS);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
 	a = at(own, OWN + 8);
 	check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
 	check(send(fd, "the first one", 13, 0) == 13 && send(fd, "the second", 10, 0) == 10, "send");
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i <= TURNS; i++)
 		printf("hears %zd\n", recv(fd, in, sizeof in, 0));
 }
 

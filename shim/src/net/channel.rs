@@ -100,7 +100,7 @@ impl Engine {
                 break;
             }
         }
-        if channel.gone {
+        if channel.gone && !more && channel.outbound.is_none() {
             if let Ok(socket) = self.socket(channel.file) {
                 socket.relay = None;
             }
@@ -112,6 +112,21 @@ impl Engine {
         if more {
             self.relay_is_due(number);
         }
+    }
+
+    /// Sends what others have sent so far, before something else is done to the socket on their behalf: where
+    /// a datagram goes, and how, was settled when it was sent.
+    pub(super) fn move_outbound(&mut self, number: u32) {
+        /// More than the others' end holds, unless somebody has raised net.core.wmem_default.
+        const MESSAGES_MAX: usize = 512;
+        let Some(mut channel) = self.channels.remove(&number) else {
+            return;
+        };
+        if let Ok(State::Udp(id)) = self.socket(channel.file).map(|socket| socket.state) {
+            let _ = (0..MESSAGES_MAX).all(|_| channel.feed_peer(self, id));
+        }
+        self.channels.insert(number, channel);
+        self.relay_is_due(number);
     }
 }
 

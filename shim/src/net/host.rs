@@ -198,6 +198,7 @@ fn connect_udp(name: &Name, remote: SocketAddr) -> Outcome<Given> {
     });
     let file = found?.ok_or(Errno::EBADF)?;
     let mut engine = cells::lock(file)?;
+    engine.move_outbound(name.number);
     let State::Udp(id) = engine.socket(file)?.state else {
         return Err(Errno::EBADF.into());
     };

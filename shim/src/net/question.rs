@@ -37,6 +37,7 @@ fn shared_by(copy: &OwnedFd) -> Outcome<&'static File> {
             .is_some_and(|c| c.name == name)
         {
             share_channel(engine, name.number);
+            engine.move_outbound(name.number);
             return engine
                 .channels
                 .get(&name.number)
