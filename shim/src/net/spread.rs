@@ -390,3 +390,6 @@ impl NetDevice for Spread {
         counters
     }
 }
+
+#[cfg(test)]
+mod tests;

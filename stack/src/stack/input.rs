@@ -28,8 +28,6 @@ struct Packet<'a> {
     bytes: &'a [u8],
     transport: &'a [u8],
     checksum_ok: bool,
-    /// Came in fragments, which all shards get.
-    reassembled: bool,
 }
 
 /// A TCP packet for us, its checksum not judged yet.
@@ -244,7 +242,6 @@ impl Stack {
                 bytes: packet,
                 transport: &packet[header..],
                 checksum_ok: origin.checksum_ok,
-                reassembled: origin.reassembled,
             },
         );
     }
@@ -289,7 +286,6 @@ impl Stack {
                     bytes: packet,
                     transport: &packet[found.at..],
                     checksum_ok: origin.checksum_ok,
-                    reassembled: origin.reassembled,
                 },
             );
             return;
@@ -382,15 +378,9 @@ impl Stack {
                     self.stats.malformed += 1;
                 }
             }
-            IpProtocol::Tcp if !self.is_own(p) => {}
+            IpProtocol::Tcp | IpProtocol::Udp if !self.is_own(p) => {}
             IpProtocol::Tcp => self.tcp_packet(now, p),
             IpProtocol::Udp => {
-                let is_own = self.is_own(p);
-                // What came before sockets of other shards joined or left is still delivered.
-                let is_late = !p.reassembled && !self.udp.shared.is_empty();
-                if !is_own && !is_late {
-                    return;
-                }
                 let arrival = Arrival {
                     iface,
                     src,
@@ -401,7 +391,7 @@ impl Stack {
                     is_group: !self.ip.is_ours_on(iface, dst),
                 };
                 let found = self.udp.packet_arrives(&arrival, transport, p.checksum_ok);
-                if !found && is_own {
+                if !found {
                     self.complain(now, iface, (src, dst), Complaint::PortUnreachable, p.bytes);
                 }
             }
