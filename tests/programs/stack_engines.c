@@ -8,6 +8,8 @@
  *   stack_engines udp ADDRESS WORKERS              echoes datagrams on as many ports, by poll
  *   stack_engines group ADDRESS WORKERS            threads that echo datagrams, each by a socket of one port
  *   stack_engines kcm ADDRESS CONNECTIONS          attaches so many to one mux, and answers each message
+ *   stack_engines hoard ADDRESS 0                  listens, and accepts nothing
+ *   stack_engines crowd ADDRESS COUNT              opens connections, and leaves them so
  *   stack_engines dial ADDRESS WORKERS COUNT BYTES each thread dials so often, all open at once
  *   stack_engines fixed ADDRESS WORKERS COUNT BYTES as dial, from ports it has bound
  *   stack_engines ping ADDRESS COUNT               one connection, a byte there and back each time
@@ -386,6 +388,15 @@ int main(int argc, char **argv)
 		until_told();
 	} else if (!strcmp(mode, "kcm")) {
 		serve_kcm();
+	} else if (!strcmp(mode, "hoard")) {
+		listener(0);
+		listening();
+		until_told();
+	} else if (!strcmp(mode, "crowd")) {
+		for (int i = 0; i < workers; i++)
+			dial(0);
+		listening();
+		until_told();
 	} else if (!strcmp(mode, "dial")) {
 		clients();
 	} else if (!strcmp(mode, "fixed")) {

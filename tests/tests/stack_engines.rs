@@ -166,3 +166,20 @@ fn each_thread_with_datagrams_looks_at_its_own_engine() {
     let (least, _) = rounds_of(&server, &["knock", GUEST, "40", "50"], 2000);
     assert!(least >= 100, "{least}");
 }
+
+/// kcmctl counts what waits for a listener in every engine.
+#[test]
+fn a_listener_shows_what_waits_in_all_engines() {
+    if !is_runnable() {
+        return;
+    }
+    let (program, runtime, lab) = (build(), Runtime::new(), Lab::new(false));
+    let mut server = on_queues(&lab, 4, &program, &["hoard", GUEST, "0"]);
+    server.env("XDG_RUNTIME_DIR", &runtime.0);
+    let server = Server::start(server);
+    let _crowd = Server::start(on_peer(&lab, &program, &["crowd", GUEST, "40"]));
+    let pid = server.id().to_string();
+    let end = Instant::now() + PATIENCE;
+    while !runtime.ctl(&["ss", &pid]).status.success() && Instant::now() < end {}
+    runtime.says_at_last(&["ss", &pid, "--json"], "\"recv_q\":40,");
+}

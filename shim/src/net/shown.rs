@@ -82,6 +82,22 @@ impl EngineGuard {
     }
 }
 
+impl EngineGuard {
+    /// What waits here for listeners that have their home in another engine: their inodes, and how many
+    /// connections.
+    pub(crate) fn waiting_for_others(&mut self) -> Vec<(u64, u64)> {
+        let copies: Vec<_> = { self.sockets() }
+            .filter(|socket| socket.is_copy)
+            .map(|socket| (socket.file.ino.load(Ordering::Relaxed), socket.state))
+            .collect();
+        let waiting = |(inode, state)| match state {
+            State::Listening(id) => Some((inode, self.stack.tcp_accept_queue_len(id)? as u64)),
+            _ => None,
+        };
+        copies.into_iter().filter_map(waiting).collect()
+    }
+}
+
 /// Asks for the inodes that are not known yet: a short connection is over before anybody looks.
 fn find_inodes(files: impl Iterator<Item = &'static File>) {
     let unknown = |file: &&File| file.ino.load(Ordering::Relaxed) == 0;

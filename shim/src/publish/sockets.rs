@@ -37,6 +37,7 @@ impl Seen {
     /// Looks at every socket; there is none while the stack serves nothing here.
     pub(super) fn look() -> Self {
         let mut seen = Self::new();
+        let mut elsewhere = Vec::new();
         for (cell, each) in cells::all().zip(&mut seen.each) {
             let Ok(mut engine) = cell.lock() else {
                 continue;
@@ -48,8 +49,14 @@ impl Seen {
             *each = pair(cell.passes(), kinds.iter().sum::<u64>() as u32);
             add(&mut seen.sockets, &kinds);
             let shown = engine.shown(record::MAX - seen.records.len());
+            elsewhere.extend(engine.waiting_for_others());
             drop(engine);
             seen.records.extend(shown.iter().map(of));
+        }
+        // A listener is shown once, with what waits for it anywhere.
+        for record in &mut seen.records {
+            let own = { elsewhere.iter() }.filter(|(inode, _)| *inode == record[socket::INODE]);
+            record[socket::RECV_Q] += own.map(|(_, count)| count).sum::<u64>();
         }
         let all: u64 = seen.sockets.iter().sum();
         seen.left_out = all.saturating_sub(record::MAX as u64);
