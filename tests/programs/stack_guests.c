@@ -6,6 +6,9 @@
  *                                 kills the makers of listeners at OWN, and prints what the peer hears
  *   stack_guests forks ADDRESS OWN
  *                                 forks while workers get what comes to OWN
+ *   stack_guests bound ADDRESS OWN
+ *                                 binds sockets for children, which listen and connect
+ *   stack_guests takes ADDRESS FD listens on what it has inherited, and answers four calls
  *   stack_guests datagrams ADDRESS OWN
  *                                 a UDP server with children, which `stack_guests asks` asks
  *   stack_guests hold ADDRESS     opens a connection, says "holding", ends when its standard input does
@@ -574,6 +577,154 @@ static void survives(const char *own)
 	puts("done");
 }
 
+static int bound(const char *own, int port)
+{
+	struct sockaddr_in a = at(own, port);
+	int s = tcp(0), one = 1;
+	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	check(bind(s, (void *)&a, sizeof a) == 0, "bind");
+	return s;
+}
+
+/* Until somebody listens at the port, the peer cannot be told to call there. */
+static void wait_listens(int ready)
+{
+	char byte;
+	check(read(ready, &byte, 1) == 1, "ready");
+}
+
+static void listens_for(int s, int ready, int times, char byte)
+{
+	say("listen", listen(s, 16));
+	check(write(ready, "r", 1) == 1, "ready");
+	answers(s, times, byte);
+}
+
+/* Sockets that have an address, and are no more yet, in other processes. */
+static void bound_sockets(const char *own)
+{
+	int ready[2], s, one = 1, got = 0;
+	socklen_t n = sizeof got;
+	alarm(120);
+	check(pipe(ready) == 0, "pipe");
+
+	s = bound(own, OWN + 12);
+	CHILD({
+		printf("shows %x\n", shows(s));
+		names(s);
+		check(getsockopt(s, SOL_SOCKET, SO_REUSEADDR, &got, &n) == 0 && got == 1, "SO_REUSEADDR");
+		say("another bind", bind(s, (void *)&(struct sockaddr_in){ .sin_family = AF_INET }, sizeof(struct sockaddr_in)));
+		say("accept", accept(s, NULL, NULL));
+		listens_for(s, ready[1], 4, 'c');
+	});
+	close(s);
+	wait_listens(ready[0]);
+	heard("a child listens", calls(OWN + 12, 4), 4);
+	join("it");
+	s = bound(own, OWN + 12); /* free again */
+	close(s);
+
+	s = bound(own, OWN + 13);
+	CHILD(listens_for(s, ready[1], 4, 'c'));
+	wait_listens(ready[0]);
+	heard("and the parent has it too", calls(OWN + 13, 4), 4);
+	join("it");
+	CHILD(answers(s, 4, 'b'));
+	heard("another child", calls(OWN + 13, 4), 4);
+	join("it");
+	int fd = calls(OWN + 13, 2);
+	answers(s, 2, 'p');
+	heard("the parent", fd, 2);
+	close(s);
+
+	s = bound(own, OWN + 14);
+	CHILD({
+		wait_listens(ready[0]);
+		answers(s, 4, 'c');
+	});
+	say("the parent listens", listen(s, 16));
+	check(write(ready[1], "r", 1) == 1, "ready");
+	heard("a child accepts", calls(OWN + 14, 4), 4);
+	join("it");
+	close(s);
+
+	s = bound(own, OWN + 15);
+	pid_t pids[2];
+	for (int i = 0; i < 2; i++) {
+		CHILD({
+			say("listen", listen(s, 16));
+			check(write(ready[1], "r", 1) == 1, "ready");
+			worker(s, 'w', i);
+		});
+		pids[i] = last_child;
+		wait_listens(ready[0]);
+	}
+	close(s);
+	heard("of two that listen", calls(OWN + 15, 20), 20);
+	for (int i = 0; i < 2; i++) {
+		kill(pids[i], SIGKILL);
+		waitpid(pids[i], NULL, 0);
+	}
+
+	s = bound(own, OWN + 16);
+	CHILD({
+		struct sockaddr_in a = at(ip, PORT);
+		say("connect", connect(s, (void *)&a, sizeof a));
+		check(send(s, "E", 1, 0) == 1, "send");
+		echoes("a child connects", s);
+		names(s);
+	});
+	join("it");
+	close(s);
+
+	s = bound(own, OWN + 17);
+	CHILD({
+		char number[20];
+		sprintf(number, "%d", s);
+		execl("/proc/self/exe", "stack_guests", "takes", ip, number, NULL);
+	});
+	close(s);
+	usleep(1);
+	CHILD({
+		/* It listens when it does. */
+		char byte = 0;
+		while (byte != 'x') {
+			fd = calls(OWN + 17, 1);
+			check(recv(fd, &byte, 1, 0) == 1, "what was heard");
+			close(fd);
+		}
+		heard("a program", calls(OWN + 17, 3), 3);
+	});
+	join("who asks");
+	check(wait(NULL) > 0, "the program ends");
+
+	s = bound(own, OWN + 18);
+	CHILD(pause());
+	kill(last_child, SIGKILL);
+	waitpid(last_child, NULL, 0);
+	struct sockaddr_in a = at(ip, PORT);
+	int own_port = ntohs(local(s).sin_port);
+	say("connect", connect(s, (void *)&a, sizeof a));
+	check(send(s, "E", 1, 0) == 1, "send");
+	CHILD(echoes("the parent has connected", s));
+	join("it");
+	echoes("and goes on", s);
+	check(ntohs(local(s).sin_port) == own_port, "port");
+	close(s);
+
+	s = bound(own, OWN + 19);
+	CHILD(pause());
+	kill(last_child, SIGKILL);
+	waitpid(last_child, NULL, 0);
+	say("listen, all alone", listen(s, 16));
+	fd = calls(OWN + 19, 2);
+	answers(s, 2, 'p');
+	heard("the parent", fd, 2);
+	setsockopt(s, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+	close(s);
+	puts("done");
+}
+
 /* The maker of a listener forks while connections to it are handed over to its workers. */
 static void forks(const char *own)
 {
@@ -846,7 +997,13 @@ int main(int argc, char **argv)
 		datagrams(argv[3]);
 	else if (!strcmp(argv[1], "asks"))
 		asks_datagrams(argv[3]);
-	else if (!strcmp(argv[1], "survives"))
+	else if (!strcmp(argv[1], "bound"))
+		bound_sockets(argv[3]);
+	else if (!strcmp(argv[1], "takes")) {
+		int s = atoi(argv[3]);
+		check(listen(s, 16) == 0, "listen");
+		answers(s, 4, 'x');
+	} else if (!strcmp(argv[1], "survives"))
 		survives(argv[3]);
 	else if (!strcmp(argv[1], "forks"))
 		forks(argv[3]);

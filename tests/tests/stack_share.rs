@@ -123,6 +123,12 @@ fn a_listener_survives_a_killed_owner() {
     same_as_on_the_kernel("survives");
 }
 
+/// Children and programs listen and connect with sockets that were only bound.
+#[test]
+fn bound_sockets_are_used_by_other_processes() {
+    same_as_on_the_kernel("bound");
+}
+
 /// A process forks while its housekeeper hands connections over.
 #[test]
 fn forks_beside_connections_that_are_handed_over() {

@@ -180,7 +180,7 @@ hooks! {
                 if f.speaks() {
                     native();
                 }
-                net::socket::listen(f, backlog)
+                net::socket::listen_at(f, fd, backlog)
             }
             Kind::Inherited => net::guest::listen(f, fd, backlog),
             _ => refuse("listen", f, || Ok(())),

@@ -83,16 +83,19 @@ const GRACE: Nanos = 2_000_000;
 /// Hands over what waits on lent listeners, and lets go of those that nobody holds any more.
 pub(crate) fn serve() {
     let lent = |socket: &Socket| match (&socket.door, socket.state) {
-        (Some(_), State::Listening(id)) => Some((socket.file, id)),
+        (Some(_), State::Listening(id)) => Some((socket.file, Some(id))),
+        (Some(_), State::Bound(_)) => Some((socket.file, None)),
         _ => None,
     };
-    let mut listeners = Vec::new();
+    let mut all = Vec::new();
     for mut engine in cells::all().filter_map(|cell| cell.lock().ok()) {
         let here: Vec<_> = engine.sockets().filter_map(lent).collect();
         for (file, id) in &here {
-            serve_listener(&mut engine, file, *id);
+            if let Some(id) = *id {
+                serve_listener(&mut engine, file, id);
+            }
         }
-        listeners.extend(here);
+        all.extend(here);
     }
     let at = LOOK_AT.load(Ordering::Relaxed);
     if at == 0 {
@@ -102,7 +105,7 @@ pub(crate) fn serve() {
         return housekeeper::wake_by(at);
     }
     LOOK_AT.store(0, Ordering::Relaxed);
-    for (file, _) in listeners {
+    for (file, _) in all {
         if file.is_only_lent() {
             look_for_end(file);
         }

@@ -15,7 +15,7 @@ use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{self, Socket, State};
 use super::{address, cells, errors, guest, handover, homes, listeners, question, steer, udp};
-use crate::errno::{Errno, Exit, Outcome};
+use crate::errno::{Errno, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind};
 use crate::route::{self, Role, Verdict};
@@ -89,18 +89,6 @@ impl Drop for Kept {
     }
 }
 
-/// Binds, once more if what was in the way has lost its last holder.
-fn bind_to(file: &'static File, local: SocketAddr) -> Outcome<()> {
-    let bind = || socket::bind_in(file, local);
-    match bind() {
-        Err(Exit::Failed(Errno::EADDRINUSE)) => {
-            handover::look_now();
-            bind()
-        }
-        done => done,
-    }
-}
-
 fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     let bound = like.and_then(|like| Name::of(like.as_fd()));
     if let Some(name) = bound.as_ref().filter(|name| name.udp) {
@@ -111,11 +99,11 @@ fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
             let settings = settings(wish, like, Role::Connect, wish.remote);
             let kept = Kept::new(wish.v6, settings)?;
             if wish.local.port() != 0 || !wish.local.ip().is_unspecified() {
-                bind_to(kept.0, wish.local)?;
+                socket::bind_in(kept.0, wish.local)?;
             }
             kept
         }
-        Some(name) => Kept(lent_as(name)?),
+        Some(name) => Kept(lend::give_bound(lent_as(name)?)?),
     };
     let file = kept.0;
     homes::before_connect(file, wish.remote)?;
@@ -239,7 +227,7 @@ fn fill(beneath: &OwnedFd) -> Outcome<usize> {
 fn bind(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     let settings = settings(wish, like, Role::Listen, wish.local);
     let kept = Kept::new(wish.v6, settings.clone())?;
-    bind_to(kept.0, wish.local)?;
+    socket::bind_in(kept.0, wish.local)?;
     let beneath = unix_stream()?;
     settings.show_timeouts(&beneath);
     let name = let_in(kept, false, |name| {
@@ -293,7 +281,10 @@ fn lent_as(name: &Name) -> Outcome<&'static File> {
 fn listen(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     if let Some((like, name)) = like.and_then(|like| Some((like, Name::of(like.as_fd())?))) {
         match lent_as(&name) {
-            Ok(file) => drop(socket::listen(file, wish.backlog)?),
+            Ok(file) => {
+                socket::listen(file, wish.backlog)?;
+                lend::listens_now(file, None)?;
+            }
             Err(_) => adopt(like, &name, wish)?,
         }
         let (socket, name) = (None, name.encode());
@@ -304,7 +295,7 @@ fn listen(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     }
     let settings = settings(wish, like, Role::Listen, wish.local);
     let kept = Kept::new(wish.v6, settings)?;
-    bind_to(kept.0, wish.local)?;
+    socket::bind_in(kept.0, wish.local)?;
     socket::listen(kept.0, wish.backlog)?;
     let (socket, name) = (None, let_in(kept, true, |_| Ok(()))?);
     Ok(Given { socket, name })
@@ -333,7 +324,7 @@ fn adopt(like: &OwnedFd, name: &Name, wish: &Wish) -> Outcome<()> {
     let mut settings = settings(wish, None, Role::Listen, name.local);
     (settings.reuse_address, settings.reuse_port) = (true, true);
     let kept = Kept::new(name.v6, settings)?;
-    bind_to(kept.0, name.local)?;
+    socket::bind_in(kept.0, name.local)?;
     socket::listen(kept.0, wish.backlog)?;
     open_door(kept, name.clone(), false)
 }

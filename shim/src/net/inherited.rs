@@ -6,7 +6,7 @@
 use core::net::SocketAddr;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::net::sockopt::Timeout;
+use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
 
 use super::channel::holder;
@@ -107,7 +107,9 @@ pub(crate) fn adopt(fd: i32) -> bool {
     let Some(name) = Name::of(sys::borrow(fd)).filter(|_| table::in_range(fd)) else {
         return false;
     };
-    if !is_trusted(sys::borrow(fd)) {
+    // Nobody is at the other end of one that is only bound; its owner answers for itself, and is asked for all.
+    let is_idle = name.is_listener() && sockopt::socket_acceptconn(sys::borrow(fd)) == Ok(false);
+    if !is_idle && !is_trusted(sys::borrow(fd)) {
         return false;
     }
     let known = Inherited::unheld(name, Settings::default());

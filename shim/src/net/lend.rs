@@ -70,8 +70,8 @@ pub(crate) fn lend_all() {
     }
 }
 
-/// Makes `file`, behind `fd`, ready for copies in other processes. Sockets that are neither listeners
-/// nor connections stay as they are: their copies are not connected.
+/// Makes `file`, behind `fd`, ready for copies in other processes. TCP sockets without an address stay as
+/// they are: their copies are not connected.
 pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     if file.link() != Link::Private {
         return Ok(());
@@ -82,7 +82,10 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     }
     file.set_plain(false);
     let state = cells::lock(file)?.socket(file)?.state;
-    if matches!(state, State::Listening(_) | State::Connected(_)) {
+    if matches!(
+        state,
+        State::Bound(_) | State::Listening(_) | State::Connected(_)
+    ) {
         beneath::settle(file, fd)?;
     }
     let mut engine = cells::lock(file)?;
@@ -90,7 +93,11 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     match socket.state {
         State::Listening(_) => {
             drop(engine);
-            lend_listener(file, fd)
+            lend_listener(file, fd, true)
+        }
+        State::Bound(_) if !file.speaks() => {
+            drop(engine);
+            lend_listener(file, fd, false)
         }
         State::Connected(conn) => {
             let (v6, settings) = (socket.v6, socket.settings.clone());
@@ -114,7 +121,8 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     }
 }
 
-fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
+/// `listens`: it does so already; else whoever has a copy may have it listen, or connect it.
+fn lend_listener(file: &'static File, fd: i32, listens: bool) -> Outcome<()> {
     let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     let (v6, bound) = (socket.v6, socket.bound);
@@ -126,7 +134,9 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
     if !is_kernels {
         let beneath = sys::borrow(fd);
         rustix::net::bind(beneath, &SocketAddrUnix::new_abstract_name(&name.encode())?)?;
-        rustix::net::listen(beneath, kcm_stack::limits::BACKLOG_MAX as i32)?;
+        if listens {
+            listen_beneath(fd)?;
+        }
     }
     if !file.retain() {
         return Err(Errno::EBADF.into());
@@ -137,14 +147,76 @@ fn lend_listener(file: &'static File, fd: i32) -> Outcome<()> {
     file.set_link(Link::Tied);
     drop(engine);
     listeners::each(file, |socket| socket.door = door.clone());
-    if is_kernels {
-        return Ok(());
+    if listens && !is_kernels {
+        speak(file);
     }
+    Ok(())
+}
+
+fn listen_beneath(fd: i32) -> Outcome<()> {
+    let backlog = kcm_stack::limits::BACKLOG_MAX as i32;
+    Ok(rustix::net::listen(sys::borrow(fd), backlog)?)
+}
+
+/// What is handed over at the socket beneath is accepted here too.
+fn speak(file: &'static File) {
     file.set_speaks(true);
     for set in file.watch.sets() {
         epoll::watch_anew(set, file);
     }
+}
+
+/// A socket that was lent before it listened does now: by the program's own call at `fd`, or because another
+/// process has listened at a copy.
+pub(super) fn listens_now(file: &'static File, fd: Option<i32>) -> Outcome<()> {
+    let is_lent = {
+        let mut engine = cells::lock(file)?;
+        let door = &engine.socket(file)?.door;
+        door.as_ref().is_some_and(|door| !door.is_kernels)
+    };
+    if is_lent && !file.speaks() {
+        fd.map_or(Ok(()), listen_beneath)?;
+        speak(file);
+    }
     Ok(())
+}
+
+/// The program connects a socket that was lent when it was only bound: copies elsewhere are no more than a name.
+pub(super) fn take_back(file: &'static File, fd: i32) -> Outcome<()> {
+    if file.link() != Link::Tied {
+        return Ok(());
+    }
+    let mut engine = cells::lock(file)?;
+    let socket = engine.socket(file)?;
+    if !matches!(socket.state, State::Bound(_)) || socket.door.take().is_none() {
+        return Ok(());
+    }
+    let settings = socket.settings.clone();
+    drop(engine);
+    let fresh = unix_stream()?;
+    let flags = rustix::fs::fcntl_getfl(sys::borrow(fd))?;
+    rustix::fs::fcntl_setfl(&fresh, flags & rustix::fs::OFlags::NONBLOCK)?;
+    settings.show_timeouts(&fresh);
+    let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
+    sys::put_onto(&fresh, fd, !stays_open)?;
+    file.set_link(Link::Private);
+    file.release();
+    Ok(())
+}
+
+/// Another process connects a socket that was lent when it was only bound: what this one has of it is no more
+/// than a name from now on. Who has the socket.
+pub(super) fn give_bound(file: &'static File) -> Outcome<&'static File> {
+    if file.is_only_lent() {
+        return Ok(file);
+    }
+    let mut engine = cells::lock(file)?;
+    let door = engine.socket(file)?.door.clone().ok_or(Errno::EINVAL)?;
+    let (keeper, settings) = part(&mut engine, file, true).ok_or(Errno::ENOMEM)?;
+    keeper.set_link(Link::Tied);
+    let known = Inherited::listener(door, settings);
+    become_copy(file, known, ready::UNCONNECTED);
+    Ok(keeper)
 }
 
 fn lend_connection(file: &'static File, fd: i32, name: Name) -> Outcome<()> {

@@ -49,7 +49,7 @@ fn shared_by(copy: &OwnedFd) -> Outcome<&'static File> {
     if let Some(file) = connection? {
         return Ok(file);
     }
-    if !sockopt::socket_acceptconn(copy)? {
+    if !sockopt::socket_acceptconn(copy)? && rustix::net::getpeername(copy).is_ok() {
         return Err(Errno::EBADF.into()); // only connected to the listener
     }
     let is_it = |socket: &&Socket| socket.door.as_ref().is_some_and(|door| door.name == name);

@@ -14,7 +14,7 @@ use super::engine::Engine;
 use super::name::Door;
 use super::options::Settings;
 use super::psock::Bell;
-use super::{beneath, carry, errors, homes, inherited, listeners, pristine, sleep};
+use super::{beneath, carry, errors, handover, homes, inherited, lend, listeners, pristine, sleep};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
@@ -220,10 +220,20 @@ fn check_local(engine: &Engine, local: SocketAddr) -> Outcome<()> {
     }
 }
 
-/// Gives an unbound socket a local address.
+/// Gives an unbound socket a local address. Tries once more if what was in the way has lost its last holder,
+/// in another process.
 pub(crate) fn bind_in(file: &'static File, local: SocketAddr) -> Outcome<()> {
-    let _placing = listeners::PLACING.lock()?;
-    bind_placed(file, local).map(drop)
+    let bind = || {
+        let _placing = listeners::PLACING.lock()?;
+        bind_placed(file, local).map(drop)
+    };
+    match bind() {
+        Err(Exit::Failed(Errno::EADDRINUSE)) if lend::has_door() => {
+            handover::look_now();
+            bind()
+        }
+        done => done,
+    }
 }
 
 /// As [`bind_in`] for a thread that is placing sockets; the address with its port.
@@ -295,6 +305,13 @@ impl Claim {
             .find(|port| !self.is_taken(SocketAddr::new(local.ip(), *port)))
             .ok_or(Exit::Failed(Errno::EADDRINUSE))
     }
+}
+
+/// listen(2) by the program.
+pub(crate) fn listen_at(file: &'static File, fd: i32, backlog: i32) -> Outcome<i32> {
+    let done = listen(file, backlog)?;
+    lend::listens_now(file, Some(fd))?;
+    Ok(done)
 }
 
 /// listen(2).
@@ -505,6 +522,7 @@ pub(crate) fn connect(file: &'static File, fd: i32, addr: UserPtr, length: u32) 
 
 /// connect(2) to an address whose family is the socket's.
 pub(crate) fn connect_to(file: &'static File, fd: i32, remote: SocketAddr) -> Outcome<i32> {
+    lend::take_back(file, fd)?;
     homes::before_connect(file, remote)?;
     let mut engine = cells::lock(file)?;
     match engine.socket(file)?.state {
