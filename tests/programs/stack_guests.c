@@ -14,113 +14,24 @@
  *   stack_guests hold ADDRESS     opens a connection, says "holding", ends when its standard input does
  *   stack_guests echo ADDRESS     one connection, and its echo */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#include "stack_family.h"
+
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-enum { PORT = 7200, OWN = 7210 };
+enum { OWN = 7210 };
 /* UDP: where nobody reads; how often a socket is connected there and back. */
 enum { DISCARDS = 7209, TURNS = 100 };
-
-static const char *ip;
-static pid_t last_child;
-
-static void die(const char *what)
-{
-	fprintf(stderr, "stack_guests: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void check(int good, const char *what)
-{
-	if (!good)
-		die(what);
-}
-
-static struct sockaddr_in at(const char *host, int port)
-{
-	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(port) };
-	check(inet_pton(AF_INET, host, &a.sin_addr) == 1, "address");
-	return a;
-}
-
-static const char *name(int err)
-{
-	return err ? strerrorname_np(err) : "-";
-}
-
-static void say(const char *what, long result)
-{
-	printf("%s: %ld %s\n", what, result, result < 0 ? name(errno) : "-");
-	fflush(stdout);
-}
-
-#define CHILD(...)                                                                 \
-	do {                                                                       \
-		fflush(stdout);                                                    \
-		pid_t child_ = fork();                                             \
-		check(child_ >= 0, "fork");                                        \
-		if (child_ == 0) {                                                 \
-			alarm(60);                                                 \
-			__VA_ARGS__;                                               \
-			fflush(stdout);                                            \
-			_exit(0);                                                  \
-		}                                                                  \
-		last_child = child_;                                               \
-	} while (0)
-
-static void join(const char *what)
-{
-	int status;
-	check(waitpid(last_child, &status, 0) == last_child, "waitpid");
-	printf("%s: child ended with %x\n", what, status);
-	fflush(stdout);
-}
 
 static int tcp(int flags)
 {
 	int fd = socket(AF_INET, SOCK_STREAM | flags, 0);
 	check(fd >= 0, "socket");
 	return fd;
-}
-
-static int dial(char what)
-{
-	struct sockaddr_in a = at(ip, PORT);
-	int fd = tcp(0);
-	check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
-	check(send(fd, &what, 1, 0) == 1, "first byte");
-	return fd;
-}
-
-static void echoes(const char *what, int fd)
-{
-	char buf[100];
-	size_t n = strlen(what);
-	check(send(fd, what, n, MSG_NOSIGNAL) == (ssize_t)n, "send");
-	check(recv(fd, buf, n, MSG_WAITALL) == (ssize_t)n && !memcmp(buf, what, n), "echo");
-	printf("%s comes back\n", what);
-	fflush(stdout);
-}
-
-static void text(const char *what, int fd, size_t most)
-{
-	char buf[100];
-	ssize_t n = recv(fd, buf, most, 0);
-	printf("%s: %zd %.*s %s\n", what, n, n > 0 ? (int)n : 0, buf, n < 0 ? name(errno) : "-");
-	fflush(stdout);
 }
 
 static void so_error(int fd)

@@ -7,47 +7,19 @@
  *   stack_share daemon ADDRESS   listens, leaves the work to a child and ends; the child echoes
  *   stack_share client ADDRESS   talks to that child */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#include "stack_family.h"
+
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/sendfile.h>
-#include <sys/socket.h>
 #include <sys/un.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-enum { PORT = 7200, BULK = 600000 };
-
-static void die(const char *what)
-{
-	fprintf(stderr, "stack_share: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void check(int good, const char *what)
-{
-	if (!good)
-		die(what);
-}
-
-static struct sockaddr_in at(const char *ip)
-{
-	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(PORT) };
-	check(inet_pton(AF_INET, ip, &a.sin_addr) == 1, "address");
-	return a;
-}
-
-static const char *ip;
+enum { BULK = 600000 };
 
 static int try_all(int fd, const char *bytes, size_t n)
 {
@@ -162,7 +134,7 @@ static void *serve(void *arg)
 
 static void peer(void)
 {
-	struct sockaddr_in a = at(ip);
+	struct sockaddr_in a = at(ip, PORT);
 	int s = socket(AF_INET, SOCK_STREAM, 0), one = 1;
 	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 	check(bind(s, (void *)&a, sizeof a) == 0 && listen(s, 64) == 0, "listen");
@@ -178,67 +150,6 @@ static void peer(void)
 }
 
 /* ---- the guest */
-
-static int dial(char what)
-{
-	struct sockaddr_in a = at(ip);
-	int fd = socket(AF_INET, SOCK_STREAM, 0);
-	check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
-	check(send(fd, &what, 1, 0) == 1, "first byte");
-	return fd;
-}
-
-static const char *name(int err)
-{
-	return err ? strerrorname_np(err) : "-";
-}
-
-static void say(const char *what, long result)
-{
-	printf("%s: %ld %s\n", what, result, result < 0 ? name(errno) : "-");
-	fflush(stdout);
-}
-
-/* A child that runs `body`, and its exit status. */
-#define CHILD(...)                                                                 \
-	do {                                                                       \
-		pid_t child_ = fork();                                             \
-		check(child_ >= 0, "fork");                                        \
-		if (child_ == 0) {                                                 \
-			alarm(30);                                                 \
-			__VA_ARGS__;                                               \
-			fflush(stdout);                                            \
-			_exit(0);                                                  \
-		}                                                                  \
-		last_child = child_;                                               \
-	} while (0)
-
-static pid_t last_child;
-
-static void join(const char *what)
-{
-	int status;
-	check(waitpid(last_child, &status, 0) == last_child, "waitpid");
-	printf("%s: child ended with %x\n", what, status);
-	fflush(stdout);
-}
-
-static void text(const char *what, int fd, size_t most)
-{
-	char buf[100];
-	ssize_t n = recv(fd, buf, most, 0);
-	printf("%s: %zd %.*s %s\n", what, n, n > 0 ? (int)n : 0, buf, n < 0 ? name(errno) : "-");
-	fflush(stdout);
-}
-
-static void echoes(const char *what, int fd)
-{
-	write_all(fd, what, strlen(what));
-	char buf[100];
-	read_all(fd, buf, strlen(what));
-	printf("%.*s comes back\n", (int)strlen(what), buf);
-	fflush(stdout);
-}
 
 static void uses(void)
 {
@@ -774,7 +685,7 @@ static void orphan(void)
 
 static void daemonise(void)
 {
-	struct sockaddr_in a = at(ip);
+	struct sockaddr_in a = at(ip, PORT);
 	int s = socket(AF_INET, SOCK_STREAM, 0), one = 1;
 	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 	check(bind(s, (void *)&a, sizeof a) == 0 && listen(s, 64) == 0, "listen");
@@ -804,7 +715,7 @@ static void daemonise(void)
 
 static void client(void)
 {
-	struct sockaddr_in a = at(ip);
+	struct sockaddr_in a = at(ip, PORT);
 	alarm(60);
 	for (int i = 0; i < 3; i++) {
 		int fd = socket(AF_INET, SOCK_STREAM, 0);
