@@ -18,6 +18,7 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 use crate::errno::Outcome;
 use crate::fd::File;
 use crate::kcm::{Connection, Engine, EngineGuard, MuxCell};
+use crate::net::aside::Aside;
 use crate::net::cells::{self, ENGINES_MAX, NetCell};
 use crate::net::{handover, lend, relay, revive};
 use crate::share::broker;
@@ -345,6 +346,7 @@ struct Keeper {
     fired: BTreeMap<u64, Fired>,
     /// Rounds of each engine that the program had made when its timers were last looked at.
     passes: [u32; ENGINES_MAX],
+    aside: Aside,
 }
 
 impl Keeper {
@@ -354,6 +356,7 @@ impl Keeper {
             bell,
             fired: BTreeMap::new(),
             passes: core::array::from_fn(|at| cells::at(at as u8).passes()),
+            aside: Aside::new(),
         }
     }
 
@@ -368,6 +371,7 @@ impl Keeper {
             if WAKES_AT.load(Ordering::Relaxed) <= now {
                 self.expire(now);
             }
+            self.aside.follow();
             publish::write_if_due(now);
         }
     }

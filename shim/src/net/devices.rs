@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kcm_mux::Nanos;
 use kcm_stack::device::{
-    self, Checksum, Counters, DeviceError, FrameMeta, NetDevice, Pumped, Wait,
+    self, Checksum, Counters, DeviceError, FrameMeta, Ingress, NetDevice, Pumped, Wait,
 };
 use kcm_stack::{IfaceId, Instant, SharedPorts, Stack};
 use libc::pollfd;
@@ -29,6 +29,8 @@ pub(super) struct Devices {
     /// The engine's index.
     engine: u8,
     all: Vec<Link>,
+    /// Frames received.
+    received: u64,
     /// With several: an epoll set of the descriptors of those that work.
     set: Option<OwnedFd>,
 }
@@ -85,6 +87,7 @@ impl Devices {
         let mut new = Self {
             engine,
             all: links.collect(),
+            received: 0,
             set,
         };
         if let Some(set) = &new.set {
@@ -152,6 +155,7 @@ impl Devices {
                 Ok(pumped) => {
                     (link.is_full, link.failed_until) = (pumped.is_full, 0);
                     moved |= pumped.received + pumped.transmitted > 0;
+                    self.received += pumped.received as u64;
                 }
                 Err(_) => {
                     link.failed_until = now + RETRY_AFTER;
@@ -183,6 +187,16 @@ impl Devices {
         for link in &mut self.all {
             link.device.steer(link.iface, ports);
         }
+    }
+
+    /// Frames received.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Where the kernel sees the same frames.
+    pub(super) fn ingresses(&self) -> impl Iterator<Item = Ingress> {
+        self.all.iter().filter_map(|link| link.device.ingress())
     }
 
     /// What they count, all together.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kcm_mux::Nanos;
-use kcm_stack::device::Counters;
+use kcm_stack::device::{Counters, Ingress};
 use kcm_stack::{Event, Instant, ListenerId, SharedPorts, Stack, TcpId, UdpId};
 use libc::pollfd;
 use rustix::fd::OwnedFd;
@@ -218,6 +218,16 @@ impl Engine {
     /// What the devices count, all of them together.
     pub(super) fn device_counters(&self) -> Counters {
         self.devices.counters()
+    }
+
+    /// Frames that the devices have received.
+    pub(super) fn received(&self) -> u64 {
+        self.devices.received()
+    }
+
+    /// Where the kernel sees the frames that the devices receive.
+    pub(super) fn ingresses(&self) -> Vec<Ingress> {
+        self.devices.ingresses().collect()
     }
 
     /// One round of the devices: what has arrived, what is due, what is to be sent.

@@ -7,6 +7,7 @@
 //! housekeeper answers for the engine.
 
 pub(crate) mod address;
+pub(crate) mod aside;
 pub(crate) mod beneath;
 mod carry;
 pub(crate) mod cells;

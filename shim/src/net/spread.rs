@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kcm_stack::device::{
-    Capabilities, Counters, DeviceError, ETHERNET_HEADER_LEN, FrameMeta, NetDevice,
+    Capabilities, Counters, DeviceError, ETHERNET_HEADER_LEN, FrameMeta, Ingress, NetDevice,
     RX_BATCH_FRAMES, RxFrame, TransmitError, Wait, Written,
 };
 use kcm_stack::{Belongs, IfaceId, Instant, SharedPorts, shard_of};
@@ -376,6 +376,10 @@ impl NetDevice for Spread {
     fn steer(&mut self, iface: IfaceId, ports: &Arc<SharedPorts>) {
         self.shared = (ports.clone(), iface);
         self.queue.with((), |device| device.steer(iface, ports));
+    }
+
+    fn ingress(&self) -> Option<Ingress> {
+        self.queue.look(None, |device| device.ingress())
     }
 
     fn counters(&self) -> Counters {

@@ -5,8 +5,8 @@
 //! caller, so that a run is repeated exactly by its seed and the order of calls.
 
 use super::{
-    Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, FrameMeta, NetDevice,
-    RxFrame, TransmitError, Wait, Written, admit,
+    Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, FrameMeta, Ingress,
+    NetDevice, RxFrame, TransmitError, Wait, Written, admit,
 };
 use crate::ip::iface::IfaceId;
 use crate::time::Instant;
@@ -239,6 +239,10 @@ impl<D: NetDevice> NetDevice for Fault<D> {
 
     fn wait_fd(&self, wait: Wait) -> Option<(BorrowedFd<'_>, Wait)> {
         self.inner.wait_fd(wait)
+    }
+
+    fn ingress(&self) -> Option<Ingress> {
+        self.inner.ingress()
     }
 
     fn advance(&mut self, now: Instant) {

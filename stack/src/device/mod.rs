@@ -30,6 +30,7 @@ mod doorbell;
 mod error;
 mod fanout;
 mod fault;
+mod ingress;
 mod joined;
 mod memory;
 mod meta;
@@ -46,6 +47,7 @@ mod xdp;
 
 pub use error::{DeviceError, NameError, OpenError, TransmitError};
 pub use fault::{Fault, FaultCounters, LinkFaults, Loss};
+pub use ingress::Ingress;
 pub use joined::Joined;
 pub use memory::{MemoryDevice, MemoryOptions};
 pub use meta::{Checksum, FrameMeta, Gso, GsoKind};
@@ -180,6 +182,11 @@ pub trait NetDevice: Send {
     /// are better received by the queue of the shard they belong to. Devices that cannot choose do not.
     fn steer(&mut self, iface: IfaceId, ports: &Arc<SharedPorts>) {
         let _ = (iface, ports);
+    }
+
+    /// Where the kernel's own IP stack sees the frames that the device receives, if it does.
+    fn ingress(&self) -> Option<Ingress> {
+        None
     }
 
     /// What the device counted since it was opened.
@@ -450,6 +457,9 @@ macro_rules! forward_to_inner {
             }
             fn steer(&mut self, iface: IfaceId, ports: &Arc<SharedPorts>) {
                 (**self).steer(iface, ports);
+            }
+            fn ingress(&self) -> Option<Ingress> {
+                (**self).ingress()
             }
             fn counters(&self) -> Counters {
                 (**self).counters()

@@ -23,8 +23,8 @@ use super::sys::call::{self, LinkAddr};
 use super::sys::packet_ring::{PacketRing, Slot};
 use super::{
     Batch, BorrowedFd, Capabilities, Checksum, Counters, DeviceError, ETHERNET_HEADER_LEN,
-    FrameMeta, GSO_FRAME_LEN_MAX, GSO_TRANSMIT_LEN_MAX, GsoSet, IfName, NetDevice, OpenError,
-    OpenOptions, RxChecksum, RxFrame, TransmitError, Wait, Written, admit,
+    FrameMeta, GSO_FRAME_LEN_MAX, GSO_TRANSMIT_LEN_MAX, GsoSet, IfName, Ingress, NetDevice,
+    OpenError, OpenOptions, RxChecksum, RxFrame, TransmitError, Wait, Written, admit,
     meta::VNET_HDR_LEN,
     parts::{ScatterList, copy_together, total_len},
 };
@@ -78,6 +78,7 @@ const FANOUT: &str = "setsockopt(PACKET_FANOUT)";
 /// One queue of an interface, through a packet socket.
 pub struct PacketDevice {
     socket: OwnedFd,
+    ingress: Option<Ingress>,
     caps: Capabilities,
     ring: PacketRing,
     /// Where super-frames are read to.
@@ -220,6 +221,7 @@ impl PacketDevice {
         }
         bind(fd, &LinkAddr::all_protocols(facts.index)).map_err(failed("bind(AF_PACKET)"))?;
         Ok(Self {
+            ingress: Ingress::of(fd, facts.index),
             socket,
             caps: capabilities(facts, options),
             ring,
@@ -526,6 +528,10 @@ impl NetDevice for PacketDevice {
         if let Some(count) = self.sorts.filter(|count| *count == ports.count()) {
             let _ = fanout::set(self.socket.as_fd(), count, ports);
         }
+    }
+
+    fn ingress(&self) -> Option<Ingress> {
+        self.ingress
     }
 
     fn counters(&self) -> Counters {

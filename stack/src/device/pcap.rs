@@ -1,8 +1,8 @@
 //! Writes what passes a device as pcapng (draft-ietf-opsawg-pcapng), to any byte sink.
 
 use super::{
-    BorrowedFd, Capabilities, Counters, DeviceError, NetDevice, RxFrame, TransmitError, Wait,
-    Written,
+    BorrowedFd, Capabilities, Counters, DeviceError, Ingress, NetDevice, RxFrame, TransmitError,
+    Wait, Written,
 };
 use crate::ip::iface::IfaceId;
 use crate::time::Instant;
@@ -179,6 +179,10 @@ impl<D: NetDevice, W: Write + Send> NetDevice for Pcap<D, W> {
 
     fn wait_fd(&self, wait: Wait) -> Option<(BorrowedFd<'_>, Wait)> {
         self.inner.wait_fd(wait)
+    }
+
+    fn ingress(&self) -> Option<Ingress> {
+        self.inner.ingress()
     }
 
     fn advance(&mut self, now: Instant) {

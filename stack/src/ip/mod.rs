@@ -170,6 +170,11 @@ impl IpLayer {
         removed
     }
 
+    /// Our addresses, those of all interfaces.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = core::net::IpAddr> {
+        self.addresses.iter().map(|address| address.ip.to_std())
+    }
+
     /// Whether `ip` is one of our addresses, on whatever interface.
     pub(crate) fn is_ours(&self, ip: Ip) -> bool {
         self.addresses.is_ours(ip)

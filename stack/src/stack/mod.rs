@@ -204,6 +204,11 @@ impl Stack {
         self.ip.learn(iface, ip, EthernetAddress(mac), true, now);
     }
 
+    /// Our addresses, those of all interfaces.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ip.addresses()
+    }
+
     /// Whether `ip` is one of our addresses.
     pub fn is_local(&self, ip: IpAddr) -> bool {
         self.ip.is_ours(ip.into())

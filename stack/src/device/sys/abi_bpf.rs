@@ -1,4 +1,4 @@
-//! bpf(2): the four commands that put a redirect program on an interface (linux/bpf.h); and the
+//! bpf(2): the four commands that put a program on an interface (linux/bpf.h); and the
 //! instructions of the classic programs that sockets take (linux/filter.h).
 
 use rustix::fd::OwnedFd;
@@ -24,8 +24,10 @@ const MAP_UPDATE_ELEM: u32 = 2;
 const PROG_LOAD: u32 = 5;
 const LINK_CREATE: u32 = 28;
 const MAP_TYPE_XSKMAP: u32 = 17;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
+const ATTACH_TYPE_TCX_INGRESS: u32 = 46;
 
 /// `XDP_FLAGS_SKB_MODE`: behind the driver, on socket buffers; works on every interface.
 pub(in crate::device) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -72,13 +74,25 @@ impl<'a> Attr<'a> {
         )
     }
 
-    /// Loads an XDP program. `license` ends with a zero.
+    /// Loads an XDP program.
     pub(in crate::device) fn prog_load(program: &'a [Insn], license: &'a core::ffi::CStr) -> Self {
+        Self::load(PROG_TYPE_XDP, program, license)
+    }
+
+    /// Loads a program for socket buffers.
+    pub(in crate::device) fn ingress_prog_load(
+        program: &'a [Insn],
+        license: &'a core::ffi::CStr,
+    ) -> Self {
+        Self::load(PROG_TYPE_SCHED_CLS, program, license)
+    }
+
+    fn load(kind: u32, program: &'a [Insn], license: &'a core::ffi::CStr) -> Self {
         let [insns_low, insns_high] = halves(program.as_ptr() as u64);
         let [license_low, license_high] = halves(license.as_ptr() as u64);
         let count = program.len() as u32;
         let words = [
-            PROG_TYPE_XDP,
+            kind,
             count,
             insns_low,
             insns_high,
@@ -92,6 +106,13 @@ impl<'a> Attr<'a> {
     pub(in crate::device) fn link_create(program: &OwnedFd, index: u32, flags: u32) -> Self {
         let program = super::call::fd_number(program);
         Self::new(LINK_CREATE, &[program, index, ATTACH_TYPE_XDP, flags])
+    }
+
+    /// Attaches `program` behind those that the interface `index` has for frames that arrive, for as long as
+    /// the link's descriptor is open.
+    pub(in crate::device) fn ingress_link_create(program: &OwnedFd, index: u32) -> Self {
+        let program = super::call::fd_number(program);
+        Self::new(LINK_CREATE, &[program, index, ATTACH_TYPE_TCX_INGRESS, 0])
     }
 
     pub(super) fn command(&self) -> u32 {

@@ -20,6 +20,8 @@ pub(in crate::device) unsafe trait Plain: Copy + Default {}
 unsafe impl Plain for i32 {}
 // SAFETY: an integer.
 unsafe impl Plain for u32 {}
+// SAFETY: an integer.
+unsafe impl Plain for u64 {}
 
 /// setsockopt(2).
 pub(in crate::device) fn set_option<T: Plain>(

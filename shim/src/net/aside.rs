@@ -1,0 +1,87 @@
+//! Keeps the kernel's own IP stack from frames for the stack's addresses, where a device leaves them to both
+//! ([`Ingress`]).
+//!
+//! To begin that and to end it costs as much as the kernel spends on some ten thousand frames, and a program that
+//! ends waits for it. So the housekeeper begins once so many have come. Where it may not, all stays as it is.
+
+use core::net::IpAddr;
+
+use kcm_stack::device::Ingress;
+use rustix::fd::OwnedFd;
+
+use super::cells;
+use crate::{log, own, sys};
+
+/// Frames that have come before.
+const FRAMES_MIN: u64 = 16_384;
+/// Rounds of the program's threads after which to look, at first and in the end: the locks of the engines are
+/// not to be had for nothing.
+const ROUNDS_MIN: u32 = 1 << 12;
+const ROUNDS_MAX: u32 = 1 << 20;
+
+/// What the housekeeper knows of it.
+pub(crate) struct Aside {
+    /// Rounds when last looked, and how many more until the next look.
+    seen: u32,
+    rounds: u32,
+    /// What was asked for last, granted or not.
+    addresses: Vec<IpAddr>,
+    filters: Vec<OwnedFd>,
+}
+
+impl Aside {
+    pub(crate) fn new() -> Self {
+        Self {
+            seen: 0,
+            rounds: ROUNDS_MIN,
+            addresses: Vec::new(),
+            filters: Vec::new(),
+        }
+    }
+
+    /// Does what has come to pay meanwhile.
+    pub(crate) fn follow(&mut self) {
+        let passes = cells::all().fold(0_u32, |sum, cell| sum.wrapping_add(cell.passes()));
+        if passes.wrapping_sub(self.seen) < self.rounds {
+            return;
+        }
+        self.seen = passes;
+        self.rounds = (self.rounds * 2).min(ROUNDS_MAX);
+        let (behind, addresses) = facts();
+        if behind.is_empty() || addresses == self.addresses {
+            return;
+        }
+        let new = behind.iter().filter_map(|ingress| {
+            let filter = ingress.keep_from_host(&addresses);
+            match &filter {
+                Ok(_) => log::debug(format_args!("the kernel leaves {addresses:?} alone")),
+                Err(why) => log::debug(format_args!(
+                    "the kernel looks at frames for {addresses:?} too: {why}"
+                )),
+            }
+            let filter = sys::raise(filter.ok()??);
+            own::protect(sys::number(&filter));
+            Some(filter)
+        });
+        let old = core::mem::replace(&mut self.filters, new.collect());
+        old.iter().map(sys::number).for_each(own::unprotect);
+        self.addresses = addresses;
+    }
+}
+
+/// Behind which devices the kernel sees frames, once there have been enough, and the stack's addresses.
+fn facts() -> (Vec<Ingress>, Vec<IpAddr>) {
+    let (mut received, mut behind, mut addresses) = (0, Vec::new(), Vec::new());
+    for cell in cells::all() {
+        let Ok(engine) = cell.lock() else { continue };
+        received += engine.received();
+        if behind.is_empty() {
+            behind = engine.ingresses();
+            addresses = engine.stack.addresses().collect();
+        }
+    }
+    if received < FRAMES_MIN {
+        behind.clear();
+    }
+    (behind, addresses)
+}
