@@ -68,6 +68,7 @@ impl Runtime {
     #[must_use]
     pub fn new() -> Self {
         static MADE: AtomicUsize = AtomicUsize::new(0);
+        let _ = tool(); // building it takes longer than programs to be looked at live
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("kcmctl-test.{}.{number}", process::id()));
         fs::create_dir(&path).expect("temporary directories can be made");
