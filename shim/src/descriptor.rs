@@ -1,9 +1,11 @@
 //! What close, dup and the sweepers mean for files of ours.
 
+use core::sync::atomic::{AtomicI32, Ordering};
+
 use crate::errno::{Errno, Outcome};
 use crate::fd::{File, Kind, lookup, table};
 use crate::tcp::Number;
-use crate::{net, process, tcp};
+use crate::{net, process, sys, tcp};
 
 /// close(2) of a number that is ours. `native` closes the kernel's side.
 pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
@@ -14,6 +16,7 @@ pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) 
         return Ok(native()); // a vfork child has its own descriptors and our memory
     }
     let number = before_close(file, fd);
+    let _begun = (file.kind() == Kind::Kcm).then(|| Begun::close_of(fd));
     if !table::remove_if(fd, file) {
         return Ok(native()); // another thread was faster
     }
@@ -29,6 +32,46 @@ pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) 
     };
     file.release();
     Ok(done)
+}
+
+/// Numbers of KCM sockets whose close has begun: they are the kernel's alone by now, or will be at once.
+/// Those that are the same by this many share a place, and the first to come has it.
+static BEING_CLOSED: [AtomicI32; 64] = [const { AtomicI32::new(NONE) }; 64];
+/// No number.
+const NONE: i32 = -1;
+
+fn place_of(fd: i32) -> &'static AtomicI32 {
+    &BEING_CLOSED[fd as u32 as usize % BEING_CLOSED.len()]
+}
+
+/// A close that has begun, until it is over.
+struct Begun(i32);
+
+impl Begun {
+    fn close_of(fd: i32) -> Option<Self> {
+        let entered = place_of(fd).compare_exchange(NONE, fd, Ordering::SeqCst, Ordering::Relaxed);
+        entered.is_ok().then_some(Self(fd))
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        place_of(self.0).store(NONE, Ordering::SeqCst);
+    }
+}
+
+/// In a forked child, where nobody goes on with them.
+pub(crate) fn reset_in_child() {
+    for place in &BEING_CLOSED {
+        place.store(NONE, Ordering::Relaxed);
+    }
+}
+
+/// What stands at `fd`, which is not ours, does not know a request of KCM's: whether that was because
+/// another thread closes the number, and an AF_UNIX socket was what is left of it.
+#[cold]
+pub(crate) fn is_being_closed(fd: i32) -> bool {
+    place_of(fd).load(Ordering::SeqCst) == fd || rustix::io::fcntl_getfd(sys::borrow(fd)).is_err()
 }
 
 pub(crate) fn before_close(file: &'static File, fd: i32) -> Number {

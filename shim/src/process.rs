@@ -6,7 +6,7 @@ use crate::fd::{File, table};
 use crate::kcm::MuxCell;
 use crate::net::{cells, revive};
 use crate::share::{self, owner, remote};
-use crate::{heap, housekeeper, net, own, publish, route, sync, wait};
+use crate::{descriptor, heap, housekeeper, net, own, publish, route, sync, wait};
 
 /// The process our state belongs to.
 static OWNER: AtomicI32 = AtomicI32::new(0);
@@ -106,6 +106,7 @@ fn enter_child(quiet: impl Sized) {
     sync::enter_child();
     drop(quiet);
     wait::reset_in_child();
+    descriptor::reset_in_child();
     housekeeper::reset_in_child();
     publish::reset_in_child();
 }

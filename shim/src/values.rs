@@ -141,6 +141,11 @@ const TIOCOUTQ: u32 = libc::TIOCOUTQ as u32;
 const SIOCATMARK: u32 = 0x8905;
 
 impl KcmRequest {
+    /// Whether it is one that only KCM sockets know.
+    pub(crate) fn is_own(request: u32) -> bool {
+        matches!(request, SIOCKCMATTACH | SIOCKCMUNATTACH | SIOCKCMCLONE)
+    }
+
     /// The longest argument.
     pub(crate) const BYTES_MAX: usize = 8;
 

@@ -347,8 +347,7 @@ struct race {
 static void *race_unattach(void *arg)
 {
 	struct race *r = arg;
-	/* ENOTTY: a number whose close has begun may show what stands beneath it here. */
-	if (unattach(r->k, r->a) && errno != ENOENT && errno != EALREADY && errno != EBADF && errno != ENOTTY)
+	if (unattach(r->k, r->a) && errno != ENOENT && errno != EALREADY && errno != EBADF)
 		r->bad++, r->error = errno;
 	return NULL;
 }

@@ -4,11 +4,13 @@ use libc::{c_int, c_uint, c_ulong, c_void};
 
 use super::{conclude, on};
 use crate::descriptor;
+use crate::errno::Errno;
 use crate::fd::{lookup, table};
 use crate::ioctl::ioctl as ioctl_on;
 use crate::net::pristine;
 use crate::real::hooks;
 use crate::user_mem::UserPtr;
+use crate::values::KcmRequest;
 
 /// A fresh duplicate of `old`.
 fn duplicated(old: c_int, new: c_int) -> c_int {
@@ -18,6 +20,15 @@ fn duplicated(old: c_int, new: c_int) -> c_int {
         descriptor::duplicated(old, new);
     }
     new
+}
+
+/// What a request of KCM's, `done` by the kernel, comes to where no file of ours was seen.
+#[cold]
+fn beneath_kcm(fd: c_int, done: c_int) -> c_int {
+    if done < 0 && Errno::current() == Errno::ENOTTY && descriptor::is_being_closed(fd) {
+        Errno::EBADF.set();
+    }
+    done
 }
 
 /// fcntl(2) commands that set who gets which signal (asm-generic/fcntl.h).
@@ -121,7 +132,11 @@ hooks! {
     fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::ioctl(fd, request, arg) };
-        on(fd, |f| ioctl_on(f, fd, request as u32, UserPtr::new(arg), native), native)
+        let ours = |f| ioctl_on(f, fd, request as u32, UserPtr::new(arg), native);
+        if KcmRequest::is_own(request as u32) {
+            return on(fd, ours, || beneath_kcm(fd, native()));
+        }
+        on(fd, ours, native)
     }
 
     /// close_range(2).
