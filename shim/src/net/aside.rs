@@ -1,8 +1,9 @@
 //! Keeps the kernel's own IP stack from frames for the stack's addresses, where a device leaves them to both
 //! ([`Ingress`]).
 //!
-//! To begin that and to end it costs as much as the kernel spends on some ten thousand frames, and a program that
-//! ends waits for it. So the housekeeper begins once so many have come. Where it may not, all stays as it is.
+//! To begin that and to end it takes the kernel ten milliseconds each, mostly of waiting, and a program that ends
+//! waits too: longer than many clients run. So the housekeeper begins once some thousand frames have come. Where it
+//! may not, all stays as it is.
 
 use core::net::IpAddr;
 
@@ -12,11 +13,11 @@ use rustix::fd::OwnedFd;
 use super::cells;
 use crate::{log, own, sys};
 
-/// Frames that have come before.
-const FRAMES_MIN: u64 = 16_384;
+/// Frames that have come before: they cost the kernel a microsecond each.
+const FRAMES_MIN: u64 = 4096;
 /// Rounds of the program's threads after which to look, at first and in the end: the locks of the engines are
 /// not to be had for nothing.
-const ROUNDS_MIN: u32 = 1 << 12;
+const ROUNDS_MIN: u32 = 1 << 11;
 const ROUNDS_MAX: u32 = 1 << 20;
 
 /// What the housekeeper knows of it.
