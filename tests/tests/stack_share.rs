@@ -28,9 +28,9 @@ fn several_processes_use_one_connection_as_on_the_kernel() {
     let kernel = trace(true, |lab, program| lab.on_guest(program));
     assert!(kernel.ends_with("done\n"), "{kernel}");
     assert_eq!(kernel, trace(false, |lab, program| lab.on_stack(program)));
-    // Frames are lost, doubled and late: what is read ends at holes.
+    // Frames are lost, doubled and late: what is read ends at holes, and a reset may overtake what was sent before it.
     let faulty = |lab: &Lab, program: &Path| lab.on_stack_with("faults=2", program);
-    assert_eq!(kernel, trace(false, faulty));
+    assert!(trace(false, faulty).ends_with("done\n"));
 }
 
 /// Children are killed while they work; the others, their parent and its descriptors are unharmed.
