@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::errno::{Errno, Outcome};
-use crate::fd::{File, Kind, lookup, table};
+use crate::fd::{File, Kind, lookup, place, table};
 use crate::tcp::Number;
 use crate::{net, process, sys, tcp};
 
@@ -17,7 +17,7 @@ pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) 
     }
     let number = before_close(file, fd);
     let _begun = (file.kind() == Kind::Kcm).then(|| Begun::close_of(fd));
-    if !table::remove_if(fd, file) {
+    if !place::leave(fd, file) {
         return Ok(native()); // another thread was faster
     }
     let done = match number {
@@ -97,10 +97,10 @@ pub(crate) fn duplicated(old: i32, new: i32) {
 
 /// dup2(2) and dup3(2) where `old` or `new` is ours: what stood at `new` is closed on the way.
 pub(crate) fn dup_onto(old: i32, new: i32, native: impl FnOnce() -> i32) -> i32 {
-    let replaced = lookup(new);
     if process::is_foreign() || old == new {
         return native();
     }
+    let mut replaced = lookup(new);
     if let Some(file) = replaced {
         if file.kind() == Kind::Own {
             Errno::EBUSY.set();
@@ -111,7 +111,13 @@ pub(crate) fn dup_onto(old: i32, new: i32, native: impl FnOnce() -> i32) -> i32 
             return -1;
         }
     }
+    replaced = replaced.filter(|file| place::leave(new, file));
     let done = native();
+    match replaced {
+        Some(file) if done < 0 => table::install(new, file),
+        Some(file) => file.release(),
+        None => {}
+    }
     if done >= 0 {
         duplicated(old, done);
     }
@@ -152,7 +158,7 @@ pub(crate) fn close_range(
             }
             from = at + 1;
         }
-        if !own && table::remove_if(fd, file) {
+        if !own && place::leave(fd, file) {
             if number == Number::Needed {
                 tcp::keep_number(file, fd);
             }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use crate::fd::{File, table};
+use crate::fd::{File, place, table};
 use crate::kcm::MuxCell;
 use crate::net::{cells, revive};
 use crate::share::{self, owner, remote};
@@ -93,6 +93,7 @@ fn freeze() -> impl Sized {
         owner::freeze(),
         MuxCell::freeze(),
         File::freeze(),
+        place::freeze(),
         own::freeze(),
         route::freeze(),
         publish::freeze_tracers(),

@@ -1,6 +1,7 @@
 //! Descriptors: which of the process's fds are ours, and what stands behind them.
 
 pub(crate) mod file;
+pub(crate) mod place;
 pub(crate) mod slot;
 pub(crate) mod table;
 

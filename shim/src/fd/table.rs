@@ -49,10 +49,14 @@ pub(crate) fn is_used() -> bool {
     END.load(Ordering::Relaxed) != 0
 }
 
+/// Whether `file` is behind `fd`.
+pub(crate) fn holds(fd: i32, file: &File) -> bool {
+    lookup(fd).is_some_and(|now| core::ptr::eq(now, file))
+}
+
 /// Whether `file` is behind `fd` and still is the one of this inode, which another thread may have closed.
 pub(crate) fn is_still(fd: i32, file: &'static File, ino: u64) -> bool {
-    lookup(fd).is_some_and(|now| core::ptr::eq(now, file))
-        && file.ino.load(Ordering::Relaxed) == ino
+    holds(fd, file) && file.ino.load(Ordering::Relaxed) == ino
 }
 
 /// Every file of ours, once for each of its numbers.
@@ -62,7 +66,7 @@ pub(crate) fn files() -> Vec<&'static File> {
 
 /// A number that `file` stands behind.
 pub(crate) fn number_of(file: &'static File) -> Option<i32> {
-    ours_in(0, u32::MAX).find(|fd| lookup(*fd).is_some_and(|at| core::ptr::eq(at, file)))
+    ours_in(0, u32::MAX).find(|fd| holds(*fd, file))
 }
 
 /// Puts `file`, one of whose references now belongs to this slot, behind `fd`. What stood there was

@@ -16,7 +16,7 @@ use libc::{FILE, c_char, c_int, off_t, off64_t, size_t, ssize_t};
 use super::{fd, io};
 use crate::descriptor;
 use crate::errno::Errno;
-use crate::fd::{File, Kind, lookup, table};
+use crate::fd::{File, Kind, lookup, place};
 use crate::net::inherited;
 use crate::real::hooks;
 use crate::sync::Mutex;
@@ -141,7 +141,7 @@ fn before_unseen_close(fd: c_int, file: &'static File) {
         return;
     }
     descriptor::before_close(file, fd);
-    if table::remove_if(fd, file) {
+    if place::leave(fd, file) {
         file.release();
     }
 }

@@ -18,7 +18,7 @@ use super::cells::{self, NetCell};
 use super::socket::{self, State};
 use crate::errno::Outcome;
 use crate::fd::file::Body;
-use crate::fd::{File, Kind, lookup, table};
+use crate::fd::{File, Kind, place, table};
 use crate::sync::{Mutex, Rank};
 use crate::{own, sys};
 
@@ -54,10 +54,12 @@ fn own(file: &'static File, fd: i32) -> Outcome<()> {
     let made = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     carry::beneath(fd, &made);
     file.ino.store(0, Ordering::Relaxed);
-    let is_it = |number: &i32| lookup(*number).is_some_and(|at| core::ptr::eq(at, file));
-    for number in table::ours_in(0, u32::MAX).filter(is_it) {
-        let flags = rustix::io::fcntl_getfd(sys::borrow(number))?;
-        sys::put_onto(&made, number, !flags.is_empty())?;
+    for number in table::ours_in(0, u32::MAX) {
+        let put = || {
+            let flags = rustix::io::fcntl_getfd(sys::borrow(number))?;
+            sys::put_onto(&made, number, !flags.is_empty())
+        };
+        place::exchange(number, file, put)?.unwrap_or(Ok(()))?;
     }
     cells::lock(file)?.socket(file)?.is_on_kernels = false;
     Ok(())

@@ -5,7 +5,7 @@
 use kcm_mux::Nanos;
 
 use super::{cells, lend};
-use crate::fd::table;
+use crate::fd::{place, table};
 use crate::interpose::poll::native_ppoll;
 use crate::{descriptor, housekeeper, process, sys};
 
@@ -22,7 +22,7 @@ pub(crate) fn at_exit() -> bool {
     for fd in table::ours_in(0, u32::MAX) {
         if let Some((_, file)) = lend::lendable(fd) {
             descriptor::before_close(file, fd);
-            if table::remove_if(fd, file) {
+            if place::leave(fd, file) {
                 let _ = sys::close(fd);
                 file.release();
             }

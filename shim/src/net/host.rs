@@ -130,7 +130,7 @@ fn connect(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     let name = Name::new(v6, false, local, Some(peer))?;
     let beneath = unix_stream()?;
     settings.show_timeouts(&beneath);
-    let end = lend::connect_beneath(sys::number(&beneath), &name)?;
+    let end = lend::connect_beneath(&beneath, &name)?;
     let filled = fill(&beneath)?;
     hand_out(kept, name, beneath, |engine, name| {
         engine.add_relay(Relay::opening(name, end, file, filled));
@@ -172,7 +172,7 @@ fn open_udp(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Given> {
     drop(engine);
     let _in_flight = owner::in_flight();
     let name = Name::new(wish.v6, true, local.unwrap_or(wish.local), None)?;
-    let end = lend::connect_beneath(sys::number(&beneath), &name)?;
+    let end = lend::connect_beneath(&beneath, &name)?;
     hand_out(kept, name, beneath, |engine, name| {
         engine.add_channel(Channel::new(name, end, file, true));
     })

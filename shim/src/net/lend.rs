@@ -5,9 +5,9 @@
 //! it: from then on everybody, this process too, reads and writes the AF_UNIX socket, and the
 //! housekeeper moves the bytes ([`super::relay`]). What waits on a lent listener is [`super::handover`]'s.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering, fence};
 
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::channel::{self, Channel};
@@ -23,6 +23,7 @@ use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind, lookup, table};
 use crate::share::owner;
 use crate::sync::Mutex;
+use crate::wait::Pin;
 use crate::{epoll, housekeeper, own, sys};
 
 /// Something is shared: from now on the housekeeper does not wait for the program.
@@ -62,8 +63,8 @@ pub(crate) fn lend_all() {
     for fd in table::ours_in(0, u32::MAX) {
         if let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Stack)
             && lend(file, fd).is_err()
-            // Another thread may have closed it meanwhile.
-            && lookup(fd).is_some_and(|now| core::ptr::eq(now, file))
+            && table::holds(fd, file)
+        // else another thread has closed it meanwhile
         {
             crate::log::warn("a connection of the stack cannot be shared with other processes");
         }
@@ -71,7 +72,8 @@ pub(crate) fn lend_all() {
 }
 
 /// Makes `file`, behind `fd`, ready for copies in other processes. TCP sockets without an address stay as
-/// they are: their copies are not connected.
+/// they are: their copies are not connected. So do sockets of which another thread closes the number: nobody
+/// gets a copy.
 pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     if file.link() != Link::Private {
         return Ok(());
@@ -80,7 +82,11 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     if file.link() != Link::Private {
         return Ok(()); // another thread was faster
     }
+    let Ok(_kept) = Pin::new(file) else {
+        return Ok(());
+    };
     file.set_plain(false);
+    fence(Ordering::SeqCst); // whoever closes sees this, or we that it has
     let state = cells::lock(file)?.socket(file)?.state;
     if matches!(
         state,
@@ -88,41 +94,47 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     ) {
         beneath::settle(file, fd)?;
     }
+    // The number may be another socket's at any time from now on.
+    let beneath = sys::dup_high(sys::borrow(fd));
+    if !table::holds(fd, file) {
+        return Ok(());
+    }
+    let beneath = beneath?;
     let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
-    match socket.state {
-        State::Listening(_) => {
+    match (state, socket.state) {
+        (State::Bound(_) | State::Listening(_), State::Listening(_)) => {
             drop(engine);
-            lend_listener(file, fd, true)
+            lend_listener(file, &beneath, true)
         }
-        State::Bound(_) if !file.speaks() => {
+        (State::Bound(_), State::Bound(_)) if !file.speaks() => {
             drop(engine);
-            lend_listener(file, fd, false)
+            lend_listener(file, &beneath, false)
         }
-        State::Connected(conn) => {
+        (State::Connected(conn), _) => {
             let (v6, settings) = (socket.v6, socket.settings.clone());
             let Some((local, peer)) = engine.stack.tcp_addresses(conn) else {
                 return Ok(());
             };
             drop(engine);
-            settings.show_timeouts(sys::borrow(fd));
-            lend_connection(file, fd, Name::new(v6, false, local, Some(peer))?)
+            settings.show_timeouts(&beneath);
+            lend_connection(file, &beneath, Name::new(v6, false, local, Some(peer))?)
         }
-        State::Udp(id) if !file.speaks() => {
+        (State::Udp(id), _) if !file.speaks() => {
             let (v6, settings) = (socket.v6, socket.settings.clone());
             let Some((local, peer)) = engine.stack.udp_addresses(id) else {
                 return Ok(());
             };
             drop(engine);
-            settings.show_timeouts(sys::borrow(fd));
-            lend_connection(file, fd, Name::new(v6, true, local, peer)?)
+            settings.show_timeouts(&beneath);
+            lend_connection(file, &beneath, Name::new(v6, true, local, peer)?)
         }
         _ => Ok(()),
     }
 }
 
 /// `listens`: it does so already; else whoever has a copy may have it listen, or connect it.
-fn lend_listener(file: &'static File, fd: i32, listens: bool) -> Outcome<()> {
+fn lend_listener(file: &'static File, beneath: &OwnedFd, listens: bool) -> Outcome<()> {
     let mut engine = cells::lock(file)?;
     let socket = engine.socket(file)?;
     let (v6, bound) = (socket.v6, socket.bound);
@@ -132,10 +144,9 @@ fn lend_listener(file: &'static File, fd: i32, listens: bool) -> Outcome<()> {
     engine.socket(file)?;
     let is_kernels = file.speaks(); // a listener of the kernel's is there already
     if !is_kernels {
-        let beneath = sys::borrow(fd);
         rustix::net::bind(beneath, &SocketAddrUnix::new_abstract_name(&name.encode())?)?;
         if listens {
-            listen_beneath(fd)?;
+            listen_beneath(beneath)?;
         }
     }
     if !file.retain() {
@@ -153,9 +164,9 @@ fn lend_listener(file: &'static File, fd: i32, listens: bool) -> Outcome<()> {
     Ok(())
 }
 
-fn listen_beneath(fd: i32) -> Outcome<()> {
+fn listen_beneath(beneath: impl AsFd) -> Outcome<()> {
     let backlog = kcm_stack::limits::BACKLOG_MAX as i32;
-    Ok(rustix::net::listen(sys::borrow(fd), backlog)?)
+    Ok(rustix::net::listen(beneath, backlog)?)
 }
 
 /// What is handed over at the socket beneath is accepted here too.
@@ -175,7 +186,7 @@ pub(super) fn listens_now(file: &'static File, fd: Option<i32>) -> Outcome<()> {
         door.as_ref().is_some_and(|door| !door.is_kernels)
     };
     if is_lent && !file.speaks() {
-        fd.map_or(Ok(()), listen_beneath)?;
+        fd.map_or(Ok(()), |fd| listen_beneath(sys::borrow(fd)))?;
         speak(file);
     }
     Ok(())
@@ -219,8 +230,8 @@ pub(super) fn give_bound(file: &'static File) -> Outcome<&'static File> {
     Ok(keeper)
 }
 
-fn lend_connection(file: &'static File, fd: i32, name: Name) -> Outcome<()> {
-    let end = connect_beneath(fd, &name)?;
+fn lend_connection(file: &'static File, beneath: &OwnedFd, name: Name) -> Outcome<()> {
+    let end = connect_beneath(beneath, &name)?;
     let mut engine = cells::lock(file)?;
     engine.socket(file)?;
     if !file.retain() {
@@ -236,9 +247,9 @@ fn lend_connection(file: &'static File, fd: i32, name: Name) -> Outcome<()> {
     Ok(())
 }
 
-/// Connects the socket behind `fd`, whose own address becomes `name`, and returns the other end, with
+/// Connects the socket `beneath`, whose own address becomes `name`, and returns the other end, with
 /// the byte in its queue that means nothing (see [`super::relay`]).
-pub(super) fn connect_beneath(fd: i32, name: &Name) -> Outcome<OwnedFd> {
+pub(super) fn connect_beneath(beneath: &OwnedFd, name: &Name) -> Outcome<OwnedFd> {
     let mut doors = DOORS.lock()?;
     let [streams, packets] = &mut *doors;
     let door = if name.udp { packets } else { streams };
@@ -255,7 +266,7 @@ pub(super) fn connect_beneath(fd: i32, name: &Name) -> Outcome<OwnedFd> {
         *door = Some((fd, at));
     }
     let (listener, at) = door.as_ref().ok_or(Errno::EIO)?;
-    let (beneath, udp, name) = (sys::borrow(fd), name.udp, name.encode());
+    let (udp, name) = (name.udp, name.encode());
     let name = SocketAddrUnix::new_abstract_name(&name)?;
     rustix::net::bind(beneath, &name)?;
     rustix::net::connect(beneath, &SocketAddrUnix::new_abstract_name(at)?)?;
