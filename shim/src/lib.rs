@@ -46,6 +46,7 @@ mod route;
 mod select;
 mod share;
 mod signal;
+mod silence;
 mod sync;
 mod sys;
 mod tcp;

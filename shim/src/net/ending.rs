@@ -4,9 +4,11 @@
 
 use kcm_mux::Nanos;
 
+use super::socket::State;
 use super::{cells, lend};
-use crate::fd::{place, table};
+use crate::fd::{File, place, table};
 use crate::interpose::poll::native_ppoll;
+use crate::silence::Silence;
 use crate::{descriptor, housekeeper, process, sys};
 
 /// How long the ending process itself waits for the last acknowledgements: some round trips of a
@@ -15,15 +17,18 @@ const PATIENCE: Nanos = 20_000_000;
 
 /// Closes every stack socket, and waits a moment for what is on its way. Whether something is left, or
 /// other processes hold sockets of an engine.
-pub(crate) fn at_exit() -> bool {
+pub(crate) fn at_exit(silence: &mut Silence) -> bool {
     if !cells::is_open() || process::is_foreign() {
         return false;
     }
     for fd in table::ours_in(0, u32::MAX) {
         if let Some((_, file)) = lend::lendable(fd) {
             descriptor::before_close(file, fd);
+            let is_silent = silence.fall(fd, listens(file, fd));
             if place::leave(fd, file) {
-                let _ = sys::close(fd);
+                if !is_silent {
+                    let _ = sys::close(fd);
+                }
                 file.release();
             }
         }
@@ -50,6 +55,12 @@ pub(crate) fn at_exit() -> bool {
         }
         let _ = native_ppoll(&mut fds, Some(until.max(1)));
     }
+}
+
+fn listens(file: &'static File, fd: i32) -> bool {
+    let state = cells::lock(file).and_then(|mut engine| Ok(engine.socket(file)?.state));
+    matches!(state, Ok(State::Listening(_)))
+        || rustix::net::sockopt::socket_acceptconn(sys::borrow(fd)).unwrap_or(false)
 }
 
 /// Whether a closed connection still has something to get across.

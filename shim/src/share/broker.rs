@@ -7,6 +7,7 @@ use super::owner;
 use crate::fd::{Kind, lookup, table};
 use crate::interpose::process::{end, fork_apart};
 use crate::kcm::MuxCell;
+use crate::silence::Silence;
 use crate::{net, process, signal, sys};
 
 /// This process is a broker.
@@ -18,18 +19,21 @@ pub(crate) fn at_exit() {
     if !table::is_used() || process::is_foreign() {
         return;
     }
-    let unfinished = net::ending::at_exit();
+    let mut silence = Silence::default();
+    let unfinished = net::ending::at_exit(&mut silence);
     if !owner::has_lines() {
+        silence.stay();
         if unfinished {
             hand_over();
         }
         return;
     }
     for fd in table::ours_in(0, u32::MAX) {
-        if lookup(fd).is_some_and(|file| file.kind() == Kind::Kcm) {
+        if lookup(fd).is_some_and(|file| file.kind() == Kind::Kcm) && !silence.fall(fd, false) {
             let _ = sys::close(fd);
         }
     }
+    silence.stay();
     if unfinished || owner::is_needed() {
         hand_over();
     }
