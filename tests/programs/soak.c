@@ -4,7 +4,7 @@
  * goes on, receive too and end, one of them by kill -9; programs are started meanwhile. Every message
  * arrives once. Once everything has had its turn often enough, neither resident memory, nor mappings,
  * nor descriptors, nor processes become more. */
-#include "check.h"
+#include "usage.h"
 #include <spawn.h>
 #include <stdatomic.h>
 
@@ -14,9 +14,6 @@ enum {
 	RECEIVERS = 2,
 	CHILDREN = 2,
 	WARM_ROUNDS = 25, /* until doorbells, chunks and arenas are as many as they will be */
-	SLACK_KIB = 5120, /* 64 spare chunks of 64 KiB, which bursts leave behind one by one, and some */
-	SLACK_FDS = 8,
-	SLACK_MAPPINGS = 32,
 	PATIENCE_MS = 5 /* between two looks at whether the round is over */
 };
 
@@ -174,26 +171,6 @@ static void one_round(unsigned round)
 	close(k);
 }
 
-/* What must not grow. */
-struct usage {
-	long memory_kib, mappings, fds;
-};
-
-static struct usage usage(void)
-{
-	struct usage now = {.fds = open_fd_count()};
-	long pages[2] = {0};
-	FILE *f = fopen("/proc/self/statm", "r");
-	CHECK(f && fscanf(f, "%ld %ld", &pages[0], &pages[1]) == 2);
-	fclose(f);
-	now.memory_kib = pages[1] * 4;
-	CHECK((f = fopen("/proc/self/maps", "r")));
-	for (int c; (c = fgetc(f)) != EOF;)
-		now.mappings += c == '\n';
-	fclose(f);
-	return now;
-}
-
 int main(int argc, char **argv)
 {
 	long end = now_ms() + (argc > 1 ? atol(argv[1]) : 0) * 1000;
@@ -212,11 +189,8 @@ int main(int argc, char **argv)
 		if (round == WARM_ROUNDS)
 			warm = usage();
 	} while (round <= WARM_ROUNDS || now_ms() < end);
-	struct usage last = usage();
-	printf("%u rounds, %d messages each: %ld KiB, then %ld; %ld mappings, then %ld; %ld descriptors, then %ld\n", round,
-	       CONNECTIONS * EACH, warm.memory_kib, last.memory_kib, warm.mappings, last.mappings, warm.fds, last.fds);
-	CHECK(last.memory_kib - warm.memory_kib < SLACK_KIB);
-	CHECK(last.mappings - warm.mappings < SLACK_MAPPINGS && last.fds - warm.fds < SLACK_FDS);
+	printf("%u rounds, %d messages each: ", round, CONNECTIONS * EACH);
+	check_steady(warm, usage());
 	CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
 	return 0;
 }
