@@ -3,6 +3,8 @@
 //! An embryo is SYN-RECEIVED of RFC 9293 in a record of its own; a full connection exists only
 //! once the handshake is complete and the accept queue has room.
 
+use core::time::Duration;
+
 use smoltcp::wire::IpProtocol;
 
 use super::conn::{Conn, Flags, NONE};
@@ -52,6 +54,11 @@ pub(crate) struct Embryo {
 }
 
 impl Embryo {
+    /// How long a SYN-ACK waits for its answer.
+    fn wait(&self) -> Duration {
+        (RTO_INITIAL * (1 << self.retries.min(7))).min(RTO_MAX)
+    }
+
     /// As [`Conn::hears`].
     pub(super) fn hears(&self, iface: Option<IfaceId>) -> bool {
         self.bound.is_none() || iface.is_none() || self.bound == iface
@@ -262,7 +269,8 @@ impl Engine {
             && seg.seq == e.irs
             && !seg.has(Control::RST)
         {
-            // Our SYN-ACK was lost.
+            // Our SYN-ACK was lost. The next has its full time to be answered, the last one, too.
+            self.embryo_wheel.set(i, now + e.wait());
             self.send_syn_ack(ip, &e, false, now);
             return;
         }
@@ -354,8 +362,7 @@ impl Engine {
             self.remove_embryo(i);
             return;
         }
-        let wait = RTO_INITIAL * (1 << e.retries.min(7));
-        self.embryo_wheel.set(i, now + wait.min(RTO_MAX));
+        self.embryo_wheel.set(i, now + e.wait());
         // Who has answered is asked again at the end only, for the ACK that completes the handshake.
         if !e.acked || e.retries >= defer {
             self.send_syn_ack(ip, &e, false, now);

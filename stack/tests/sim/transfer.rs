@@ -188,7 +188,7 @@ fn random_link(rng: &mut Rng) -> LinkConfig {
 }
 
 /// Seeds that once failed run first, forever.
-const REGRESSIONS: &[u64] = &[701];
+const REGRESSIONS: &[u64] = &[701, 5189];
 
 #[test]
 fn everything_arrives_whatever_the_link_does() {
