@@ -53,8 +53,8 @@ impl From<String> for Why {
 /// # Errors
 /// What [`OnFailure`] wants: the kernel's answer, or an errno.
 pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place> {
-    /// A few times what it takes a process to end, or to come from bind(2) to listen(2).
-    const PATIENCE: Nanos = 200_000_000;
+    /// Many times what it takes a process to end, or to come from bind(2) to listen(2), on a machine that has other work.
+    const PATIENCE: Nanos = 1_000_000_000;
     const AGAIN: Nanos = 5_000_000;
     static HAS_WAITED: AtomicBool = AtomicBool::new(false);
     if cells::is_open() {
