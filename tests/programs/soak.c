@@ -14,6 +14,7 @@ enum {
 	RECEIVERS = 2,
 	CHILDREN = 2,
 	WARM_ROUNDS = 25, /* until doorbells, chunks and arenas are as many as they will be */
+	SLACK_KIB = 5120, /* 64 spare chunks of 64 KiB and some */
 	PATIENCE_MS = 5 /* between two looks at whether the round is over */
 };
 
@@ -190,7 +191,7 @@ int main(int argc, char **argv)
 			warm = usage();
 	} while (round <= WARM_ROUNDS || now_ms() < end);
 	printf("%u rounds, %d messages each: ", round, CONNECTIONS * EACH);
-	check_steady(warm, usage());
+	check_steady(warm, usage(), SLACK_KIB);
 	CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
 	return 0;
 }
