@@ -83,7 +83,7 @@ static int send_back(struct conn *c)
 
 static int accepted(int listener)
 {
-	int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
+	int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	CHECK(fd >= 0 || errno == EAGAIN || errno == ECONNABORTED);
 	return fd;
 }
@@ -121,7 +121,14 @@ static void *answer_datagrams(void *arg)
 	return NULL;
 }
 
-/* A child that answers until `stop` is at its end, and then those who are there. */
+static void close_all_but(int lower, int higher)
+{
+	CHECK(lower == 3 || close_range(3, lower - 1, 0) == 0);
+	CHECK(lower + 1 == higher || close_range(lower + 1, higher - 1, 0) == 0);
+	CHECK(close_range(higher + 1, ~0U, 0) == 0);
+}
+
+/* A child that answers until something comes at `stop`, and then those who are there. */
 static pid_t worker(int stop)
 {
 	static struct conn conns[CONNS];
@@ -130,6 +137,8 @@ static pid_t worker(int stop)
 	if (pid)
 		return pid;
 	alarm(2 * CHECK_SECONDS);
+	/* What the threads of the server had open would stay open, and their peers would wait for ever. */
+	close_all_but(listener < stop ? listener : stop, listener < stop ? stop : listener);
 	int set = epoll_create1(0), open = 0, serves = 1;
 	struct epoll_event e = {.events = EPOLLIN, .data.u32 = CONNS};
 	CHECK(set >= 0 && epoll_ctl(set, EPOLL_CTL_ADD, listener, &e) == 0);
@@ -177,7 +186,7 @@ static int dial(struct in_addr host)
 {
 	struct sockaddr_in to = at(host, ECHO);
 	for (long until = now_ms() + PATIENCE_MS;; usleep(10000)) {
-		int fd = socket(AF_INET, SOCK_STREAM, 0);
+		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 		CHECK(fd >= 0);
 		if (connect(fd, (void *)&to, sizeof to) == 0) {
 			CHECK(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
