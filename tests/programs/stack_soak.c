@@ -50,6 +50,15 @@ static void await(int fd, short events)
 	CHECK(poll(&p, 1, PATIENCE_MS) == 1);
 }
 
+/* On a link with faults a reset may be lost, and nobody hears of the end: so both ends ask. */
+static void keep_asking(int fd)
+{
+	int one = 1;
+	CHECK(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one) == 0);
+	CHECK(setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &one, sizeof one) == 0);
+	CHECK(setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &one, sizeof one) == 0);
+}
+
 /* ---- those who send back */
 
 struct conn {
@@ -85,6 +94,8 @@ static int accepted(int listener)
 {
 	int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	CHECK(fd >= 0 || errno == EAGAIN || errno == ECONNABORTED);
+	if (fd >= 0)
+		keep_asking(fd);
 	return fd;
 }
 
@@ -188,6 +199,7 @@ static int dial(struct in_addr host)
 	for (long until = now_ms() + PATIENCE_MS;; usleep(10000)) {
 		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 		CHECK(fd >= 0);
+		keep_asking(fd);
 		if (connect(fd, (void *)&to, sizeof to) == 0) {
 			CHECK(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
 			return fd;
