@@ -31,6 +31,20 @@ fn beneath_kcm(fd: c_int, done: c_int) -> c_int {
     done
 }
 
+/// ioctl(2) on a descriptor of ours, or with a request of KCM's. Not in line, so that its frame costs others
+/// nothing.
+#[inline(never)]
+fn of_ours(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
+    // SAFETY: forwards the caller's own arguments.
+    let native = || unsafe { next::ioctl(fd, request, arg) };
+    let beneath = || match KcmRequest::is_own(request as u32) {
+        true => beneath_kcm(fd, native()),
+        false => native(),
+    };
+    let ours = |f| ioctl_on(f, fd, request as u32, UserPtr::new(arg), native);
+    on(fd, ours, beneath)
+}
+
 /// fcntl(2) commands that set who gets which signal (asm-generic/fcntl.h).
 const F_SETSIG: c_int = 10;
 const F_SETOWN_EX: c_int = 15;
@@ -130,13 +144,11 @@ hooks! {
 
     /// ioctl(2). The third argument as in fcntl above.
     fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
-        // SAFETY: forwards the caller's own arguments.
-        let native = || unsafe { next::ioctl(fd, request, arg) };
-        let ours = |f| ioctl_on(f, fd, request as u32, UserPtr::new(arg), native);
-        if KcmRequest::is_own(request as u32) {
-            return on(fd, ours, || beneath_kcm(fd, native()));
+        if lookup(fd).is_none() && !KcmRequest::is_own(request as u32) {
+            // SAFETY: forwards the caller's own arguments.
+            return unsafe { next::ioctl(fd, request, arg) };
         }
-        on(fd, ours, native)
+        of_ours(fd, request, arg)
     }
 
     /// close_range(2).
