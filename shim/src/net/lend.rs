@@ -61,10 +61,10 @@ pub(crate) fn lend_all() {
     }
     beneath::forget_spare();
     for fd in table::ours_in(0, u32::MAX) {
+        // What another thread has closed meanwhile need not be shared.
         if let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Stack)
             && lend(file, fd).is_err()
             && table::holds(fd, file)
-        // else another thread has closed it meanwhile
         {
             crate::log::warn("a connection of the stack cannot be shared with other processes");
         }
@@ -534,7 +534,7 @@ pub(super) fn watch_again(engine: &Engine) {
     for socket in engine.sockets() {
         let file = socket.file;
         if file.link() == Link::Tied {
-            let is_it = |fd: &i32| lookup(*fd).is_some_and(|at| core::ptr::eq(at, file));
+            let is_it = |fd: &i32| table::holds(*fd, file);
             let numbers = table::ours_in(0, u32::MAX).filter(is_it).count() as u32;
             file.forget_pins(1 + u32::from(socket.psock.is_some()) + numbers);
         }
