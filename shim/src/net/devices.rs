@@ -63,10 +63,8 @@ impl Devices {
     /// The process or the system is out of descriptors.
     pub(super) fn new(engine: u8, all: Vec<Part>) -> rustix::io::Result<Self> {
         for Part { device, .. } in &all {
-            for wait in [Wait::Readable, Wait::Writable] {
-                if let Some((fd, _)) = device.wait_fd(wait) {
-                    own::protect(fd.as_raw_fd());
-                }
+            for fd in device.descriptors() {
+                own::protect(fd.as_raw_fd());
             }
         }
         let set = match all.len() {

@@ -190,7 +190,8 @@ impl Spread {
                 let Some((fd, wait)) = device.wait_fd(wait) else {
                     return Ok(());
                 };
-                own::protect(fd.as_raw_fd());
+                let all = device.descriptors().into_iter();
+                all.for_each(|fd| own::protect(fd.as_raw_fd()));
                 let mut flags = epoll::EventFlags::IN;
                 flags.set(epoll::EventFlags::OUT, wait == Wait::Writable);
                 epoll::add(&set, fd, data, flags)

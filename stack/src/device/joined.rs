@@ -112,6 +112,12 @@ impl NetDevice for Joined {
         Some((set.as_fd(), Wait::Readable))
     }
 
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let sets = [self.readable.as_fd(), self.writable.as_fd()];
+        let queues = self.queues.iter().flat_map(|queue| queue.descriptors());
+        sets.into_iter().chain(queues).collect()
+    }
+
     fn advance(&mut self, now: Instant) {
         for queue in &mut self.queues {
             queue.advance(now);

@@ -24,7 +24,7 @@ use super::{
     IfName, NetDevice, OpenError, OpenOptions, RX_BATCH_FRAMES, RxChecksum, RxFrame, TransmitError,
     Wait, Written, XdpMode, admit,
 };
-use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
@@ -76,13 +76,13 @@ pub struct XdpDevice {
     busy_poll: bool,
     counters: Counters,
     /// Detaches the program when the last queue is gone.
-    _redirect: Arc<Redirect>,
+    redirect: Arc<Redirect>,
 }
 
 /// The program on the interface.
 struct Redirect {
     sockets: OwnedFd,
-    _link: OwnedFd,
+    link: OwnedFd,
 }
 
 impl XdpDevice {
@@ -201,7 +201,7 @@ impl XdpDevice {
             queued: 0,
             busy_poll: options.busy_poll_us.is_some(),
             counters: Counters::default(),
-            _redirect: redirect,
+            redirect,
         })
     }
 
@@ -288,10 +288,7 @@ impl Redirect {
             XdpMode::Any | XdpMode::Copy => attach(XDP_FLAGS_SKB_MODE),
         });
         let link = link.map_err(failed("bpf(BPF_LINK_CREATE)"))?;
-        Ok(Self {
-            sockets,
-            _link: link,
-        })
+        Ok(Self { sockets, link })
     }
 }
 
@@ -501,6 +498,11 @@ impl NetDevice for XdpDevice {
 
     fn wait_fd(&self, wait: Wait) -> Option<(BorrowedFd<'_>, Wait)> {
         Some((self.socket.as_fd(), wait))
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let Redirect { sockets, link } = &*self.redirect;
+        [&self.socket, sockets, link].map(AsFd::as_fd).to_vec()
     }
 
     fn counters(&self) -> Counters {

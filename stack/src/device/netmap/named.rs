@@ -9,7 +9,7 @@ use super::super::sys::mmap::Mapping;
 use super::super::{DeviceError, IfName, OpenError, OpenOptions};
 use super::NetmapDevice;
 use super::pair::{Bells, PairOptions, port};
-use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
     CWD, FileType, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, mknodat, unlink,
 };
@@ -23,6 +23,13 @@ pub(super) struct Names {
     /// Locked for as long as we play our side.
     ours: OwnedFd,
     side: usize,
+}
+
+impl Names {
+    /// The descriptor that holds our side's lock.
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.ours.as_fd()
+    }
 }
 
 impl Drop for Names {

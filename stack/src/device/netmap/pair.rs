@@ -156,7 +156,7 @@ pub(super) struct PairEnd {
     /// Slots are queued that found no room.
     has_backlog: bool,
     /// Removes the files of a shared pair with its last user.
-    _names: Option<Names>,
+    names: Option<Names>,
 }
 
 impl PairEnd {
@@ -205,6 +205,16 @@ impl PairEnd {
         {
             bells.peers.ring();
         }
+    }
+
+    /// Both bells, and what says that this side is taken.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let bells = self
+            .bells
+            .iter()
+            .flat_map(|bells| [&bells.ours, &bells.peers]);
+        let lock = self.names.as_ref().map(Names::lock);
+        bells.map(|bell| bell.as_fd()).chain(lock)
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -269,7 +279,7 @@ pub(super) fn port(
         bells,
         // An earlier user of this side may have left some.
         has_backlog: true,
-        _names: names,
+        names,
     };
     // Whoever has never looked wants to hear of the first frame.
     end.control.wish(Wish::Frames, true);
