@@ -45,8 +45,8 @@ pub use ip::iface::IfaceId;
 pub use secret::Key;
 pub use stack::{
     Belongs, Checksums, Config, EcnMode, Gso, InterfaceConfig, LinkStats, ListenerId,
-    PartialChecksum, Received, Shard, Stack, TcpConfig, TcpId, Transmit, UdpId, shard_of,
-    shard_of_flow, shard_of_udp,
+    PartialChecksum, Received, Shard, Stack, Strangers, TcpConfig, TcpId, Transmit, UdpId,
+    shard_of, shard_of_flow, shard_of_udp,
 };
 pub use tcp::{
     CongestionControl, ConnectOptions, ListenOptions, Seq, SockFlag, SockOpts, State, TcpInfo,

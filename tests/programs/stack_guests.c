@@ -2,6 +2,7 @@
  *
  *   stack_guests trace ADDRESS    children of a process that has connections open their own, and print what
  *                                 each call returned; ADDRESS is that of `stack_share peer`
+ *   stack_guests leaves ADDRESS   children that end before what they sent is taken
  *   stack_guests survives ADDRESS OWN
  *                                 kills the makers of listeners at OWN, and prints what the peer hears
  *   stack_guests forks ADDRESS OWN
@@ -429,7 +430,6 @@ static void worker(int s, char byte, int by_epoll)
 	}
 }
 
-/* The master of `workers` is killed, and they go on; whoever is killed after that as well. */
 /* What the peer hears at this port, in a process of its own. */
 static void asks(const char *what, int port)
 {
@@ -445,9 +445,13 @@ static void asks(const char *what, int port)
 		}
 		heard(what, calls(port, 8), 8);
 	});
-	check(waitpid(last_child, NULL, 0) == last_child, "waitpid");
+	int status;
+	check(waitpid(last_child, &status, 0) == last_child, "waitpid");
+	if (status)
+		printf("%s: the peer was not answered (%#x)\n", what, status);
 }
 
+/* The master of `workers` is killed, and they go on; whoever is killed after that as well. */
 static void killed_master(const char *host, int port, int workers)
 {
 	int out[2];
@@ -485,6 +489,28 @@ static void survives(const char *own)
 	killed_master(own, OWN + 4, 1);
 	killed_master(own, OWN + 5, 3);
 	killed_master("0.0.0.0", OWN + 6, 2);
+	puts("done");
+}
+
+/* Programs end before what they sent is taken, and the next begins. */
+static void leaves(void)
+{
+	enum { TIMES = 4, BYTES = 150000 };
+	static char bytes[BYTES];
+	long all[2] = { 0 };
+	alarm(120);
+	for (int i = 0; i < TIMES; i++) {
+		CHILD({
+			int fd = dial('H');
+			int size = 2 * BYTES;
+			setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+			check(send(fd, bytes, BYTES, 0) == BYTES, "send");
+		});
+		join("sends and ends");
+	}
+	int fd = dial('G');
+	check(recv(fd, all, sizeof all, MSG_WAITALL) == sizeof all, "what came");
+	printf("%ld of %d bytes, %ld resets\n", all[0], TIMES * BYTES, all[1]);
 	puts("done");
 }
 
@@ -899,7 +925,7 @@ static void trace(void)
 
 int main(int argc, char **argv)
 {
-	check(argc >= 3, "usage: stack_guests trace|survives|forks|hold|echo ADDRESS [OWN]");
+	check(argc >= 3, "usage: stack_guests trace|survives|leaves|forks|hold|echo ADDRESS [OWN]");
 	ip = argv[2];
 	signal(SIGPIPE, SIG_IGN);
 	if (!strcmp(argv[1], "trace"))
@@ -916,6 +942,8 @@ int main(int argc, char **argv)
 		answers(s, 4, 'x');
 	} else if (!strcmp(argv[1], "survives"))
 		survives(argv[3]);
+	else if (!strcmp(argv[1], "leaves"))
+		leaves();
 	else if (!strcmp(argv[1], "forks"))
 		forks(argv[3]);
 	else if (!strcmp(argv[1], "hold")) {

@@ -86,6 +86,10 @@ fn a_daemon_serves_after_its_parent_has_ended() {
 
 /// What `stack_guests MODE` prints on the kernel, which is what it prints on the stack.
 fn same_as_on_the_kernel(mode: &str) {
+    same_on_devices(mode, &[("packet:eth0", ""), ("packet:eth0", "queues=2")]);
+}
+
+fn same_on_devices(mode: &str, devices: &[(&str, &str)]) {
     if !is_runnable() {
         return;
     }
@@ -93,20 +97,21 @@ fn same_as_on_the_kernel(mode: &str) {
         program::build("stack_guests", &[]),
         program::build("stack_share", &[]),
     );
-    let trace = |stack: Option<&str>| {
+    let trace = |stack: Option<(&str, &str)>| {
         let lab = Lab::new(stack.is_none());
         let _peer = peer(&lab, &serves);
         let mut command = match stack {
-            Some(words) => lab.on_stack_with(words, &program),
+            Some((device, words)) => lab.on_device(device, words, &program),
             None => lab.on_guest(&program),
         };
         let output = program::run(command.args([mode, PEER, GUEST]));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        [output.stdout, output.stderr].map(|out| String::from_utf8_lossy(&out).into_owned())
     };
-    let kernel = trace(None);
+    let [kernel, _] = trace(None);
     assert!(kernel.ends_with("done\n"), "{kernel}");
-    for engines in ["", "queues=2"] {
-        assert_eq!(kernel, trace(Some(engines)), "{engines}");
+    for device in devices {
+        let [stack, errors] = trace(Some(*device));
+        assert_eq!(kernel, stack, "{device:?}: {errors}");
     }
 }
 
@@ -121,6 +126,14 @@ fn a_child_opens_connections_as_on_the_kernel() {
 #[test]
 fn a_listener_survives_a_killed_owner() {
     same_as_on_the_kernel("survives");
+}
+
+/// What programs have sent arrives after their end, though others have the address since: with engines of
+/// their own, or served by the one that is left where a device is one process's.
+#[test]
+fn what_is_left_arrives_while_others_begin() {
+    same_as_on_the_kernel("leaves");
+    same_on_devices("leaves", &[("xdp:eth0", "")]);
 }
 
 /// Children and programs listen and connect with sockets that were only bound.

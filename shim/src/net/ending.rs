@@ -2,18 +2,29 @@
 //! engine's to deliver, as it is the kernel's where the kernel serves, and what other processes hold
 //! lives on.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use kcm_mux::Nanos;
 
 use super::socket::State;
-use super::{cells, lend};
+use super::{cells, claims, lend};
 use crate::fd::{File, place, table};
 use crate::interpose::poll::native_ppoll;
+use crate::share::owner;
 use crate::silence::Silence;
-use crate::{descriptor, housekeeper, process, sys};
+use crate::{descriptor, housekeeper, process, route, sys};
 
 /// How long the ending process itself waits for the last acknowledgements: some round trips of a
 /// local network. What takes longer is left to a process of its own.
 const PATIENCE: Nanos = 20_000_000;
+
+/// Nothing new starts in this process: it ends.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether the process can serve no others any more.
+pub(super) fn has_begun() -> bool {
+    IS_ENDING.load(Ordering::Relaxed)
+}
 
 /// Closes every stack socket, and waits a moment for what is on its way. Whether something is left, or
 /// other processes hold sockets of an engine.
@@ -21,6 +32,8 @@ pub(crate) fn at_exit(silence: &mut Silence) -> bool {
     if !cells::is_open() || process::is_foreign() {
         return false;
     }
+    IS_ENDING.store(true, Ordering::Relaxed);
+    drop(owner::in_flight()); // whom the housekeeper serves just now has been served
     for fd in table::ours_in(0, u32::MAX) {
         if let Some((_, file)) = lend::lendable(fd) {
             descriptor::before_close(file, fd);
@@ -36,6 +49,7 @@ pub(crate) fn at_exit(silence: &mut Silence) -> bool {
     if lend::is_needed() {
         return true;
     }
+    File::take_down_deferred();
     let end = sys::now().saturating_add(PATIENCE);
     loop {
         let (mut until, mut fds, mut is_unfinished) = (end, Vec::new(), false);
@@ -76,11 +90,19 @@ pub(crate) fn has_sockets() -> bool {
     })
 }
 
-/// Another process may have the addresses from now on.
+/// Another process may have the addresses from now on, if both can be at the devices; else this one serves
+/// it.
 pub(crate) fn give_up_addresses() {
-    for cell in cells::all() {
+    if cells::all().all(|cell| cell.lock().is_ok_and(|engine| engine.claims().is_empty())) {
+        return;
+    }
+    let Some(mut leaving) = route::plan().and_then(claims::leave) else {
+        return;
+    };
+    // The claims are the first engine's, and nobody has them before all engines are quiet.
+    for cell in cells::all().collect::<Vec<_>>().into_iter().rev() {
         if let Ok(mut engine) = cell.lock() {
-            engine.give_up_addresses();
+            engine.give_up_addresses(core::mem::take(&mut leaving));
         }
     }
 }
@@ -90,6 +112,7 @@ pub(crate) fn take_over() {
     if !cells::is_open() {
         return;
     }
+    IS_ENDING.store(false, Ordering::Relaxed);
     let is_kept = housekeeper::start().is_ok();
     for cell in cells::all() {
         if is_kept {

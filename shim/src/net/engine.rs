@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use kcm_mux::Nanos;
 use kcm_stack::device::{Counters, Ingress};
-use kcm_stack::{Event, Instant, ListenerId, SharedPorts, Stack, TcpId, UdpId};
+use kcm_stack::{Event, Instant, ListenerId, SharedPorts, Stack, Strangers, TcpId, UdpId};
 use libc::pollfd;
 use rustix::fd::OwnedFd;
 
 use super::channel::Channel;
+use super::claims;
 use super::devices::Devices;
 use super::lease::Leases;
 use super::ready::{self, Bits};
@@ -19,7 +20,7 @@ use super::socket::{Socket, State};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind};
 use crate::wait::{self, BellId};
-use crate::{housekeeper, own, publish, sys};
+use crate::{housekeeper, own, publish, route, sys};
 
 /// The engine's time for a moment of CLOCK_MONOTONIC.
 pub(crate) fn instant(now: Nanos) -> Instant {
@@ -41,6 +42,10 @@ pub(crate) struct Engine {
     pub(super) leases: Leases,
     /// Keep the addresses from other processes.
     claims: Vec<OwnedFd>,
+    /// Tell them that the addresses are left.
+    leaving: Vec<OwnedFd>,
+    /// Segments that may have been for a process which leaves them, when that was last looked for.
+    spared: u64,
     /// Sockets by the index their file has.
     sockets: Vec<Option<Socket>>,
     free: Vec<u32>,
@@ -84,6 +89,8 @@ impl Engine {
             devices,
             leases,
             claims,
+            leaving: Vec::new(),
+            spared: 0,
             sockets: Vec::new(),
             free: Vec::new(),
             by_conn: Vec::new(),
@@ -235,6 +242,18 @@ impl Engine {
         self.stack.tcp_release_acks(instant(now));
         self.has_worked |= self.devices.pump(&mut self.stack, now);
         self.leases.follow(self.index, &mut self.stack);
+        if self.stack.tcp_stats().strangers_spared != self.spared {
+            self.look_for_leaving();
+        }
+    }
+
+    /// Whoever was leaving the addresses may have ended.
+    #[cold]
+    fn look_for_leaving(&mut self) {
+        self.spared = self.stack.tcp_stats().strangers_spared;
+        if !route::plan().is_some_and(claims::is_left) {
+            self.stack.set_strangers(Strangers::Answered);
+        }
     }
 
     /// Sends what the engine has composed.
@@ -369,8 +388,10 @@ impl Engine {
         }
     }
 
-    /// Lets other processes have the addresses: nothing new starts here.
-    pub(crate) fn give_up_addresses(&mut self) {
+    /// Lets other processes have the addresses: nothing new starts here. `leaving` tells them of it.
+    pub(crate) fn give_up_addresses(&mut self, leaving: Vec<OwnedFd>) {
+        self.stack.set_strangers(Strangers::Ignored);
+        self.leaving = leaving;
         for claim in self.claims.drain(..) {
             own::unprotect(sys::number(&claim));
         }

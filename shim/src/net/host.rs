@@ -14,7 +14,9 @@ use super::name::{Door, Name};
 use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{self, Socket, State};
-use super::{address, cells, errors, guest, handover, homes, listeners, question, steer, udp};
+use super::{
+    address, cells, ending, errors, guest, handover, homes, listeners, question, steer, udp,
+};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind};
@@ -33,9 +35,9 @@ pub(crate) fn knows(token: &Token) -> bool {
 /// given to it before.
 ///
 /// # Errors
-/// What the call would answer here; EPIPE if the addresses are given up already.
+/// What the call would answer here; EPIPE if the addresses are given up already, or are about to be.
 pub(crate) fn give(wish: &Wish, like: Option<&OwnedFd>) -> Outcome<Option<Given>> {
-    if cells::first().lock()?.claims().is_empty() {
+    if ending::has_begun() || cells::first().lock()?.claims().is_empty() {
         return Err(Errno::EPIPE.into());
     }
     match wish.what {

@@ -12,6 +12,7 @@ pub(crate) mod beneath;
 mod carry;
 pub(crate) mod cells;
 pub(crate) mod channel;
+mod claims;
 mod decide;
 mod device;
 mod devices;

@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use kcm_mux::Nanos;
 use kcm_stack::device::{self, Fault, LinkFaults, Loss, NetDevice, OpenOptions};
-use kcm_stack::{Config, IfaceId, Key, Shard, Stack};
+use kcm_stack::{Config, IfaceId, Key, Shard, Stack, Strangers};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::cells::{self, ENGINES_MAX};
+use super::claims::{self, Taken};
 use super::devices::{Devices, Part};
 use super::engine::{Engine, instant};
 use super::guest::{self, Host};
@@ -24,7 +25,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::interpose::poll::native_ppoll;
 use crate::route::{Interface, OnFailure, Plan};
 use crate::share::owner;
-use crate::{housekeeper, log, own, publish, share, sys};
+use crate::{housekeeper, log, own, publish, sys};
 
 /// Whose engine serves the sockets of this process.
 pub(crate) enum Place {
@@ -40,6 +41,17 @@ enum Why {
     Taken(IpAddr, Vec<u8>),
     /// A sentence.
     Failed(String),
+}
+
+impl From<Taken> for Why {
+    fn from(taken: Taken) -> Self {
+        match taken {
+            Taken::Address(ip, claim) => Self::Taken(ip, claim),
+            Taken::Lease(device) => Self::Failed(format!(
+                "{device}: another process has the address that DHCP gives to the device"
+            )),
+        }
+    }
 }
 
 impl From<String> for Why {
@@ -141,8 +153,9 @@ fn make_with(plan: &'static Plan, claims: &mut Vec<OwnedFd>) -> Result<Vec<Engin
     let mut stacks: Vec<Stack> = Vec::new();
     let mut devices: Vec<Vec<Part>> = (0..count).map(|_| Vec::new()).collect();
     for interface in &plan.interfaces {
-        claim(interface, claims)?;
+        claims::claim(interface, claims)?;
     }
+    let is_left = claims::is_left(plan);
     for (at, interface) in plan.interfaces.iter().enumerate() {
         let parts = parts(interface, count)?;
         let failed = |why: kcm_stack::SocketError| format!("{}: {why}", interface.device);
@@ -154,7 +167,11 @@ fn make_with(plan: &'static Plan, claims: &mut Vec<OwnedFd>) -> Result<Vec<Engin
                     capabilities.configure(&mut config);
                     config.tcp.hold_acks = true;
                     config.shard = Shard::new(index as u8, count).unwrap_or_default();
-                    stacks.push(Stack::new(&config, now));
+                    let mut stack = Stack::new(&config, now);
+                    if is_left {
+                        stack.set_strangers(Strangers::Spared);
+                    }
+                    stacks.push(stack);
                     (stacks.last_mut(), IfaceId::FIRST)
                 }
                 Some(stack) => {
@@ -259,41 +276,6 @@ fn faults(percent: u8) -> LinkFaults {
         reorder_by: HELD_BACK,
         ..LinkFaults::default()
     }
-}
-
-/// Takes the interface's addresses for this process: two engines with one address would reset each
-/// other's connections. So would two that ask a DHCP server for the address of one device. An abstract
-/// name is the network namespace's, and free again when its last holder ends, however that comes. Who
-/// finds it taken calls there, to be served by this engine.
-fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), Why> {
-    for address in &interface.addresses {
-        let what = format!("kcmshim/address/{}", address.ip).into_bytes();
-        match take(&what) {
-            Some(claim) => claims.push(claim),
-            None => return Err(Why::Taken(address.ip, what)),
-        }
-    }
-    if interface.dhcp {
-        let device = &interface.device;
-        claims.push(
-            take(format!("kcmshim/dhcp/{device}").as_bytes()).ok_or_else(|| {
-                format!("{device}: another process has the address that DHCP gives to the device")
-            })?,
-        );
-    }
-    Ok(())
-}
-
-/// Takes a name for this process, if no other has it.
-fn take(name: &[u8]) -> Option<OwnedFd> {
-    /// Processes that may stand at the door at a time.
-    const BACKLOG: i32 = 128;
-    let fd = share::name::listen(name, BACKLOG).ok()?;
-    let flags = rustix::fs::OFlags::NONBLOCK;
-    rustix::fs::fcntl_setfl(&fd, flags).ok()?;
-    let fd = sys::raise(fd);
-    own::protect(sys::number(&fd));
-    Some(fd)
 }
 
 fn configure(stack: &mut Stack, iface: IfaceId, interface: &Interface) -> Result<(), String> {

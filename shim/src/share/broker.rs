@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::owner;
-use crate::fd::{Kind, lookup, table};
+use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::process::{end, fork_apart};
 use crate::kcm::MuxCell;
 use crate::silence::Silence;
@@ -90,8 +90,9 @@ pub(crate) fn end_if_idle() {
     if !IS_BROKER.load(Ordering::Relaxed) || net::lend::is_needed() {
         return;
     }
-    net::ending::give_up_addresses();
+    File::take_down_deferred(); // a relay that has just ended leaves a connection to be closed
     if !MuxCell::any() && !net::ending::is_unfinished() {
         end();
     }
+    net::ending::give_up_addresses();
 }

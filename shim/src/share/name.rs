@@ -57,9 +57,15 @@ pub(crate) fn socket() -> Outcome<OwnedFd> {
     )?)
 }
 
-pub(crate) fn listen(name: &[u8], backlog: i32) -> Outcome<OwnedFd> {
+/// A socket that nobody can call, and that keeps others from the name.
+pub(crate) fn bind(name: &[u8]) -> Outcome<OwnedFd> {
     let fd = socket()?;
     rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(name)?)?;
+    Ok(fd)
+}
+
+pub(crate) fn listen(name: &[u8], backlog: i32) -> Outcome<OwnedFd> {
+    let fd = bind(name)?;
     rustix::net::listen(&fd, backlog)?;
     Ok(fd)
 }

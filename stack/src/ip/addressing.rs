@@ -63,7 +63,7 @@ impl IpLayer {
     /// instead of after asking again, a second later; who remembers another host for it forgets that.
     pub(crate) fn announce(&mut self, iface: IfaceId, ip: Ip, now: Instant) {
         match ip.is_v4() {
-            _ if !self.shard.speaks_for_host() => {}
+            _ if !self.speaks_for_host() => {}
             true => self.announce_arp(iface, ip),
             false => self.advertise_to_all(iface, ip, now),
         }

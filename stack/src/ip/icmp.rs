@@ -85,7 +85,7 @@ pub(crate) fn v4_arrives(
         return None;
     }
     match p.msg_type() {
-        Icmpv4Message::EchoRequest if ip.is_ours(dst) && ip.shard.speaks_for_host() => {
+        Icmpv4Message::EchoRequest if ip.is_ours(dst) && ip.speaks_for_host() => {
             let meta = IpMeta::reply(dst, src, IpProtocol::Icmp, arrival);
             ip.echo(now, &meta, bytes.len(), None, |out| {
                 out.copy_from_slice(bytes);
@@ -215,7 +215,7 @@ pub(crate) fn v6_arrives(
     }
     let p = Icmpv6Packet::new_checked(bytes).ok()?;
     match p.msg_type() {
-        Icmpv6Message::EchoRequest if ip.shard.speaks_for_host() => {
+        Icmpv6Message::EchoRequest if ip.speaks_for_host() => {
             let from = if dst.is_multicast() {
                 ip.source_for(src, IpLayer::reply_by(src, arrival)).ok()?
             } else {

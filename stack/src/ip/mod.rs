@@ -25,7 +25,7 @@ use crate::addr::Ip;
 use crate::error::SocketError;
 use crate::limits::{CONTROL_FRAMES_MAX, IFACES_MAX};
 use crate::secret::Key;
-use crate::stack::{InterfaceConfig, Shard, Transmit};
+use crate::stack::{InterfaceConfig, Shard, Strangers, Transmit};
 use crate::time::Instant;
 use addresses::Addresses;
 pub use addressing::Addressing;
@@ -59,6 +59,7 @@ pub(crate) struct IpLayer {
     pub(crate) fragments_out: u64,
     pub(crate) control_drops: u64,
     shard: Shard,
+    pub(crate) strangers: Strangers,
 }
 
 impl IpLayer {
@@ -79,7 +80,13 @@ impl IpLayer {
             fragments_out: 0,
             control_drops: 0,
             shard,
+            strangers: Strangers::default(),
         }
+    }
+
+    /// Whether this stack answers what the host as a whole is asked.
+    pub(crate) fn speaks_for_host(&self) -> bool {
+        self.shard.speaks_for_host() && self.strangers != Strangers::Ignored
     }
 
     pub(crate) fn add_iface(&mut self, config: &InterfaceConfig) -> Result<IfaceId, SocketError> {

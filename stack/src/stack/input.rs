@@ -3,7 +3,7 @@
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
 use super::prediction::Prediction;
-use super::{Belongs, Received, Stack};
+use super::{Belongs, Received, Stack, Strangers};
 use crate::addr::{Endpoint, Ip};
 use crate::checksum::Sum;
 use crate::ip::icmp::{self, Complaint};
@@ -462,7 +462,7 @@ impl Stack {
 
     /// Sends an ICMP error about a packet from `flow.0` to `flow.1`, where the rules allow one: not
     /// about groups (RFC 1122 §3.2.2), and within the budget. Ports are the shard's own; what all shards
-    /// find wrong, one says.
+    /// find wrong, one says. [Ignored strangers](Strangers::Ignored) hear of nothing.
     fn complain(
         &mut self,
         now: Instant,
@@ -471,8 +471,10 @@ impl Stack {
         complaint: Complaint,
         packet: &[u8],
     ) {
-        let is_ours_to_say =
-            complaint == Complaint::PortUnreachable || self.shard.speaks_for_host();
+        let is_ours_to_say = match complaint {
+            Complaint::PortUnreachable => self.ip.strangers != Strangers::Ignored,
+            _ => self.ip.speaks_for_host(),
+        };
         if is_ours_to_say
             && self.ip.is_ours_on(iface, flow.1)
             && flow.0.is_valid_source()

@@ -20,7 +20,7 @@ use smoltcp::wire::EthernetAddress;
 pub use config::{Checksums, Config, EcnMode, InterfaceConfig, TcpConfig};
 pub use frames::{Gso, LinkStats, PartialChecksum, Received, Transmit};
 pub use handles::{ListenerId, TcpId, UdpId};
-pub use shard::{Belongs, Shard, shard_of, shard_of_flow, shard_of_udp};
+pub use shard::{Belongs, Shard, Strangers, shard_of, shard_of_flow, shard_of_udp};
 pub(crate) use shard::{GOLDEN, UDP_OF_FIRST, datagram_of};
 
 use crate::addr::Ip;
@@ -133,6 +133,11 @@ impl Stack {
     /// interface does not have it.
     pub fn remove_address(&mut self, iface: IfaceId, ip: IpAddr) -> bool {
         self.ip.remove_address(iface, ip.into())
+    }
+
+    /// How what concerns none of the stack's sockets is treated from now on.
+    pub fn set_strangers(&mut self, strangers: Strangers) {
+        self.ip.strangers = strangers;
     }
 
     /// Queues an announcement of each address of an interface (RFC 5227 §2.3, RFC 4861 §7.2.6), for

@@ -67,6 +67,21 @@ impl Shard {
     }
 }
 
+/// How a stack treats what concerns none of its sockets, where another stack has, or had, the same
+/// addresses on the same link: each gets the frames of both, and a reset or an ICMP error by one would end
+/// the other's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strangers {
+    /// It is answered, as by any host.
+    #[default]
+    Answered,
+    /// Another stack finishes what it has begun: a segment that finds no connection and opens none may be
+    /// its, and is not answered.
+    Spared,
+    /// Another stack speaks for the addresses: nothing is answered.
+    Ignored,
+}
+
 /// Whom a frame is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Belongs {

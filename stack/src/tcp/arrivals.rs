@@ -15,6 +15,7 @@ use super::{CHECKSUM_AT, Engine};
 use crate::addr::{Endpoint, FourTuple, Ip};
 use crate::ip::iface::IfaceId;
 use crate::ip::{IpLayer, IpMeta};
+use crate::stack::Strangers;
 use crate::time::Instant;
 
 impl Engine {
@@ -152,6 +153,22 @@ impl Engine {
         let tag = self.time_waits.records[i].tag;
         self.demux.remove(tag, Entry::TimeWait(i));
         self.time_waits.remove(i);
+    }
+
+    /// As [`Engine::reset_reply`], if the segment cannot be for another stack with the address.
+    pub(super) fn reset_stranger(
+        &mut self,
+        ip: &mut IpLayer,
+        arrival: IfaceId,
+        tuple: &FourTuple,
+        seg: &Segment<'_>,
+        now: Instant,
+    ) {
+        match ip.strangers {
+            Strangers::Ignored => {}
+            Strangers::Spared if !seg.has(Control::SYN) => self.env.stats.strangers_spared += 1,
+            _ => self.reset_reply(ip, arrival, tuple, seg, now),
+        }
     }
 
     /// RFC 9293 §3.10.7.1: the reset for a segment that finds no connection.

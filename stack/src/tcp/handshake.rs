@@ -79,7 +79,7 @@ impl Engine {
         now: Instant,
     ) {
         let Some(l) = self.listeners.lookup(tuple.local, arrival, tag) else {
-            self.reset_reply(ip, arrival, tuple, seg, now);
+            self.reset_stranger(ip, arrival, tuple, seg, now);
             return;
         };
         if seg.has(Control::RST) {
@@ -89,7 +89,7 @@ impl Engine {
             if !seg.has(Control::SYN) && self.cookie_returns(ip, arrival, tuple, tag, l, seg, now) {
                 return;
             }
-            self.reset_reply(ip, arrival, tuple, seg, now);
+            self.reset_stranger(ip, arrival, tuple, seg, now);
             return;
         }
         if !seg.has(Control::SYN)

@@ -58,6 +58,8 @@ pub struct TcpStats {
     pub ecn_ce: u64,
     /// Paths found to swallow full-sized segments (TCPMTUPFail).
     pub black_holes: u64,
+    /// Segments without a connection that were left to another stack (`Strangers::Spared`).
+    pub strangers_spared: u64,
     /// Connections that skipped TIME-WAIT because of its limit (TCPTimeWaitOverflow).
     pub time_wait_overflow: u64,
     /// SYNs answered by cookie (SyncookiesSent).

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use kcm_stack::{
     Belongs, Cause, Config, ConnectOptions, IfaceId, Instant, Key, ListenOptions, ListenerId,
-    Received, RecvError, Shard, SocketError, Stack, TcpId, UdpOpts, shard_of, shard_of_flow,
-    shard_of_udp,
+    Received, RecvError, Shard, SocketError, Stack, Strangers, TcpId, UdpOpts, shard_of,
+    shard_of_flow, shard_of_udp,
 };
 
 use crate::link::{Link, LinkConfig, Watchdog};
@@ -30,9 +30,19 @@ struct Shards {
     tap: Vec<Vec<u8>>,
     buf: Vec<u8>,
     watchdog: Watchdog,
+    /// They know nothing of each other, and each hears everything.
+    are_strangers: bool,
 }
 
 impl Shards {
+    /// Two stacks of different processes: one that leaves its addresses, and its heir.
+    fn heirs(link: &LinkConfig, seed: u64) -> Self {
+        let [mut w, other] = [seed, seed ^ 99].map(|seed| Self::new(1, link, seed));
+        w.shards.extend(other.shards);
+        w.are_strangers = true;
+        w
+    }
+
     fn new(count: u8, link: &LinkConfig, seed: u64) -> Self {
         let now = Instant::from_millis(1_000);
         let stack = |side: usize, shard| {
@@ -54,11 +64,15 @@ impl Shards {
             tap: Vec::new(),
             buf: vec![0; 2_000],
             watchdog: Watchdog::default(),
+            are_strangers: false,
         }
     }
 
     fn count(&self) -> u8 {
-        self.shards.len() as u8
+        match self.are_strangers {
+            true => 1,
+            false => self.shards.len() as u8,
+        }
     }
 
     /// The switch: a frame goes to the shard it belongs to, or to all `but` the one it came from.
@@ -67,6 +81,7 @@ impl Shards {
         for (index, shard) in self.shards.iter_mut().enumerate() {
             if Some(index) != but && matches!(whose, Belongs::All)
                 || whose == Belongs::To(index as u8)
+                || self.are_strangers
             {
                 shard.handle_frame(self.now, frame, received);
             }
@@ -368,6 +383,40 @@ fn in_two(frame: &[u8]) -> [Vec<u8>; 2] {
     })
 }
 
+/// Frames that a host answers with one frame each.
+fn questions() -> Vec<Vec<u8>> {
+    let arp = {
+        let mut f = [&[0xff; 6][..], &MAC[PEER], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+        f.extend(MAC[PEER]);
+        f.extend([10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1]);
+        f
+    };
+    let solicit = {
+        let IpAddr::V6(target) = ip6(HOST) else {
+            unreachable!()
+        };
+        let mut m = vec![135, 0, 0, 0, 0, 0, 0, 0];
+        m.extend(target.octets());
+        m.extend([1, 1]);
+        m.extend(MAC[PEER]);
+        packet(true, 58, 255, &m)
+    };
+    let header_chain = {
+        // A first fragment that ends before the ports.
+        let mut m = vec![17, 0, 0, 1, 0, 0, 0, 1];
+        m.extend([0; 4]);
+        packet(true, FRAGMENT, 64, &m)
+    };
+    let mut asked: Vec<Vec<u8>> = vec![arp, solicit, header_chain];
+    for six in [false, true] {
+        asked.extend([echo(six, 8), echo(six, 1_000)]);
+        for port in 1..40 {
+            asked.extend([knock(six, true, port), knock(six, false, port)]);
+        }
+    }
+    asked
+}
+
 #[test]
 fn what_the_host_is_asked_is_answered_once() {
     for count in [2, 3, 4] {
@@ -385,36 +434,7 @@ fn what_the_host_is_asked_is_answered_once() {
             .filter(|f| f[12..14] == [0x86, 0xdd] && f[20] == 0);
         assert_eq!(reports.count(), 2, "one address, told twice");
 
-        let arp = {
-            let mut f = [&[0xff; 6][..], &MAC[PEER], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
-            f.extend(MAC[PEER]);
-            f.extend([10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1]);
-            f
-        };
-        let solicit = {
-            let IpAddr::V6(target) = ip6(HOST) else {
-                unreachable!()
-            };
-            let mut m = vec![135, 0, 0, 0, 0, 0, 0, 0];
-            m.extend(target.octets());
-            m.extend([1, 1]);
-            m.extend(MAC[PEER]);
-            packet(true, 58, 255, &m)
-        };
-        let header_chain = {
-            // A first fragment that ends before the ports.
-            let mut m = vec![17, 0, 0, 1, 0, 0, 0, 1];
-            m.extend([0; 4]);
-            packet(true, FRAGMENT, 64, &m)
-        };
-        let mut asked: Vec<Vec<u8>> = vec![arp, solicit, header_chain];
-        for six in [false, true] {
-            asked.extend([echo(six, 8), echo(six, 1_000)]);
-            for port in 1..40 {
-                asked.extend([knock(six, true, port), knock(six, false, port)]);
-            }
-        }
-        for frame in asked {
+        for frame in questions() {
             let answers = w.answers(&frame);
             assert_eq!(
                 answers.len(),
@@ -677,4 +697,94 @@ fn addressing_is_copied_from_one_shard_to_the_others() {
     let set = w.shards[1].set_addressing(&other);
     assert_eq!(set, Err(SocketError::NoInterface));
     assert_eq!(w.shards[1].addressing(), wanted);
+}
+
+/// What one stack has begun is finished while another has its addresses, and neither ends what it knows
+/// nothing of.
+#[test]
+fn what_is_left_is_finished_beside_an_heir() {
+    let link = LinkConfig {
+        loss: 30_000,
+        reorder: 30_000,
+        ..LinkConfig::default()
+    };
+    for seed in 0..20 {
+        let mut w = Shards::heirs(&link, seed);
+        let at_peer = (w.peer).tcp_listen(SocketAddr::new(ip(PEER), 7_000), &Default::default());
+        let (at_peer, none) = (at_peer.unwrap(), ConnectOptions::default());
+        let open = |w: &mut Shards, index: usize| {
+            let (now, remote) = (w.now, SocketAddr::new(ip(PEER), 7_000));
+            let id = w.shards[index].tcp_connect(now, remote, &none).unwrap();
+            let mut other = None;
+            w.run_until(SOON, "a connection", |w| {
+                other = other.or_else(|| w.peer.tcp_accept(at_peer));
+                other.is_some()
+            });
+            (id, other.unwrap())
+        };
+        w.shards[1].set_strangers(Strangers::Ignored); // not there yet
+        let (left, heard) = open(&mut w, 0);
+        let bytes: Vec<u8> = (0..60_000u32).map(|n| (n >> 3) as u8).collect();
+        let now = w.now;
+        assert_eq!(
+            w.shards[0].tcp_send(now, left, &[&bytes], false),
+            Ok(bytes.len())
+        );
+        w.shards[0].tcp_close(now, left);
+        w.shards[0].set_strangers(Strangers::Ignored);
+        w.shards[1].set_strangers(Strangers::Spared);
+        let (mine, its) = open(&mut w, 1);
+        w.say((Some(1), mine), "from the heir");
+        w.run_until(SOON, "a greeting", |w| {
+            w.hears((None, its), "from the heir")
+        });
+        let mut got: Vec<u8> = Vec::new();
+        w.run_until(Duration::from_secs(200), "what is left", |w| {
+            let (now, mut buf) = (w.now, [0; 4_000]);
+            loop {
+                match w.peer.tcp_recv(now, heard, &mut buf) {
+                    Ok(0) => return true,
+                    Ok(n) => got.extend_from_slice(&buf[..n]),
+                    Err(RecvError::WouldBlock) => return false,
+                    Err(why) => panic!("seed {seed}: {why:?}"),
+                }
+            }
+        });
+        assert!(got == bytes, "seed {seed}");
+        let now = w.now;
+        w.peer.tcp_close(now, heard);
+        w.run_for(SOON);
+        assert!(!w.shards[0].is_unfinished(), "seed {seed}");
+        w.say((None, its), "to the heir");
+        w.run_until(SOON, "an answer", |w| {
+            w.hears((Some(1), mine), "to the heir")
+        });
+    }
+}
+
+/// Of the two, the heir speaks for the host; what it does not know it leaves alone until the other is gone.
+#[test]
+fn the_heir_answers_for_the_host() {
+    let mut w = Shards::heirs(&LinkConfig::default(), 5);
+    w.shards[0].set_strangers(Strangers::Ignored);
+    w.shards[1].set_strangers(Strangers::Spared);
+    for s in &mut w.shards {
+        s.add_neighbor(ip(PEER), MAC[PEER], w.now);
+        s.add_neighbor(ip6(PEER), MAC[PEER], w.now);
+    }
+    w.run_for(SOON);
+    for frame in questions() {
+        assert_eq!(w.answers(&frame).len(), 1, "{frame:02x?}");
+    }
+    let mut stray = knock(false, true, 9);
+    stray[47] = 0x10; // ACK
+    let stray = packet(false, 6, 64, &{
+        let mut t = stray[34..].to_vec();
+        t[16..18].fill(0);
+        t
+    });
+    assert_eq!(w.answers(&stray).len(), 0);
+    assert_eq!(w.shards[1].tcp_stats().strangers_spared, 1);
+    w.shards[1].set_strangers(Strangers::Answered);
+    assert_eq!(w.answers(&stray).len(), 1);
 }

@@ -1,0 +1,82 @@
+//! Which process has the addresses of the plan: two engines with one address would reset each other's
+//! connections, and so would two that ask a DHCP server for the address of one device. A claim is an
+//! abstract name, which is the network namespace's, and free again when its last holder ends, however that
+//! comes. Who finds an address taken calls there, to be served by the engine of the one that has it.
+//!
+//! A process that only finishes what a program has left ([`super::ending`]) gives its claims up, so that
+//! the next has an engine of its own. Both hear what is for either, so neither answers what it does not
+//! know: the one that leaves nothing at all, the other no segment without a connection, until the name that
+//! says so is free.
+
+use core::net::IpAddr;
+
+use kcm_stack::device::DeviceName;
+use rustix::fd::OwnedFd;
+
+use crate::route::{Interface, Plan};
+use crate::share::name;
+use crate::{own, sys};
+
+/// Why a claim cannot be made.
+pub(super) enum Taken {
+    /// Another process has the address; it can be called at this name.
+    Address(IpAddr, Vec<u8>),
+    /// Another process leases an address for this device.
+    Lease(String),
+}
+
+/// Takes the interface's addresses for this process.
+pub(super) fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), Taken> {
+    for address in &interface.addresses {
+        let what = format!("kcmshim/address/{}", address.ip).into_bytes();
+        match take(&what) {
+            Some(claim) => claims.push(claim),
+            None => return Err(Taken::Address(address.ip, what)),
+        }
+    }
+    if interface.dhcp {
+        let device = &interface.device;
+        let lease = take(format!("kcmshim/dhcp/{device}").as_bytes());
+        claims.push(lease.ok_or_else(|| Taken::Lease(device.clone()))?);
+    }
+    Ok(())
+}
+
+/// Takes a name for this process, if no other has it.
+fn take(name: &[u8]) -> Option<OwnedFd> {
+    /// Processes that may stand at the door at a time.
+    const BACKLOG: i32 = 128;
+    let fd = name::listen(name, BACKLOG).ok()?;
+    rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK).ok()?;
+    Some(keep(fd))
+}
+
+/// The descriptor is none of the program's.
+fn keep(fd: OwnedFd) -> OwnedFd {
+    let fd = sys::raise(fd);
+    own::protect(sys::number(&fd));
+    fd
+}
+
+/// Says that this process leaves the addresses of the plan, for as long as what comes back is open. `None`
+/// if another does already, or two cannot be at the devices at a time.
+pub(super) fn leave(plan: &Plan) -> Option<Vec<OwnedFd>> {
+    let is_shared = |interface: &Interface| {
+        !interface.dhcp && matches!(interface.device.parse(), Ok(DeviceName::Packet(_)))
+    };
+    if !plan.interfaces.iter().all(is_shared) {
+        return None;
+    }
+    let names: Result<Vec<_>, _> = names_of_leaving(plan).map(|it| name::bind(&it)).collect();
+    Some(names.ok()?.into_iter().map(keep).collect())
+}
+
+/// Whether another process leaves addresses of the plan.
+pub(super) fn is_left(plan: &Plan) -> bool {
+    names_of_leaving(plan).any(|it| name::bind(&it).is_err())
+}
+
+fn names_of_leaving(plan: &Plan) -> impl Iterator<Item = Vec<u8>> {
+    let addresses = plan.interfaces.iter().flat_map(|i| &i.addresses);
+    addresses.map(|address| format!("kcmshim/leaving/{}", address.ip).into_bytes())
+}
