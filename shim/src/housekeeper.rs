@@ -288,9 +288,9 @@ pub(crate) fn start() -> Outcome<()> {
     if EPFD.load(Ordering::Acquire) >= 0 {
         return Ok(());
     }
-    let set = sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+    let set = own::keep(epoll::create(epoll::CreateFlags::CLOEXEC)?);
     let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-    let bell = sys::raise(rustix::event::eventfd(0, flags)?);
+    let bell = own::keep(rustix::event::eventfd(0, flags)?);
     epoll::add(
         &set,
         &bell,
@@ -299,8 +299,6 @@ pub(crate) fn start() -> Outcome<()> {
     )?;
     let numbers = (sys::number(&set), sys::number(&bell));
     crate::signal::spawn_quiet(c"kcmshim", move || Keeper::new(set, bell).run())?;
-    own::protect(numbers.0);
-    own::protect(numbers.1);
     BELL_FD.store(numbers.1, Ordering::Release);
     EPFD.store(numbers.0, Ordering::Release);
     publish::trace::attend();

@@ -1,11 +1,38 @@
 //! Descriptors that the shim uses itself. To the program they are not open: a sweep passes over
-//! them, close answers EBADF, dup2 onto one EBUSY.
+//! them, close and fcntl answer EBADF, dup2 onto one EBUSY.
+
+use rustix::fd::OwnedFd;
 
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::sync::{Mutex, Rank};
+use crate::sys;
 
 static FILE: Mutex<Option<&'static File>> = Mutex::ranked(Rank::Leaf, None);
+
+/// Takes a descriptor that was made just now out of the program's way and hands.
+pub(crate) fn keep(fd: OwnedFd) -> OwnedFd {
+    let fd = sys::raise(fd);
+    table::fresh(sys::number(&fd));
+    protect(sys::number(&fd));
+    fd
+}
+
+/// Whether a number is one of them.
+#[inline]
+pub(crate) fn has(fd: i32) -> bool {
+    lookup(fd).is_some_and(|file| file.kind() == Kind::Own)
+}
+
+/// Gives back the numbers of those that are closed meanwhile.
+pub(crate) fn forget_closed() {
+    let Ok(_no_new_one) = FILE.lock() else { return };
+    for fd in table::ours_in(0, u32::MAX) {
+        if has(fd) && rustix::io::fcntl_getfd(sys::borrow(fd)).is_err() {
+            unprotect(fd);
+        }
+    }
+}
 
 /// Takes a number out of the program's hands.
 pub(crate) fn protect(fd: i32) {

@@ -11,7 +11,7 @@ use rustix::io;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::errno::Errno;
-use crate::interpose;
+use crate::{interpose, sync};
 
 /// A descriptor number of the program's as rustix takes it. The kernel checks it again.
 pub(crate) fn borrow(fd: i32) -> BorrowedFd<'static> {
@@ -86,10 +86,10 @@ pub(crate) fn floor() -> i32 {
     floor as i32
 }
 
-/// Moves a fresh descriptor to a high number with FD_CLOEXEC. When the upper quarter is full it
-/// stays where it is.
+/// Moves a fresh descriptor to a high number with FD_CLOEXEC: in the upper quarter, or as high as can be had
+/// where that is full or the limit is lower by now.
 pub(crate) fn raise(fd: OwnedFd) -> OwnedFd {
-    io::fcntl_dupfd_cloexec(&fd, floor()).unwrap_or(fd)
+    sync::raised_to(fd, floor())
 }
 
 /// Another descriptor, high and FD_CLOEXEC, of what `fd` names.

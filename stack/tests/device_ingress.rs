@@ -4,6 +4,7 @@ mod device_support;
 
 use device_support::*;
 use kcm_stack::device::{FrameMeta, OpenOptions, Wait, open};
+use std::convert::identity;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -99,7 +100,7 @@ fn frames_for_an_engine_reach_it_and_not_the_kernel() {
             let ingress = b.ingress().unwrap();
             // Not the last of either family, so that a comparison with the wrong one is noticed.
             let kept: [IpAddr; 4] = [v4(2).into(), v6(2).into(), v4(4).into(), v6(4).into()];
-            let filter = ingress.keep_from_host(&kept).unwrap();
+            let filter = ingress.keep_from_host(&kept, identity).unwrap();
             assert!(filter.is_some());
 
             // Of IPv6, each differs from one that is kept in another word.
@@ -152,7 +153,7 @@ fn frames_for_an_engine_reach_it_and_not_the_kernel() {
             assert_eq!(heard, [5, 6, 7, 8, 9], "only what is not kept");
 
             // What is the kernel's too stays the kernel's.
-            assert!(ingress.keep_from_host(&kept).unwrap().is_none());
+            assert!(ingress.keep_from_host(&kept, identity).unwrap().is_none());
 
             drop(filter);
             arrives(&to_all[..2]);

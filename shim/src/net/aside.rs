@@ -11,7 +11,7 @@ use kcm_stack::device::Ingress;
 use rustix::fd::OwnedFd;
 
 use super::cells;
-use crate::{log, own, sys};
+use crate::{log, own};
 
 /// Frames that have come before: they cost the kernel a microsecond each.
 const FRAMES_MIN: u64 = 4096;
@@ -53,19 +53,18 @@ impl Aside {
             return;
         }
         let new = behind.iter().filter_map(|ingress| {
-            let filter = ingress.keep_from_host(&addresses);
+            let filter = ingress.keep_from_host(&addresses, own::keep);
             match &filter {
                 Ok(_) => log::debug(format_args!("the kernel leaves {addresses:?} alone")),
                 Err(why) => log::debug(format_args!(
                     "the kernel looks at frames for {addresses:?} too: {why}"
                 )),
             }
-            let filter = sys::raise(filter.ok()??);
-            own::protect(sys::number(&filter));
-            Some(filter)
+            filter.ok()?
         });
         let old = core::mem::replace(&mut self.filters, new.collect());
-        old.iter().map(sys::number).for_each(own::unprotect);
+        drop(old);
+        own::forget_closed();
         self.addresses = addresses;
     }
 }

@@ -13,9 +13,9 @@ use core::net::IpAddr;
 use kcm_stack::device::DeviceName;
 use rustix::fd::OwnedFd;
 
+use crate::own;
 use crate::route::{Interface, Plan};
 use crate::share::name;
-use crate::{own, sys};
 
 /// Why a claim cannot be made.
 pub(super) enum Taken {
@@ -48,14 +48,7 @@ fn take(name: &[u8]) -> Option<OwnedFd> {
     const BACKLOG: i32 = 128;
     let fd = name::listen(name, BACKLOG).ok()?;
     rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK).ok()?;
-    Some(keep(fd))
-}
-
-/// The descriptor is none of the program's.
-fn keep(fd: OwnedFd) -> OwnedFd {
-    let fd = sys::raise(fd);
-    own::protect(sys::number(&fd));
-    fd
+    Some(own::keep(fd))
 }
 
 /// Says that this process leaves the addresses of the plan, for as long as what comes back is open. `None`
@@ -68,7 +61,7 @@ pub(super) fn leave(plan: &Plan) -> Option<Vec<OwnedFd>> {
         return None;
     }
     let names: Result<Vec<_>, _> = names_of_leaving(plan).map(|it| name::bind(&it)).collect();
-    Some(names.ok()?.into_iter().map(keep).collect())
+    Some(names.ok()?.into_iter().map(own::keep).collect())
 }
 
 /// Whether another process leaves addresses of the plan.

@@ -57,23 +57,15 @@ struct Link {
 }
 
 impl Devices {
-    /// Takes the engine's devices, and their descriptors out of the program's hands.
+    /// Takes the engine's devices.
     ///
     /// # Errors
     /// The process or the system is out of descriptors.
     pub(super) fn new(engine: u8, all: Vec<Part>) -> rustix::io::Result<Self> {
-        for Part { device, .. } in &all {
-            for fd in device.descriptors() {
-                own::protect(fd.as_raw_fd());
-            }
-        }
         let set = match all.len() {
             0 | 1 => None,
-            _ => Some(sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC)?)),
+            _ => Some(own::keep(epoll::create(epoll::CreateFlags::CLOEXEC)?)),
         };
-        if let Some(set) = &set {
-            own::protect(sys::number(set));
-        }
         let links = all.into_iter().map(|part| Link {
             iface: part.iface,
             device: part.device,

@@ -140,9 +140,8 @@ fn make(plan: &'static Plan) -> Result<Vec<Engine>, Why> {
     let mut claims = Vec::new();
     let made = make_with(plan, &mut claims);
     // An engine has taken them, or there is none.
-    for claim in claims {
-        own::unprotect(sys::number(&claim));
-    }
+    drop(claims);
+    own::forget_closed(); // and what opening alone needed
     made
 }
 
@@ -204,7 +203,7 @@ fn make_with(plan: &'static Plan, claims: &mut Vec<OwnedFd>) -> Result<Vec<Engin
         SocketFlags::CLOEXEC,
         None,
     );
-    if let Ok(fd) = fd {
+    if let Ok(fd) = fd.map(sys::raise) {
         steer::learn(plan, fd.as_fd());
     }
     let mut made = Vec::new();
@@ -246,6 +245,7 @@ fn queues(interface: &Interface) -> Result<Vec<Box<dyn NetDevice>>, String> {
         queues: NonZeroU16::new(interface.queues).unwrap_or(NonZeroU16::MIN),
         mtu: interface.mtu.map(usize::from),
         offloads: interface.offloads,
+        keep: own::keep,
         ..OpenOptions::default()
     };
     let queues = device::open(&interface.device, &options).map_err(|why| why.to_string())?;

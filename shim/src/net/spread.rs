@@ -14,7 +14,7 @@ use kcm_stack::device::{
 };
 use kcm_stack::{Belongs, IfaceId, Instant, SharedPorts, shard_of};
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::shown::Traced;
 use crate::errno::{Errno, Outcome};
@@ -40,8 +40,7 @@ struct Inbox {
 
 impl Inbox {
     fn new() -> rustix::io::Result<Self> {
-        let bell = sys::raise(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        own::protect(sys::number(&bell));
+        let bell = own::keep(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         Ok(Self {
             frames: Mutex::ranked(Rank::Leaf, VecDeque::new()),
             bytes: AtomicUsize::new(0),
@@ -183,15 +182,13 @@ impl Spread {
     fn new(engine: u8, queue: Queue, elsewhere: bool, exchange: Arc<Exchange>) -> Outcome<Self> {
         let inbox = exchange.0.get(usize::from(engine)).ok_or(Errno::EINVAL)?;
         let set = |wait| {
-            let set = sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+            let set = own::keep(epoll::create(epoll::CreateFlags::CLOEXEC)?);
             let data = epoll::EventData::new_u64(0);
             epoll::add(&set, &inbox.bell, data, epoll::EventFlags::IN)?;
             queue.look(Ok(()), |device| {
                 let Some((fd, wait)) = device.wait_fd(wait) else {
                     return Ok(());
                 };
-                let all = device.descriptors().into_iter();
-                all.for_each(|fd| own::protect(fd.as_raw_fd()));
                 let mut flags = epoll::EventFlags::IN;
                 flags.set(epoll::EventFlags::OUT, wait == Wait::Writable);
                 epoll::add(&set, fd, data, flags)

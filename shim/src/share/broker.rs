@@ -8,7 +8,7 @@ use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::process::{end, fork_apart};
 use crate::kcm::MuxCell;
 use crate::silence::Silence;
-use crate::{net, process, signal, sys};
+use crate::{net, own, process, signal, sys};
 
 /// This process is a broker.
 static IS_BROKER: AtomicBool = AtomicBool::new(false);
@@ -69,8 +69,7 @@ fn leave_program() {
     if !net::lend::is_needed() {
         net::ending::give_up_addresses();
     }
-    let own = |fd: &i32| lookup(*fd).is_some_and(|file| file.kind() == Kind::Own);
-    sys::close_all_but(table::ours_in(0, u32::MAX).filter(own));
+    sys::close_all_but(table::ours_in(0, u32::MAX).filter(|fd| own::has(*fd)));
 }
 
 fn run() {

@@ -1,7 +1,7 @@
 //! The event descriptor of a doorbell, and its twin for loom.
 
 #[cfg(not(loom))]
-pub(crate) use kernel::Bell;
+pub(crate) use kernel::{Bell, raised_to};
 #[cfg(loom)]
 pub(crate) use model::Bell;
 
@@ -92,7 +92,7 @@ mod kernel {
 
     /// Moves a descriptor out of the way of the numbers a program expects: to `floor` or the next
     /// free number above, or, under a low RLIMIT_NOFILE, as high as halving the floor finds one.
-    fn raised_to(made: OwnedFd, floor: RawFd) -> OwnedFd {
+    pub(crate) fn raised_to(made: OwnedFd, floor: RawFd) -> OwnedFd {
         let mut floor = floor;
         while floor > 2 {
             if let Ok(raised) = io::fcntl_dupfd_cloexec(&made, floor) {

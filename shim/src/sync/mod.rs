@@ -39,6 +39,8 @@ pub(crate) use core::sync::atomic;
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic;
 
+#[cfg(not(loom))]
+pub(crate) use bell::raised_to;
 pub(crate) use biased::{BiasedMutex, RawBiased};
 #[cfg(loom)]
 pub(crate) use doorbell::Doorbell;

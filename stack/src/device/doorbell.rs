@@ -10,10 +10,13 @@ const FIFO_BYTES: usize = 4096;
 
 pub(super) struct Doorbell(OwnedFd);
 
+/// As [`OpenOptions::keep`](super::OpenOptions::keep).
+type Keep = fn(OwnedFd) -> OwnedFd;
+
 impl Doorbell {
-    pub(super) fn new() -> Result<Self, DeviceError> {
+    pub(super) fn new(keep: Keep) -> Result<Self, DeviceError> {
         eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map(Self)
+            .map(|made| Self(keep(made)))
             .map_err(|errno| DeviceError::of("eventfd", errno))
     }
 
@@ -51,13 +54,10 @@ pub(super) struct Bells {
 }
 
 impl Bells {
-    /// Bells of both directions: for frames from the first half to the second, and back.
-    pub(super) fn pair(wanted: bool) -> Result<[Self; 2], DeviceError> {
-        let bell = || match wanted {
-            true => Doorbell::new().map(|bell| Some(Arc::new(bell))),
-            false => Ok(None),
-        };
-        let (first, second) = (bell()?, bell()?);
+    /// Bells of both directions, if they are wanted: for frames from the first half to the second, and back.
+    pub(super) fn pair(wanted: Option<Keep>) -> Result<[Self; 2], DeviceError> {
+        let bell = || wanted.map(Doorbell::new).transpose();
+        let (first, second) = (bell()?.map(Arc::new), bell()?.map(Arc::new));
         let direction = |sender: &Option<Arc<Doorbell>>, receiver: &Option<Arc<Doorbell>>| Self {
             receiver: receiver.clone(),
             sender: sender.clone(),
@@ -67,13 +67,9 @@ impl Bells {
         Ok([direction(&first, &second), direction(&second, &first)])
     }
 
-    /// The bell of a device that hears itself.
-    pub(super) fn looped(wanted: bool) -> Result<Self, DeviceError> {
-        let bell = if wanted {
-            Some(Arc::new(Doorbell::new()?))
-        } else {
-            None
-        };
+    /// The bell of a device that hears itself, if it is wanted.
+    pub(super) fn looped(wanted: Option<Keep>) -> Result<Self, DeviceError> {
+        let bell = wanted.map(Doorbell::new).transpose()?.map(Arc::new);
         Ok(Self {
             receiver: bell.clone(),
             sender: bell,

@@ -241,10 +241,6 @@ impl<D: NetDevice> NetDevice for Fault<D> {
         self.inner.wait_fd(wait)
     }
 
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.inner.descriptors()
-    }
-
     fn ingress(&self) -> Option<Ingress> {
         self.inner.ingress()
     }

@@ -41,13 +41,17 @@ impl Ingress {
 
     /// Keeps frames for `addresses` from the kernel, except for those that are the kernel's too, for as long as
     /// the descriptor is open. `None` when that leaves none. The kernel takes some ten milliseconds for it, and
-    /// again to end it.
+    /// again to end it. `keep` as in [`OpenOptions`](super::OpenOptions::keep).
     ///
     /// # Errors
     ///
     /// `EPERM` without CAP_BPF and CAP_NET_ADMIN, `EINVAL` before Linux 6.6, `EXDEV` if the calling thread is
     /// in another network namespace than the device.
-    pub fn keep_from_host(&self, addresses: &[IpAddr]) -> Result<Option<OwnedFd>, Errno> {
+    pub fn keep_from_host(
+        &self,
+        addresses: &[IpAddr],
+        keep: fn(OwnedFd) -> OwnedFd,
+    ) -> Result<Option<OwnedFd>, Errno> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for address in addresses.iter().take(ADDRESSES_MAX) {
             if self.is_hosts(*address)? {
@@ -65,7 +69,9 @@ impl Ingress {
             &program(&v4, &v6),
             c"Dual MIT/GPL",
         ))?;
-        bpf_fd(&Attr::ingress_link_create(&program, self.index)).map(Some)
+        let program = keep(program);
+        let link = bpf_fd(&Attr::ingress_link_create(&program, self.index))?;
+        Ok(Some(keep(link)))
     }
 
     /// Whether the kernel has `address`, or may have.

@@ -28,8 +28,16 @@ impl Joined {
     /// [`DeviceError::Gone`] for no queue at all, [`DeviceError::System`] when the process is out of
     /// descriptors.
     pub fn new(queues: Vec<Box<dyn NetDevice>>) -> Result<Self, DeviceError> {
+        Self::kept(queues, core::convert::identity)
+    }
+
+    /// [`new`](Self::new), with [`OpenOptions::keep`](super::OpenOptions::keep).
+    pub(super) fn kept(
+        queues: Vec<Box<dyn NetDevice>>,
+        keep: fn(OwnedFd) -> OwnedFd,
+    ) -> Result<Self, DeviceError> {
         let set = |first: Wait| {
-            let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            let set = keep(epoll::create(epoll::CreateFlags::CLOEXEC)?);
             for (index, queue) in queues.iter().enumerate() {
                 let wait = if index == 0 { first } else { Wait::Readable };
                 let Some((fd, wait)) = queue.wait_fd(wait) else {
@@ -110,12 +118,6 @@ impl NetDevice for Joined {
             Wait::Writable => &self.writable,
         };
         Some((set.as_fd(), Wait::Readable))
-    }
-
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let sets = [self.readable.as_fd(), self.writable.as_fd()];
-        let queues = self.queues.iter().flat_map(|queue| queue.descriptors());
-        sets.into_iter().chain(queues).collect()
     }
 
     fn advance(&mut self, now: Instant) {

@@ -10,6 +10,7 @@ use super::{
     Wait, Written, admit,
 };
 use parking_lot::Mutex;
+use rustix::fd::OwnedFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -36,6 +37,8 @@ pub struct MemoryOptions {
     pub gso: GsoSet,
     /// Whether each side has a descriptor to wait on.
     pub doorbell: bool,
+    /// What becomes of it, as [`OpenOptions::keep`](super::OpenOptions::keep).
+    pub keep: fn(OwnedFd) -> OwnedFd,
 }
 
 impl Default for MemoryOptions {
@@ -46,6 +49,7 @@ impl Default for MemoryOptions {
             checksum_offload: false,
             gso: GsoSet::default(),
             doorbell: false,
+            keep: core::convert::identity,
         }
     }
 }
@@ -121,7 +125,7 @@ impl MemoryDevice {
     ///
     /// [`DeviceError::System`] when a doorbell is wanted and the process is out of descriptors.
     pub fn pair(options: &MemoryOptions) -> Result<(Self, Self), DeviceError> {
-        let [to_second, to_first] = Bells::pair(options.doorbell)?;
+        let [to_second, to_first] = Bells::pair(options.doorbell.then_some(options.keep))?;
         let (there, back) = (Lane::new(options, to_second), Lane::new(options, to_first));
         Ok((
             Self::half(options, 1, &there, &back),
@@ -135,7 +139,10 @@ impl MemoryDevice {
     ///
     /// As for [`pair`](Self::pair).
     pub fn looped(options: &MemoryOptions) -> Result<Self, DeviceError> {
-        let lane = Lane::new(options, Bells::looped(options.doorbell)?);
+        let lane = Lane::new(
+            options,
+            Bells::looped(options.doorbell.then_some(options.keep))?,
+        );
         Ok(Self::half(options, 1, &lane, &lane))
     }
 

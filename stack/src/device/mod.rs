@@ -168,14 +168,6 @@ pub trait NetDevice: Send {
     /// (level). `None` for devices without a kernel side.
     fn wait_fd(&self, wait: Wait) -> Option<(BorrowedFd<'_>, Wait)>;
 
-    /// The descriptors that the device needs open, in no order: a program that closes what it does not
-    /// know, as daemons do, must not close these.
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let waits = [Wait::Readable, Wait::Writable];
-        let waits = waits.into_iter().filter_map(|wait| self.wait_fd(wait));
-        waits.map(|(fd, _)| fd).collect()
-    }
-
     /// Tells the device the time. Only wrappers with a clock of their own ([`Fault`], [`Pcap`]) care.
     fn advance(&mut self, now: Instant) {
         let _ = now;
@@ -456,9 +448,6 @@ macro_rules! forward_to_inner {
             }
             fn wait_fd(&self, wait: Wait) -> Option<(BorrowedFd<'_>, Wait)> {
                 (**self).wait_fd(wait)
-            }
-            fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-                (**self).descriptors()
             }
             fn advance(&mut self, now: Instant) {
                 (**self).advance(now);

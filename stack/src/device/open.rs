@@ -7,6 +7,7 @@ use super::{
 };
 use core::num::NonZeroU16;
 use rustix::event::{Timespec, poll};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
 /// How to open a device. The default suits a single engine on any interface.
@@ -23,6 +24,9 @@ pub struct OpenOptions {
     pub xdp_mode: XdpMode,
     /// XDP: microseconds the kernel polls the driver on our behalf in each call (`SO_BUSY_POLL`).
     pub busy_poll_us: Option<u32>,
+    /// What becomes of each descriptor right after it is made, also of those that only opening needs. The
+    /// kernel gives it the lowest free number, which a library in another's program leaves to that one.
+    pub keep: fn(OwnedFd) -> OwnedFd,
 }
 
 impl Default for OpenOptions {
@@ -33,6 +37,7 @@ impl Default for OpenOptions {
             offloads: true,
             xdp_mode: XdpMode::Any,
             busy_poll_us: None,
+            keep: core::convert::identity,
         }
     }
 }
@@ -81,7 +86,7 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Vec<Box<dyn NetDevice>>
         DeviceName::Packet(interface) => PacketDevice::open(interface, options).map(boxed),
         DeviceName::Xdp(interface) => {
             let queues = XdpDevice::open(interface, options)?;
-            share_out(name, boxed(queues), usize::from(options.queues.get()))
+            share_out(name, boxed(queues), options)
         }
         DeviceName::Tap(interface) => TapDevice::open(interface, options).map(boxed),
         DeviceName::SharedMemory(shared) => {
@@ -91,6 +96,7 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Vec<Box<dyn NetDevice>>
             let memory = MemoryOptions {
                 mtu: options.mtu.unwrap_or(MemoryOptions::default().mtu),
                 doorbell: true,
+                keep: options.keep,
                 ..MemoryOptions::default()
             };
             match MemoryDevice::looped(&memory) {
@@ -129,12 +135,13 @@ pub(super) fn patiently<T>(mut ask: impl FnMut() -> Result<T, Errno>) -> Result<
     ask()
 }
 
-/// Makes `count` devices of all the queues that there are, which are no fewer.
+/// Makes `options.queues` devices of all the queues that there are, which are no fewer.
 fn share_out(
     name: &str,
     queues: Vec<Box<dyn NetDevice>>,
-    count: usize,
+    options: &OpenOptions,
 ) -> Result<Vec<Box<dyn NetDevice>>, OpenError> {
+    let count = usize::from(options.queues.get());
     if queues.len() <= count {
         return Ok(queues);
     }
@@ -144,7 +151,7 @@ fn share_out(
     }
     let joined = shares.into_iter().map(|mut share| match share.len() {
         1 => Ok(share.remove(0)),
-        _ => Joined::new(share).map(|joined| Box::new(joined) as Box<dyn NetDevice>),
+        _ => Joined::kept(share, options.keep).map(|joined| Box::new(joined) as Box<dyn NetDevice>),
     });
     joined
         .collect::<Result<_, _>>()
@@ -188,7 +195,8 @@ impl Facts {
                 errno,
             },
         };
-        let interface = Interface::named(name).map_err(|errno| failed("socket(AF_UNIX)", errno))?;
+        let interface = Interface::named(name, options.keep)
+            .map_err(|errno| failed("socket(AF_UNIX)", errno))?;
         let index = interface
             .index()
             .map_err(|errno| failed("SIOCGIFINDEX", errno))?;

@@ -181,6 +181,7 @@ impl PacketDevice {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let none: Option<Protocol> = None;
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, none)
+            .map(options.keep)
             .map_err(failed("socket(AF_PACKET)"))?;
         let fd = socket.as_fd();
         let set = |name, value: i32, call| {

@@ -181,10 +181,6 @@ impl<D: NetDevice, W: Write + Send> NetDevice for Pcap<D, W> {
         self.inner.wait_fd(wait)
     }
 
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.inner.descriptors()
-    }
-
     fn ingress(&self) -> Option<Ingress> {
         self.inner.ingress()
     }

@@ -77,6 +77,7 @@ impl TapDevice {
                 errno => system("open /dev/net/tun")(errno),
             }
         })?;
+        let tun = (options.keep)(tun);
         let multi_queue = options.queues.get() > 1;
         let attached = patiently(|| attach(tun.as_fd(), name.as_str(), multi_queue));
         attached.map_err(|errno| match errno {
@@ -110,7 +111,8 @@ impl TapDevice {
                 .map_err(system("ioctl(TUNSETOFFLOAD)"))?;
             true
         };
-        let interface = Interface::named(name.as_str()).map_err(system("socket(AF_UNIX)"))?;
+        let interface =
+            Interface::named(name.as_str(), options.keep).map_err(system("socket(AF_UNIX)"))?;
         let is_up = interface.set_up().is_ok()
             || interface.is_up().map_err(system("ioctl(SIOCGIFFLAGS)"))?;
         if !is_up {

@@ -24,7 +24,7 @@ use super::{
     IfName, NetDevice, OpenError, OpenOptions, RX_BATCH_FRAMES, RxChecksum, RxFrame, TransmitError,
     Wait, Written, XdpMode, admit,
 };
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
@@ -76,13 +76,13 @@ pub struct XdpDevice {
     busy_poll: bool,
     counters: Counters,
     /// Detaches the program when the last queue is gone.
-    redirect: Arc<Redirect>,
+    _redirect: Arc<Redirect>,
 }
 
 /// The program on the interface.
 struct Redirect {
     sockets: OwnedFd,
-    link: OwnedFd,
+    _link: OwnedFd,
 }
 
 impl XdpDevice {
@@ -128,6 +128,7 @@ impl XdpDevice {
         let failed = |call| move |errno| sort(device, call, errno);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)
+            .map(options.keep)
             .map_err(failed("socket(AF_XDP)"))?;
         let fd = socket.as_fd();
         let frame_len = facts.mtu + ETHERNET_HEADER_LEN + HEADROOM_BYTES;
@@ -201,7 +202,7 @@ impl XdpDevice {
             queued: 0,
             busy_poll: options.busy_poll_us.is_some(),
             counters: Counters::default(),
-            redirect,
+            _redirect: redirect,
         })
     }
 
@@ -273,14 +274,17 @@ impl Redirect {
         options: &OpenOptions,
     ) -> Result<Self, OpenError> {
         let failed = |call| move |errno| sort(device, call, errno);
-        let sockets =
-            bpf_fd(&Attr::map_create(u32::from(queues))).map_err(failed("bpf(BPF_MAP_CREATE)"))?;
+        let sockets = bpf_fd(&Attr::map_create(u32::from(queues)))
+            .map(options.keep)
+            .map_err(failed("bpf(BPF_MAP_CREATE)"))?;
         let program = bpf_fd(&Attr::prog_load(
             &redirect_program(&sockets),
             c"Dual MIT/GPL",
         ))
+        .map(options.keep)
         .map_err(failed("bpf(BPF_PROG_LOAD)"))?;
-        let attach = |flags| bpf_fd(&Attr::link_create(&program, facts.index, flags));
+        let attach =
+            |flags| bpf_fd(&Attr::link_create(&program, facts.index, flags)).map(options.keep);
         let link = attach(XDP_FLAGS_DRV_MODE).or_else(|errno| match options.xdp_mode {
             // Someone else's program stays where it is.
             _ if errno == Errno::BUSY || errno == Errno::EXIST => Err(errno),
@@ -288,7 +292,10 @@ impl Redirect {
             XdpMode::Any | XdpMode::Copy => attach(XDP_FLAGS_SKB_MODE),
         });
         let link = link.map_err(failed("bpf(BPF_LINK_CREATE)"))?;
-        Ok(Self { sockets, link })
+        Ok(Self {
+            sockets,
+            _link: link,
+        })
     }
 }
 
@@ -498,11 +505,6 @@ impl NetDevice for XdpDevice {
 
     fn wait_fd(&self, wait: Wait) -> Option<(BorrowedFd<'_>, Wait)> {
         Some((self.socket.as_fd(), wait))
-    }
-
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let Redirect { sockets, link } = &*self.redirect;
-        [&self.socket, sockets, link].map(AsFd::as_fd).to_vec()
     }
 
     fn counters(&self) -> Counters {

@@ -383,13 +383,6 @@ impl NetDevice for NetmapDevice {
         }
     }
 
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        match &self.other_side {
-            OtherSide::Kernel(fd) => vec![fd.as_fd()],
-            OtherSide::Pair(end) => end.descriptors().collect(),
-        }
-    }
-
     fn counters(&self) -> Counters {
         self.counters
     }

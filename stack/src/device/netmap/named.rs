@@ -9,11 +9,12 @@ use super::super::sys::mmap::Mapping;
 use super::super::{DeviceError, IfName, OpenError, OpenOptions};
 use super::NetmapDevice;
 use super::pair::{Bells, PairOptions, port};
-use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{
     CWD, FileType, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, mknodat, unlink,
 };
 use rustix::io::Errno;
+use rustix::process::{Pid, getpid};
 use std::sync::Arc;
 
 /// The files of one pair.
@@ -23,17 +24,15 @@ pub(super) struct Names {
     /// Locked for as long as we play our side.
     ours: OwnedFd,
     side: usize,
-}
-
-impl Names {
-    /// The descriptor that holds our side's lock.
-    pub(super) fn lock(&self) -> BorrowedFd<'_> {
-        self.ours.as_fd()
-    }
+    /// The process that plays it: its forked children have copies.
+    player: Pid,
 }
 
 impl Drop for Names {
     fn drop(&mut self) {
+        if getpid() != self.player {
+            return;
+        }
         let Ok(region) = open_locked(&self.region) else {
             return;
         };
@@ -88,8 +87,9 @@ pub(in super::super) fn open_named(
     };
     let region_name = format!("/dev/shm/kcm-{}", name.as_str());
     let bell_names = [0, 1].map(|side| format!("{region_name}.{side}"));
-    let region = open_locked(&region_name).map_err(system("open region"))?;
-    let [first, second] = [0, 1].map(|side| open_fifo(&bell_names[side]));
+    let region = open_locked(&region_name).map(options.keep);
+    let region = region.map_err(system("open region"))?;
+    let [first, second] = [0, 1].map(|side| open_fifo(&bell_names[side]).map(options.keep));
     let fifos = [
         first.map_err(system("open bell"))?,
         second.map_err(system("open bell"))?,
@@ -147,7 +147,8 @@ pub(in super::super) fn open_named(
     if is_first {
         flock(&peers, FlockOperation::Unlock).map_err(system("flock"))?;
     }
-    let held = rustix::io::fcntl_dupfd_cloexec(&ours, 0).map_err(system("dup"))?;
+    let held = rustix::io::fcntl_dupfd_cloexec(&ours, 0).map(options.keep);
+    let held = held.map_err(system("dup"))?;
     let bells = Bells {
         ours: Arc::new(Doorbell::over(ours)),
         peers: Arc::new(Doorbell::over(peers)),
@@ -159,6 +160,7 @@ pub(in super::super) fn open_named(
         bells: bell_names,
         ours: held,
         side,
+        player: getpid(),
     };
     let device = port(&shape, &Arc::new(map), side, Some(bells), Some(names)).map_err(corrupt);
     // The mapping keeps the file open, and so would keep the lock.

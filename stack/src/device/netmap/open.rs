@@ -62,6 +62,7 @@ fn open_rings(port: &NetmapPort, options: &OpenOptions) -> Result<NetmapDevice, 
         },
         errno => system("open /dev/netmap", errno),
     })?;
+    let fd = (options.keep)(fd);
     let bound = patiently(|| bind(&fd, port)).map_err(|errno| match errno {
         Errno::NXIO | Errno::NODEV => OpenError::NoInterface { device: device.clone() },
         Errno::BUSY => OpenError::Busy {
@@ -74,7 +75,7 @@ fn open_rings(port: &NetmapPort, options: &OpenOptions) -> Result<NetmapDevice, 
         },
         Errno::INVAL if matches!(port.rings, NetmapRings::OneNic(_)) => OpenError::Queues {
             device: device.clone(),
-            have: interface_queues(&port.port),
+            have: interface_queues(&port.port, options.keep),
             want: ring_number(port.rings) + 1,
         },
         errno => system("NIOCCTRL NETMAP_REQ_REGISTER", errno),
@@ -138,8 +139,8 @@ fn ring_number(rings: NetmapRings) -> u16 {
     }
 }
 
-fn interface_queues(name: &str) -> u16 {
-    Interface::named(name).map_or(1, |interface| interface.queues())
+fn interface_queues(name: &str, keep: fn(OwnedFd) -> OwnedFd) -> u16 {
+    Interface::named(name, keep).map_or(1, |interface| interface.queues())
 }
 
 fn capabilities(
@@ -154,7 +155,7 @@ fn capabilities(
             NetmapRings::PipeMaster(_) | NetmapRings::PipeSlave(_)
         );
     let interface = if is_nic {
-        Interface::named(&port.port).ok()
+        Interface::named(&port.port, options.keep).ok()
     } else {
         None
     };

@@ -16,6 +16,7 @@ use super::super::{
 use super::named::Names;
 use super::ring::KernelEnd;
 use super::{NetmapDevice, NewError, OtherSide};
+use core::convert::identity;
 use core::sync::atomic::{Ordering, fence};
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -156,7 +157,7 @@ pub(super) struct PairEnd {
     /// Slots are queued that found no room.
     has_backlog: bool,
     /// Removes the files of a shared pair with its last user.
-    names: Option<Names>,
+    _names: Option<Names>,
 }
 
 impl PairEnd {
@@ -207,16 +208,6 @@ impl PairEnd {
         }
     }
 
-    /// Both bells, and what says that this side is taken.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let bells = self
-            .bells
-            .iter()
-            .flat_map(|bells| [&bells.ours, &bells.peers]);
-        let lock = self.names.as_ref().map(Names::lock);
-        bells.map(|bell| bell.as_fd()).chain(lock)
-    }
-
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.bells.as_ref()?.ours.as_fd())
     }
@@ -232,7 +223,7 @@ pub fn pair(options: &PairOptions) -> Result<(NetmapDevice, NetmapDevice), Devic
     let map = Arc::new(map.map_err(|errno| DeviceError::of("mmap", errno))?);
     options.lay_out(&map)?;
     let bell = || match options.doorbell {
-        true => Doorbell::new().map(|bell| Some(Arc::new(bell))),
+        true => Doorbell::new(identity).map(|bell| Some(Arc::new(bell))),
         false => Ok(None),
     };
     let (first, second) = (bell()?, bell()?);
@@ -279,7 +270,7 @@ pub(super) fn port(
         bells,
         // An earlier user of this side may have left some.
         has_backlog: true,
-        names,
+        _names: names,
     };
     // Whoever has never looked wants to hear of the first frame.
     end.control.wish(Wish::Frames, true);

@@ -73,8 +73,11 @@ pub(in crate::device) struct Interface {
 }
 
 impl Interface {
-    /// Names an interface; it need not exist.
-    pub(in crate::device) fn named(name: &str) -> Result<Self, Errno> {
+    /// Names an interface; it need not exist. `keep` as in [`OpenOptions`](super::super::OpenOptions).
+    pub(in crate::device) fn named(
+        name: &str,
+        keep: fn(OwnedFd) -> OwnedFd,
+    ) -> Result<Self, Errno> {
         let control = socket_with(
             AddressFamily::UNIX,
             SocketType::DGRAM,
@@ -82,7 +85,7 @@ impl Interface {
             None,
         )?;
         Ok(Self {
-            control,
+            control: keep(control),
             request: IfReq::new(name).ok_or(Errno::NODEV)?,
         })
     }
@@ -173,10 +176,11 @@ impl Interface {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::convert::identity;
 
     #[test]
     fn loopback_has_what_every_loopback_has() {
-        let lo = Interface::named("lo").unwrap();
+        let lo = Interface::named("lo", identity).unwrap();
         assert_eq!(lo.index(), Ok(1));
         assert_eq!(lo.mac(), Ok([0; 6]));
         assert!(lo.mtu().unwrap() >= 1500);
@@ -185,8 +189,8 @@ mod tests {
 
     #[test]
     fn missing_interface_is_enodev() {
-        let none = Interface::named("kcm-none").unwrap();
+        let none = Interface::named("kcm-none", identity).unwrap();
         assert_eq!(none.index(), Err(Errno::NODEV));
-        assert!(Interface::named("sixteen-bytes-xx").is_err());
+        assert!(Interface::named("sixteen-bytes-xx", identity).is_err());
     }
 }
