@@ -199,7 +199,9 @@ pub(crate) fn reset_in_child() {
     let there = usize::from(COUNT.swap(0, Ordering::AcqRel));
     for cell in CELLS.iter().take(there) {
         if let Ok(mut engine) = cell.engine.lock() {
-            core::mem::forget(engine.take()); // its descriptors are closed as any of ours
+            let mut left = engine.take();
+            left.iter_mut().for_each(Engine::leave_to_parent);
+            core::mem::forget(left); // its descriptors are closed as any of ours
         }
     }
 }

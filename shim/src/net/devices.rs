@@ -88,6 +88,14 @@ impl Devices {
         Ok(new)
     }
 
+    /// In a forked child: lets go of the devices, whose rings would keep them open although their
+    /// descriptors are closed.
+    pub(super) fn leave_to_parent(&mut self) {
+        self.all.clear();
+        self.set = None;
+        own::forget_closed();
+    }
+
     /// One round of every device that works: what has arrived, what is due, what is to be sent. Whether
     /// a frame moved, or a device is to be tried again later.
     pub(super) fn pump(&mut self, stack: &mut Stack, now: Nanos) -> bool {

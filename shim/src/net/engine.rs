@@ -108,6 +108,11 @@ impl Engine {
         }
     }
 
+    /// In a forked child, before the copy of it is forgotten.
+    pub(super) fn leave_to_parent(&mut self) {
+        self.devices.leave_to_parent();
+    }
+
     /// Adds a socket; its file is to be bound to the index.
     pub(crate) fn add(&mut self, socket: Socket) -> u32 {
         let index = match self.free.pop() {
