@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use crate::errno::{Errno, Outcome};
 use crate::fd::{File, Kind, lookup, place, table};
 use crate::tcp::Number;
-use crate::{net, process, sys, tcp};
+use crate::{net, own, process, sys, tcp};
 
 /// close(2) of a number that is ours. `native` closes the kernel's side.
 pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
@@ -97,6 +97,10 @@ pub(crate) fn duplicated(old: i32, new: i32) {
 
 /// dup2(2) and dup3(2) where `old` or `new` is ours: what stood at `new` is closed on the way.
 pub(crate) fn dup_onto(old: i32, new: i32, native: impl FnOnce() -> i32) -> i32 {
+    if own::has(old) {
+        Errno::EBADF.set();
+        return -1;
+    }
     if process::is_foreign() || old == new {
         return native();
     }

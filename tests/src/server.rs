@@ -67,6 +67,17 @@ impl Server {
         assert!(sent.is_ok_and(|status| status.success()));
     }
 
+    /// Waits for the end of its process, where children of it go on with its streams.
+    ///
+    /// # Panics
+    /// When it does not end with success.
+    pub fn outlived(&mut self) {
+        let stdin = self.child.stdin.take(); // which a wait closes
+        let status = self.child.wait().expect("it is our child");
+        self.child.stdin = stdin;
+        assert!(status.success(), "{status}");
+    }
+
     /// Waits for the end of one that ends by itself, and returns what else it has said.
     ///
     /// # Panics

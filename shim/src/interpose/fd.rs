@@ -8,9 +8,17 @@ use crate::errno::Errno;
 use crate::fd::{lookup, table};
 use crate::ioctl::ioctl as ioctl_on;
 use crate::net::pristine;
+use crate::own;
 use crate::real::hooks;
 use crate::user_mem::UserPtr;
 use crate::values::KcmRequest;
+
+/// What a call on a descriptor of the library's own comes to.
+#[cold]
+fn not_open() -> c_int {
+    Errno::EBADF.set();
+    -1
+}
 
 /// A fresh duplicate of `old`.
 fn duplicated(old: c_int, new: c_int) -> c_int {
@@ -97,6 +105,9 @@ hooks! {
 
     /// dup(2).
     fn dup(old: c_int) -> c_int {
+        if own::has(old) {
+            return not_open();
+        }
         // SAFETY: forwards the caller's own argument.
         duplicated(old, unsafe { next::dup(old) })
     }
@@ -124,6 +135,9 @@ hooks! {
     /// fcntl(2). C passes at most one further argument, of the size of a register at most; taking
     /// it as one is what the variadic ABI of x86-64 and aarch64 does.
     fn fcntl(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
+        if own::has(fd) {
+            return not_open();
+        }
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::fcntl(fd, cmd, arg) };
         if !concerns_us(cmd) {
@@ -134,6 +148,9 @@ hooks! {
 
     /// fcntl(2) of programs compiled for 64-bit offsets.
     fn fcntl64(fd: c_int, cmd: c_int, arg: c_ulong) -> c_int {
+        if own::has(fd) {
+            return not_open();
+        }
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::fcntl64(fd, cmd, arg) };
         if !concerns_us(cmd) {
