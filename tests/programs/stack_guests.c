@@ -20,6 +20,7 @@
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -492,6 +493,35 @@ static void survives(const char *own)
 	puts("done");
 }
 
+static int tid_asleep;
+
+static void *waits_for_ever(void *fd)
+{
+	char byte;
+	__atomic_store_n(&tid_asleep, gettid(), __ATOMIC_SEQ_CST);
+	recv((int)(long)fd, &byte, 1, 0);
+	pause();
+	return NULL;
+}
+
+/* Another thread waits for what comes to the socket, until the process ends. */
+static void has_receiver(int fd)
+{
+	char path[64], state = 0;
+	pthread_t thread;
+	check(pthread_create(&thread, NULL, waits_for_ever, (void *)(long)fd) == 0, "thread");
+	while (state != 'S') {
+		usleep(1000);
+		snprintf(path, sizeof path, "/proc/self/task/%d/stat",
+			 __atomic_load_n(&tid_asleep, __ATOMIC_SEQ_CST));
+		FILE *f = fopen(path, "r");
+		if (f) {
+			check(fscanf(f, "%*d %*s %c", &state) == 1, "state");
+			fclose(f);
+		}
+	}
+}
+
 /* Programs end before what they sent is taken, and the next begins. */
 static void leaves(void)
 {
@@ -505,6 +535,8 @@ static void leaves(void)
 			int size = 2 * BYTES;
 			setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 			check(send(fd, bytes, BYTES, 0) == BYTES, "send");
+			if (i % 2)
+				has_receiver(fd);
 		});
 		join("sends and ends");
 	}

@@ -4,6 +4,7 @@
 
 use core::net::SocketAddr;
 
+use kcm_mux::Nanos;
 use kcm_stack::IfaceId;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
@@ -16,6 +17,7 @@ use super::udp::early;
 use super::{beneath, cells, homes, lease, pristine, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
+use crate::interpose::poll::native_ppoll;
 use crate::route::{self, Decision, OnFailure, Plan, Role, Verdict};
 use crate::user_mem::{self, Iovecs, UserPtr};
 use crate::{message, publish, sys};
@@ -141,18 +143,24 @@ fn as_guest<T>(
     look: impl Fn() -> Outcome<Ruling>,
     call: impl Fn(&Host) -> Outcome<T>,
 ) -> Outcome<(Ruling, Option<T>)> {
-    /// Owners that end one after the other.
-    const TRIES: usize = 3;
-    for _ in 0..TRIES {
+    /// Many processes that share an address may end one after the other, each just after it has said that it
+    /// will serve. As long as one may take to answer.
+    const PATIENCE: Nanos = 10_000_000_000;
+    const AGAIN: Nanos = 1_000_000;
+    let end = sys::now().saturating_add(PATIENCE);
+    loop {
         let Place::With(host) = &ruling.place else {
             return Ok((ruling, None));
         };
         match call(host) {
-            Err(Exit::Failed(Errno::EPIPE)) => ruling = look()?,
+            Err(Exit::Failed(Errno::EPIPE)) if sys::now() < end => {
+                let _ = native_ppoll(&mut [], Some(sys::now().saturating_add(AGAIN)));
+                ruling = look()?;
+            }
+            Err(Exit::Failed(Errno::EPIPE)) => return Err(open::policy(ruling.on_failure)),
             done => return done.map(|done| (ruling, Some(done))),
         }
     }
-    Err(open::policy(ruling.on_failure))
 }
 
 /// What the socket is bound to before the call.

@@ -6,8 +6,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use kcm_mux::Nanos;
 
-use super::socket::State;
-use super::{cells, claims, lend};
+use super::socket::{Socket, State};
+use super::{cells, claims, lend, listeners};
+use crate::fd::file::Link;
 use crate::fd::{File, place, table};
 use crate::interpose::poll::native_ppoll;
 use crate::share::owner;
@@ -46,10 +47,10 @@ pub(crate) fn at_exit(silence: &mut Silence) -> bool {
             }
         }
     }
+    close_rest();
     if lend::is_needed() {
         return true;
     }
-    File::take_down_deferred();
     let end = sys::now().saturating_add(PATIENCE);
     loop {
         let (mut until, mut fds, mut is_unfinished) = (end, Vec::new(), false);
@@ -69,6 +70,31 @@ pub(crate) fn at_exit(silence: &mut Silence) -> bool {
         }
         let _ = native_ppoll(&mut fds, Some(until.max(1)));
     }
+}
+
+/// Closes the sockets that are nobody's any more. Threads that sleep on one hold its file, and another may be
+/// about to take it down: neither is waited for.
+pub(crate) fn close_rest() {
+    let is_left = |socket: &&Socket| {
+        let has_others = socket.relay.is_some() || socket.door.is_some() || socket.psock.is_some();
+        !has_others && !socket.is_copy && socket.file.link() == Link::Private
+    };
+    for cell in cells::all() {
+        let Ok(engine) = cell.lock() else {
+            continue;
+        };
+        let left: Vec<_> = { engine.sockets().filter(is_left) }
+            .map(|it| it.file)
+            .collect();
+        drop(engine);
+        for file in left {
+            listeners::close(file);
+            if let Ok(mut engine) = cell.lock() {
+                lend::close_under_sleepers(&mut engine, file);
+            }
+        }
+    }
+    File::take_down_deferred(); // under the lock they could only be put aside
 }
 
 fn listens(file: &'static File, fd: i32) -> bool {

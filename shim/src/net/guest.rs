@@ -15,7 +15,7 @@ use super::name::Name;
 use super::options::Settings;
 use super::question::Question;
 use super::socket::waits;
-use super::{address, carry, pristine};
+use super::{address, carry, pristine, revive};
 use crate::epoll::kernel_set;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, table};
@@ -173,7 +173,11 @@ pub(crate) fn listen(file: &'static File, fd: i32, backlog: i32) -> Outcome<i32>
             backlog,
             ..wish(What::Listen, known.name.v6)
         };
-        guest::ask(&known.name.owner, &wish, Some(at))?;
+        match guest::ask(&known.name.owner, &wish, Some(at)) {
+            // It has ended since bind(2), or is about to: whoever has the address next serves the listener.
+            Err(Exit::Failed(Errno::EPIPE)) => revive::listen(file, fd, backlog)?,
+            asked => drop(asked?),
+        }
         hold(file, fd);
     }
     Ok(0)

@@ -386,6 +386,21 @@ fn part(
     }
 }
 
+/// Closes a socket that has no number any more, whoever else may hold its file: calls that are under way go on
+/// at what has taken its place there.
+pub(super) fn close_under_sleepers(engine: &mut Engine, program: &'static File) {
+    let Ok(socket) = engine.socket(program) else {
+        return;
+    };
+    let (v6, is_stream) = (socket.v6, program.is_stream());
+    let Some((keeper, settings)) = part(engine, program, is_stream) else {
+        return;
+    };
+    let name = Name::nobodys(v6, !is_stream);
+    program.become_inherited(Inherited::new(name, settings));
+    keeper.release();
+}
+
 /// What the program has of a socket is a copy like those of others, which shows `shown` at once.
 fn become_copy(program: &'static File, known: Inherited, shown: ready::Bits) {
     program.become_inherited(known);

@@ -69,6 +69,19 @@ impl Door {
 }
 
 impl Name {
+    /// Of what has no owner any more.
+    pub(super) fn nobodys(v6: bool, udp: bool) -> Self {
+        let any = super::address::any(v6, 0);
+        Self {
+            owner: Vec::new(),
+            number: 0,
+            v6,
+            udp,
+            local: any,
+            peer: Some(any),
+        }
+    }
+
     /// The name of a socket of this process's engine that others are to know, under a new number.
     pub(super) fn new(
         v6: bool,

@@ -89,7 +89,10 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place>
             Err(Why::Taken(ip, claim)) => (ip, claim),
         };
         match guest::greet(&claim) {
-            Ok(()) => return Ok(Place::With(Host { claim })),
+            Ok(()) => {
+                HAS_WAITED.store(false, Ordering::Relaxed);
+                return Ok(Place::With(Host { claim }));
+            }
             Err(Exit::Failed(Errno::EPERM)) => {
                 break format!("{ip} is in use by a process of another user");
             }

@@ -75,16 +75,29 @@ pub(crate) fn on_end() {
 
 /// Finds an owner for the listeners of one that has ended, this process if need be.
 fn go_on(of: &[u8]) {
+    let listeners = listeners_of(of);
+    if !listeners.is_empty() && find_owner(&listeners, BACKLOG).is_err() {
+        log::warn("a listener whose owner was killed stays silent: nobody can have its address");
+    }
+}
+
+/// Finds an owner for what listens at `fd` since just now, and had one that has ended, or is about to.
+pub(super) fn listen(file: &'static File, fd: i32, backlog: i32) -> Outcome<()> {
+    find_owner(&[(fd, file)], backlog)
+}
+
+/// What the first owner's listener had is not known to those who have copies.
+const BACKLOG: i32 = kcm_stack::limits::BACKLOG_MAX as i32;
+
+/// An owner for these listeners, this process if need be.
+fn find_owner(listeners: &[(i32, &'static File)], backlog: i32) -> Outcome<()> {
     /// What a process takes to end, and its device to be free.
     const TRIES: u32 = 40;
     const AGAIN_NS: i64 = 50_000_000;
-    let listeners = listeners_of(of);
-    let Some(plan) = route::plan().filter(|_| !listeners.is_empty()) else {
-        return;
-    };
+    let plan = route::plan().ok_or(Errno::EIO)?;
     for _ in 0..TRIES {
         if let Ok(place) = open::open(plan, OnFailure::Fail(libc::EIO))
-            && { listeners.iter() }.all(|(fd, file)| serve(&place, *fd, file).is_ok())
+            && { listeners.iter() }.all(|(fd, file)| serve(&place, *fd, file, backlog).is_ok())
         {
             if let Place::With(host) = &place {
                 for (_, file) in listeners {
@@ -96,11 +109,11 @@ fn go_on(of: &[u8]) {
                     }
                 }
             }
-            return;
+            return Ok(());
         }
         sys::nap(AGAIN_NS);
     }
-    log::warn("a listener whose owner was killed stays silent: nobody can have its address");
+    Err(Errno::EIO.into())
 }
 
 /// The listeners of an owner that this process holds, one number of each.
@@ -119,14 +132,14 @@ fn listeners_of(of: &[u8]) -> Vec<(i32, &'static File)> {
 }
 
 /// The listener behind `fd` gets the engine at `place`.
-fn serve(place: &Place, fd: i32, file: &'static File) -> Outcome<()> {
+fn serve(place: &Place, fd: i32, file: &'static File, backlog: i32) -> Outcome<()> {
     let known = inherited::known(file)?;
     if !rustix::net::sockopt::socket_acceptconn(sys::borrow(fd))? {
         return Ok(()); // only bound; it is told when it is used
     }
     let wish = Wish {
         local: known.name.local,
-        backlog: kcm_stack::limits::BACKLOG_MAX as i32,
+        backlog,
         ..guest::wish_to_listen(known.name.v6)
     };
     let copy = sys::dup_high(sys::borrow(fd))?;

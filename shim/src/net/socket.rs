@@ -14,7 +14,9 @@ use super::engine::Engine;
 use super::name::Door;
 use super::options::Settings;
 use super::psock::Bell;
-use super::{beneath, carry, errors, handover, homes, inherited, lend, listeners, pristine, sleep};
+use super::{
+    beneath, carry, ending, errors, handover, homes, inherited, lend, listeners, pristine, sleep,
+};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, table};
@@ -797,8 +799,8 @@ pub(crate) fn last_close(file: &'static File) {
 
 /// SO_LINGER: close(2) waits until the peer has everything, or the time is over. Signals end it too.
 fn linger(file: &'static File) {
-    if housekeeper::is_me() {
-        return; // nobody waits for this close, and others wait for the housekeeper
+    if housekeeper::is_me() || ending::has_begun() {
+        return; // nobody waits for this close; others wait for the housekeeper
     }
     let Ok(mut engine) = cells::lock(file) else {
         return;

@@ -66,6 +66,7 @@ fn leave_program() {
             file.release();
         }
     }
+    net::ending::close_rest();
     if !net::lend::is_needed() {
         net::ending::give_up_addresses();
     }
