@@ -153,6 +153,19 @@ static int other_thread_is(const char *wanted)
 	return !strcmp(name, wanted);
 }
 
+/* Whether a descriptor has FD_CLOEXEC, as /proc tells. */
+static int ends_with_exec(int fd)
+{
+	char path[64], line[64];
+	unsigned flags = 0;
+	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+	FILE *f = fopen(path, "r");
+	while (f && fgets(line, sizeof line, f))
+		sscanf(line, "flags: %o", &flags);
+	CHECK(f && !fclose(f));
+	return (flags & O_CLOEXEC) != 0;
+}
+
 static void use_kcm(void)
 {
 	unsigned char bytes[16];
@@ -179,7 +192,13 @@ static void use_kcm(void)
 		if (*e->d_name == '.' || fd == dirfd(d) || fd < 20)
 			continue;
 		own++;
-		CHECK(fd >= (int)(limit.rlim_cur - limit.rlim_cur / 4) && fcntl(fd, F_GETFD) == FD_CLOEXEC);
+		CHECK(fd >= (int)(limit.rlim_cur - limit.rlim_cur / 4) && ends_with_exec(fd));
+		FAILS(fcntl(fd, F_GETFD), EBADF);
+		FAILS(fcntl(fd, F_DUPFD, 0), EBADF);
+		FAILS(dup(fd), EBADF);
+		FAILS(dup2(fd, k), EBADF);
+		FAILS(dup2(k, fd), EBUSY);
+		FAILS(close(fd), EBADF);
 	}
 	closedir(d);
 	/* The page, where tracers knock, what the housekeeper waits on and its bell. */
