@@ -74,7 +74,10 @@ pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
             share::child::take_over();
             net::ending::take_over();
         }
-        1.. => core::mem::forget(engines),
+        1.. => {
+            publish::close();
+            core::mem::forget(engines);
+        }
         _ => {}
     }
     child

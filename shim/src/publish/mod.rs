@@ -67,7 +67,7 @@ impl Writer {
 
     /// Brings the page up to date. `patient`: waits for muxes that are in use.
     fn write(&mut self, now: Nanos, patient: bool) {
-        if now < self.retry_at {
+        if now < self.retry_at || !ENABLED.load(Ordering::Relaxed) {
             return;
         }
         EPOCH.fetch_add(1, Ordering::Relaxed);
@@ -156,6 +156,12 @@ fn decided() {
         },
         None => schedule(now),
     }
+}
+
+/// Another process goes on with the muxes and engines, and here they stay locked: who holds the page must not
+/// wait for them, for the end of the process waits for the page. Called with the page held still.
+pub(crate) fn close() {
+    ENABLED.store(false, Ordering::Relaxed);
 }
 
 /// The process ends: its page goes.
