@@ -264,7 +264,7 @@ static void loaded_out_of_sight(int program)
 int main(int argc, char **argv)
 {
 	const char *like = argc > 1 ? argv[1] : "as-is";
-	alarm(CHECK_SECONDS);
+	hang_guard("bpf_calls");
 	if (strcmp(like, "ordinary") == 0) {
 		CHECK(getuid() != 0 || (setgid(65534) == 0 && setuid(65534) == 0));
 		like = "as-is";

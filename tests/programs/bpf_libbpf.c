@@ -7,7 +7,7 @@
 
 int main(int argc, char **argv)
 {
-	alarm(CHECK_SECONDS);
+	hang_guard("bpf_libbpf");
 	if (argc > 1 && geteuid() == 0)
 		CHECK(setgid(atoi(argv[1])) == 0 && setuid(atoi(argv[1])) == 0 && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0);
 	/* Counts what it is asked: fetch-and-add on the map's only value, then the length of P4. */

@@ -4,6 +4,7 @@
 #define CHECK_H
 
 #include "guest.h"
+#include "guard.h"
 
 #define CHECK(condition)                                                                           \
 	do {                                                                                           \
@@ -24,8 +25,5 @@
 			exit(1);                                                                               \
 		}                                                                                          \
 	} while (0)
-
-/* When a program that hangs is ended. */
-#define CHECK_SECONDS 60
 
 #endif

@@ -314,7 +314,7 @@ int main(int argc, char **argv)
 		{"closed_while_blocked", closed_while_blocked},
 		{"joined_while_waiting", joined_while_waiting},
 		{"registered_before_attach", registered_before_attach}};
-	alarm(CHECK_SECONDS);
+	hang_guard("fault_cancel");
 	program = prog_p4();
 	for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
 		if (argc < 2 || !strcmp(argv[1], parts[i].name))

@@ -290,7 +290,7 @@ int main(int argc, char **argv)
 		{"attach_cycles", attach_cycles}, {"socket_cycles", socket_cycles},
 		{"connection_cycles", connection_cycles}, {"no_memory", no_memory},
 		{"nothing_left", nothing_left}};
-	alarm(CHECK_SECONDS);
+	hang_guard("fault_limits");
 	CHECK(getrlimit(RLIMIT_NOFILE, &files) == 0);
 	program = prog_p4();
 	for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)

@@ -102,7 +102,7 @@ static void one_round(unsigned round, int program)
 int main(void)
 {
 	int program = prog_p4();
-	alarm(CHECK_SECONDS);
+	hang_guard("fault_taken");
 	for (unsigned round = 0; round < ROUNDS; round++)
 		one_round(round, program);
 	return 0;

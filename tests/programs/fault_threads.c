@@ -145,7 +145,7 @@ int main(int argc, char **argv)
 	unsigned round = 0;
 	program = prog_p4();
 	do {
-		alarm(CHECK_SECONDS);
+		hang_guard("fault_threads");
 		one_round(round++);
 		if (round == WARM_ROUNDS)
 			memory = resident_kib(), fds = open_fd_count();

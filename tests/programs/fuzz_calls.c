@@ -487,7 +487,7 @@ static void family(void)
 	pid_t pid = fork();
 	CHECK(pid >= 0);
 	if (pid == 0) {
-		alarm(CHECK_SECONDS);
+		hang_guard("a child of fuzz_calls");
 		in_child = 1;
 		for (unsigned end = step + 8; step < end; step++)
 			one_call();
@@ -536,7 +536,7 @@ static char *region(int rights)
 int main(int argc, char **argv)
 {
 	CHECK(argc == 4);
-	alarm(CHECK_SECONDS);
+	hang_guard("fuzz_calls");
 	signal(SIGPIPE, SIG_IGN);
 	with_kcm = strcmp(argv[1], "kcm") == 0;
 	state = 0x9e3779b97f4a7c15ULL * (strtoull(argv[2], NULL, 10) + 1);

@@ -425,7 +425,7 @@ static void memory_taken(void)
 
 int main(void)
 {
-	alarm(CHECK_SECONDS);
+	hang_guard("hooks_calls");
 	second_names();
 	formatted(SOCK_DGRAM);
 	formatted(SOCK_SEQPACKET);

@@ -13,7 +13,7 @@ static void *idle(void *unused)
 int main(int argc, char **argv)
 {
 	pthread_t thread;
-	alarm(CHECK_SECONDS);
+	hang_guard("late_load");
 	CHECK(argc == 2);
 	/* A thread from before, which the library has not seen. */
 	CHECK(!pthread_create(&thread, NULL, idle, NULL));

@@ -209,7 +209,7 @@ static void answers(const char *how, const char *what, pid_t pid)
 
 int main(int argc, char **argv)
 {
-	alarm(CHECK_SECONDS);
+	hang_guard("proc_exec");
 	CHECK(argc == 3);
 	int bare = !strcmp(argv[2], "bare"), k = kcm(SOCK_SEQPACKET);
 	path = argv[1], words[0] = argv[1], env = bare ? no_env : environ;

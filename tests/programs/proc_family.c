@@ -21,7 +21,7 @@ static pid_t start(void)
 	fflush(NULL);
 	pid_t pid = fork();
 	if (!pid)
-		alarm(CHECK_SECONDS / 2);
+		hang_guard("a child of proc_family");
 	return pid;
 }
 
@@ -678,7 +678,7 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-	alarm(CHECK_SECONDS);
+	hang_guard("proc_family");
 	reader = argc > 2 ? argv[2] : NULL;
 	for (size_t i = 0; argc > 1 && i < sizeof checks / sizeof *checks; i++)
 		if (!strcmp(argv[1], checks[i].name)) {

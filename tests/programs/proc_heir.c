@@ -51,7 +51,7 @@ static void grows(void)
 
 int main(void)
 {
-	alarm(CHECK_SECONDS);
+	hang_guard("proc_heir");
 	is_kcm();
 	echo();
 	grows();

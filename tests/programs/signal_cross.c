@@ -47,7 +47,7 @@ int main(void)
 {
 	struct sigaction act = {.sa_handler = look_across, .sa_flags = SA_RESTART};
 	static int numbers[THREADS] = {0, 1};
-	alarm(CHECK_SECONDS);
+	hang_guard("signal_cross");
 	CHECK(!sigaction(SIGUSR1, &act, NULL));
 	for (int n = 0; n < THREADS; n++) {
 		sockets[n] = kcm(SOCK_DGRAM);

@@ -87,7 +87,7 @@ static void *churn(void *arg)
 int main(void)
 {
 	struct sigaction act = {.sa_handler = meddle, .sa_flags = SA_RESTART};
-	alarm(CHECK_SECONDS);
+	hang_guard("signal_handlers");
 	program = prog_p4();
 	k = kcm(SOCK_DGRAM);
 	k2 = kcm(SOCK_DGRAM);

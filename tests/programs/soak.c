@@ -117,7 +117,7 @@ static pid_t child(int lives_on)
 	CHECK(pid >= 0);
 	if (pid)
 		return pid;
-	alarm(CHECK_SECONDS);
+	hang_guard("a child of soak");
 	/* Nothing but k: what is steered to a clone would wait for a reader that does not exist. */
 	close_range(3, k - 1, 0);
 	close_range(k + 1, ~0U, 0);
@@ -185,7 +185,7 @@ int main(int argc, char **argv)
 	CHECK(getsockname(listener, (void *)&where, &len) == 0);
 	program = prog_p4();
 	do {
-		alarm(CHECK_SECONDS);
+		hang_guard("soak");
 		one_round(round++);
 		if (round == WARM_ROUNDS)
 			warm = usage();

@@ -5,6 +5,7 @@
  *   stack_attach guest ADDRESS    prints what it sees
  *   stack_attach left ADDRESS     the same of a child whose parent ends */
 #include "guest.h"
+#include "guard.h"
 
 enum { PORT = 7200, ECHO = 0, RESET, HALF, WITNESS, DEAF, MESSAGES = 300, LONGEST = 60000 };
 
@@ -190,7 +191,7 @@ static void was_reset(int tcp)
 	report("attach", attach(k, tcp, prog_p4()));
 	report("send", send(k, "\0\0\0\1x", 5, 0));
 	/* POLLHUP comes with the reset, or a moment after the error that the mux posts. */
-	report("ready", ready(tcp, 0, 5000) & POLLERR);
+	report("ready", ready(tcp, 0, -1) & POLLERR);
 	so_error("error", tcp);
 	so_error("again", tcp);
 	report("unattach", unattach(k, tcp));
@@ -205,7 +206,7 @@ static void unread(int tcp)
 	report("attach", attach(k, tcp, prog_p4()));
 	report("message", recv(k, buf, sizeof buf, 0));
 	report("none", recv(k, buf, sizeof buf, DW));
-	report("ready", ready(tcp, 0, 5000));
+	report("ready", ready(tcp, 0, -1));
 	so_error("error", tcp);
 	report("unattach", unattach(k, tcp));
 	report("again", unattach(k, tcp));
@@ -215,7 +216,7 @@ static void unread(int tcp)
 	report("recv", recv(tcp, buf, sizeof buf, DW));
 	report("attach", attach(k, tcp, prog_p4()));
 	report("send", send(k, "\0\0\0\1x", 5, 0)); /* the peer closes */
-	report("ready", ready(tcp, 0, 5000));
+	report("ready", ready(tcp, 0, -1) & POLLERR);
 	so_error("error", tcp);
 	close(tcp);
 	close(k);
@@ -257,7 +258,7 @@ static pid_t child(void)
 	fflush(NULL);
 	pid_t pid = fork();
 	if (pid == 0)
-		alarm(15);
+		hang_guard("a child");
 	return pid;
 }
 
@@ -284,7 +285,7 @@ static void by_an_owner_that_shares(void (*body)(int), int kind)
 	int tcp = dial(kind);
 	pid_t pid = child();
 	if (pid == 0) {
-		report("writable", ready(tcp, POLLOUT, 5000));
+		report("writable", ready(tcp, POLLOUT, -1));
 		exit(0);
 	}
 	join(pid);
@@ -393,7 +394,7 @@ static void attached_by_the_parent(void)
 	report("attach", attach(k, tcp, program));
 	round_trips(k, 100);
 	shutdown(tcp, SHUT_WR); /* the peer closes */
-	report("ready", ready(tcp, 0, 5000) & POLLERR);
+	report("ready", ready(tcp, 0, -1) & POLLERR);
 	so_error("error", tcp);
 	close(k), close(tcp);
 }
@@ -424,13 +425,13 @@ static void watched(int tcp)
 	report("watch", epoll_ctl(set, EPOLL_CTL_ADD, tcp, &e));
 	report("attach", attach(k, tcp, prog_p4()));
 	report("message", recv(k, buf, sizeof buf, 0));
-	report("events", epoll_wait(set, &e, 1, 5000));
+	report("events", epoll_wait(set, &e, 1, -1));
 	say("%x", e.events & EPOLLERR);
 	report("unattach", unattach(k, tcp));
 	e.events = EPOLLIN;
 	report("change", epoll_ctl(set, EPOLL_CTL_MOD, tcp, &e));
 	so_error("error", tcp);
-	report("events", epoll_wait(set, &e, 1, 5000));
+	report("events", epoll_wait(set, &e, 1, -1));
 	say("%x", e.events);
 	report("recv", recv(tcp, buf, sizeof buf, DW));
 	report("events", epoll_wait(set, &e, 1, 0));
@@ -500,7 +501,7 @@ int main(int argc, char **argv)
 		peer(argv[2]);
 		return 0;
 	}
-	alarm(60); /* a call that never returns ends the trace here */
+	hang_guard(argv[1]); /* a call that never returns ends the trace here */
 	remote = argv[2];
 	if (!strcmp(argv[1], "left")) {
 		left_by_the_parent();

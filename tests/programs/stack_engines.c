@@ -17,6 +17,7 @@
  *   stack_engines tell ADDRESS WORKERS COUNT       datagrams to each port, there and back
  *   stack_engines ask ADDRESS CONNECTIONS COUNT    messages over each, there and back */
 #include "guest.h"
+#include "guard.h"
 #include <sys/prctl.h>
 
 enum { PORT = 7300, PIECE = 20000 };
@@ -109,7 +110,7 @@ static void *reuse(void *arg)
 	for (;;) {
 		struct epoll_event seen[64];
 		int n = epoll_wait(ep, seen, 64, -1);
-		check(n > 0, "epoll_wait");
+		check(n > 0 || errno == EINTR, "epoll_wait"); /* stopped and continued */
 		for (int i = 0; i < n; i++) {
 			if (seen[i].data.ptr) {
 				serve_once(ep, seen[i].data.ptr);
@@ -359,7 +360,7 @@ static void ask(void)
 int main(int argc, char **argv)
 {
 	check(argc >= 4, "usage");
-	alarm(60);
+	hang_guard(argv[1]);
 	address = argv[2];
 	workers = atoi(argv[3]);
 	count = argc > 4 ? atoi(argv[4]) : 0;

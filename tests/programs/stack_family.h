@@ -13,6 +13,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "guard.h"
+
 enum { PORT = 7200 };
 
 /* Address of the peer. */
@@ -56,7 +58,7 @@ static inline void say(const char *what, long result)
 		pid_t child_ = fork();                                             \
 		check(child_ >= 0, "fork");                                        \
 		if (child_ == 0) {                                                 \
-			alarm(60);                                                 \
+			hang_guard("a child: " #__VA_ARGS__);                      \
 			__VA_ARGS__;                                               \
 			fflush(stdout);                                            \
 			_exit(0);                                                  \

@@ -9,6 +9,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "guard.h"
+
 static void say(const char *what, long got)
 {
 	printf("%s %s\n", what, got < 0 ? strerrorname_np(errno) : "ok");
@@ -16,7 +18,7 @@ static void say(const char *what, long got)
 
 int main(void)
 {
-	alarm(30);
+	hang_guard("stack_groups");
 	struct sockaddr_in any = { .sin_family = AF_INET, .sin_port = htons(7001) }, to = any, from = any;
 	struct ip_mreq member = { 0 };
 	char byte = 0;

@@ -150,7 +150,7 @@ static void waits_for_none(int watched_before)
 	say("connect", connect(fd, (void *)&a, sizeof a));
 	if (!watched_before)
 		check(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) == 0, "epoll_ctl");
-	int n = epoll_wait(ep, &e, 1, 10000);
+	int n = epoll_wait(ep, &e, 1, -1);
 	printf("epoll: %d %x %d\n", n, e.events, (int)e.data.u64);
 	so_error(fd);
 	names(fd);
@@ -166,7 +166,7 @@ static void waits_for_none(int watched_before)
 	say("connect", connect(fd, (void *)&gone, sizeof gone));
 	e = (struct epoll_event){ .events = EPOLLOUT | EPOLLIN | EPOLLRDHUP, .data.u64 = 66 };
 	check(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) == 0, "epoll_ctl");
-	n = epoll_wait(ep, &e, 1, 10000);
+	n = epoll_wait(ep, &e, 1, -1);
 	printf("epoll: %d %x %d\n", n, e.events, (int)e.data.u64);
 	printf("shows %x\n", shows(fd));
 	so_error(fd);
@@ -178,14 +178,14 @@ static void waits_for_none(int watched_before)
 	fd = tcp(SOCK_NONBLOCK);
 	say("connect", connect(fd, (void *)&gone, sizeof gone));
 	struct pollfd p = { fd, POLLOUT, 0 };
-	check(poll(&p, 1, 10000) == 1, "poll");
+	check(poll(&p, 1, -1) == 1, "poll");
 	say("send", send(fd, "x", 1, MSG_NOSIGNAL));
 	say("send", send(fd, "x", 1, MSG_NOSIGNAL));
 	close(fd);
 	fd = tcp(SOCK_NONBLOCK);
 	say("connect", connect(fd, (void *)&gone, sizeof gone));
 	p = (struct pollfd){ fd, POLLOUT, 0 };
-	check(poll(&p, 1, 10000) == 1, "poll");
+	check(poll(&p, 1, -1) == 1, "poll");
 	say("connect", connect(fd, (void *)&gone, sizeof gone));
 	close(fd);
 	close(ep);
@@ -212,7 +212,7 @@ static void takes_long(void)
 	close(other);
 	int n;
 	do /* who is stopped and goes on is told so */
-		n = epoll_wait(ep, &e, 1, 20000);
+		n = epoll_wait(ep, &e, 1, -1);
 	while (n < 0 && errno == EINTR);
 	printf("epoll: %d %x\n", n, e.events);
 	so_error(fd);
@@ -272,6 +272,16 @@ static void answers(int s, int times, char byte)
 	}
 }
 
+/* Answers at s until the peer has told what it has heard; how many it were. */
+static int answers_until(int told, int s, char byte)
+{
+	struct pollfd p[2] = { { told, POLLIN, 0 }, { s, POLLIN, 0 } };
+	int count = 0;
+	for (; poll(p, 2, -1) > 0 && !p[0].revents; count++)
+		answers(s, 1, byte);
+	return count;
+}
+
 static void listens(const char *own)
 {
 	struct sockaddr_in a = at(own, OWN), other = at(own, OWN), peer;
@@ -311,7 +321,7 @@ static void listens(const char *own)
 	int ep = epoll_create1(0);
 	check(epoll_ctl(ep, EPOLL_CTL_ADD, s, &e) == 0, "epoll_ctl");
 	fd = calls(OWN, 1);
-	int count = epoll_wait(ep, &e, 1, 10000);
+	int count = epoll_wait(ep, &e, 1, -1);
 	printf("epoll: %d %x %d\n", count, e.events, (int)e.data.u64);
 	answers(s, 1, 'z');
 	heard("the peer", fd, 1);
@@ -390,22 +400,17 @@ static void spread(const char *own)
 	for (int i = 0; i < CHILDREN; i++)
 		check(read(ready[0], &c, 1) == 1, "read");
 	int fd = calls(OWN + 3, TIMES);
-	struct pollfd p[2] = { { fd, POLLIN, 0 }, { s, POLLIN, 0 } };
-	int mine = 0;
-	while (poll(p, 2, 20000) > 0 && !p[0].revents) {
-		answers(s, 1, '0');
-		mine++;
-	}
+	int mine = answers_until(fd, s, '0');
 	heard("all of them", fd, TIMES);
 	printf("some here %d, some there %d\n", mine > 0, mine < TIMES);
 	for (int i = 0; i < CHILDREN; i++) {
 		kill(pids[i], SIGKILL);
 		waitpid(pids[i], NULL, 0);
 	}
-	/* Whoever was killed gets none any more. */
-	usleep(1500000);
-	fd = calls(OWN + 3, TIMES);
-	answers(s, TIMES, '1');
+	/* Whoever was killed gets none any more, as soon as that is known. */
+	do
+		fd = calls(OWN + 3, TIMES);
+	while (answers_until(fd, s, '1') < TIMES && close(fd) == 0);
 	heard("all the rest", fd, TIMES);
 	close(s);
 }
@@ -437,7 +442,7 @@ static void asks(const char *what, int port)
 	/* Whoever takes the address first learns of the listener a moment later. */
 	CHILD({
 		char byte = 0;
-		for (int i = 0; i < 100 && byte != 'w'; i++) {
+		while (byte != 'w') {
 			int fd = calls(port, 1);
 			check(recv(fd, &byte, 1, 0) == 1, "what was heard");
 			close(fd);
@@ -486,7 +491,7 @@ static void killed_master(const char *host, int port, int workers)
 
 static void survives(const char *own)
 {
-	alarm(120);
+	hang_guard("survives");
 	killed_master(own, OWN + 4, 1);
 	killed_master(own, OWN + 5, 3);
 	killed_master("0.0.0.0", OWN + 6, 2);
@@ -528,7 +533,7 @@ static void leaves(void)
 	enum { TIMES = 4, BYTES = 150000 };
 	static char bytes[BYTES];
 	long all[2] = { 0 };
-	alarm(120);
+	hang_guard("leaves");
 	for (int i = 0; i < TIMES; i++) {
 		CHILD({
 			int fd = dial('H');
@@ -574,7 +579,7 @@ static void bound_sockets(const char *own)
 {
 	int ready[2], s, one = 1, got = 0;
 	socklen_t n = sizeof got;
-	alarm(120);
+	hang_guard("bound");
 	check(pipe(ready) == 0, "pipe");
 
 	s = bound(own, OWN + 12);
@@ -701,7 +706,7 @@ static void forks(const char *own)
 	int s = listener(own, OWN + 11, SO_REUSEADDR);
 	pid_t pids[WORKERS];
 	struct pollfd p[CALLERS];
-	alarm(120);
+	hang_guard("forks");
 	for (int i = 0; i < WORKERS; i++) {
 		CHILD(worker(s, 'w', 0));
 		pids[i] = last_child;
@@ -779,7 +784,7 @@ static void looks(int s)
 	socklen_t n = sizeof from;
 	int length = -1;
 	struct pollfd p = { s, POLLIN, 0 };
-	check(poll(&p, 1, 10000) == 1, "poll");
+	check(poll(&p, 1, -1) == 1, "poll");
 	check(ioctl(s, FIONREAD, &length) == 0, "FIONREAD");
 	printf("shows %x, %d bytes\n", p.revents, length);
 	printf("peeked %zd\n", recv(s, buf, 3, MSG_PEEK | MSG_TRUNC));
@@ -813,7 +818,7 @@ static void looks(int s)
 	say("connect elsewhere", connect(s, (void *)&from, sizeof from));
 	say("send", send(s, "x", 1, 0));
 	p.revents = 0;
-	check(poll(&p, 1, 10000) == 1, "poll");
+	check(poll(&p, 1, -1) == 1, "poll");
 	say("refused", recv(s, buf, sizeof buf, 0));
 	from.sin_family = AF_UNSPEC;
 	say("disconnect", connect(s, (void *)&from, sizeof from));
@@ -826,14 +831,12 @@ static void asks_datagrams(const char *own)
 	enum { TIMES = 40 };
 	struct sockaddr_in a = at(own, OWN + 7);
 	int count = 0;
-	alarm(60);
+	hang_guard("asks");
 	for (int i = 0; i < TIMES; i++) {
 		char out[2000], in[2001];
-		struct timeval wait = { 5, 0 };
 		int fd = socket(AF_INET, SOCK_DGRAM, 0);
 		a.sin_port = htons(i % 2 ? OWN + 7 : OWN + 9);
 		memset(out, i, sizeof out);
-		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
 		check(connect(fd, (void *)&a, sizeof a) == 0, "connect"); /* hears from nobody else */
 		check(send(fd, out, i * 40, 0) == i * 40, "send");
 		count += recv(fd, in, sizeof in, 0) == i * 40 + 1 && in[0] == 'w' && !memcmp(in + 1, out, i * 40);
@@ -841,10 +844,8 @@ static void asks_datagrams(const char *own)
 	}
 	printf("%d of %d are right\n", count, TIMES);
 	int fd = socket(AF_INET, SOCK_DGRAM, 0);
-	struct timeval wait = { 5, 0 };
 	char in[100];
 	udp_at(ip, DISCARDS);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
 	a = at(own, OWN + 8);
 	check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
 	check(send(fd, "the first one", 13, 0) == 13 && send(fd, "the second", 10, 0) == 10, "send");
@@ -857,17 +858,14 @@ static void on_its_own(const char *own)
 {
 	struct sockaddr_in a = at(ip, 9), from;
 	socklen_t n = sizeof from;
-	struct timeval wait = { 5, 0 };
 	char buf[100];
 	int fd = socket(AF_INET, SOCK_DGRAM, 0);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
 	say("connect", connect(fd, (void *)&a, sizeof a));
 	names(fd);
 	say("send", send(fd, "x", 1, 0));
 	say("refused", recv(fd, buf, sizeof buf, 0));
 	close(fd);
 	fd = socket(AF_INET, SOCK_DGRAM, 0);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
 	a = at(own, OWN + 7);
 	say("sendto", sendto(fd, "hello", 5, 0, (void *)&a, sizeof a));
 	ssize_t got = recvfrom(fd, buf, sizeof buf, 0, (void *)&from, &n);
@@ -879,7 +877,7 @@ static void on_its_own(const char *own)
 	int second = socket(AF_INET, SOCK_DGRAM, 0);
 	say("another there", bind(second, (void *)&a, sizeof a));
 	close(fd);
-	for (int i = 0; i < 200 && bind(second, (void *)&a, sizeof a) < 0; i++)
+	while (bind(second, (void *)&a, sizeof a) < 0)
 		usleep(10000); /* the owner hears of the close */
 	printf("in its place %d\n", ntohs(local(second).sin_port));
 	close(second);
@@ -891,7 +889,7 @@ static void datagrams(const char *own)
 	pid_t pids[CHILDREN + 1];
 	char c;
 	int ready[2], s = udp_at(own, OWN + 7), other = udp_at(own, OWN + 8), one = 1;
-	alarm(120);
+	hang_guard("datagrams");
 	check(pipe(ready) == 0, "pipe");
 	setsockopt(other, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
 	for (int i = 0; i < CHILDREN; i++) {
@@ -924,7 +922,7 @@ static void datagrams(const char *own)
 
 static void trace(void)
 {
-	alarm(120);
+	hang_guard("trace");
 	int fd = dial('E');
 	echoes("the parent", fd);
 	CHILD(connects());

@@ -15,6 +15,7 @@
 #include <linux/sockios.h>
 
 #include "trace_check.h"
+#include "guard.h"
 
 /* The other side writes while this one sleeps; that it does is likely, and nothing hangs on it. */
 static void *write_later(void *fd)
@@ -32,7 +33,7 @@ static void wait_acknowledged(int fd)
 
 int main(int argc, char **argv)
 {
-	alarm(60);
+	hang_guard("stack_interfaces");
 	int ours[8], theirs[8];
 	for (int i = 1; i < argc && i < 8; i++) {
 		struct sockaddr_in peer = { .sin_family = AF_INET, .sin_port = htons(7000) }, own;

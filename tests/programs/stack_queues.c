@@ -97,7 +97,7 @@ static void *serve_events(void *argument)
 	for (;;) {
 		struct epoll_event events[EVENTS];
 		int n = epoll_wait(w->epoll, events, EVENTS, -1);
-		SERVE(n > 0);
+		SERVE(n > 0 || errno == EINTR); /* stopped and continued */
 		for (int i = 0; i < n; i++) {
 			if (events[i].data.fd != w->listener) {
 				echo(events[i].data.fd);
@@ -358,7 +358,7 @@ static void *ask_in_turn(void *argument)
 int main(int argc, char **argv)
 {
 	CHECK(argc >= 4);
-	alarm(CHECK_SECONDS);
+	hang_guard(argv[1]);
 	address = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(PORT) };
 	CHECK(inet_pton(AF_INET, argv[2], &address.sin_addr) == 1);
 	threads = atoi(argv[3]);

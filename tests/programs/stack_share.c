@@ -153,15 +153,21 @@ static void *serve(void *arg)
 		break;
 	}
 	case 'L':
-		for (int i = 0; i < 100 && !last; i++)
-			usleep(10000);
-		write_all(fd, &last, 1);
+		pthread_mutex_lock(&lock);
+		while (!last)
+			pthread_cond_wait(&changed, &lock);
+		what = last;
 		last = 0;
-		close(fd);
-		return NULL;
+		pthread_mutex_unlock(&lock);
+		write_all(fd, &what, 1);
+		break;
 	}
-	if (what == 'S')
+	if (what == 'S') {
+		pthread_mutex_lock(&lock);
 		last = end;
+		pthread_cond_broadcast(&changed);
+		pthread_mutex_unlock(&lock);
+	}
 	close(fd);
 	return NULL;
 }
@@ -206,7 +212,7 @@ static void serves(void)
 		size_t sent = 0, got = 0;
 		while (got < BULK) {
 			struct pollfd p = { fd, POLLIN | (sent < BULK ? POLLOUT : 0), 0 };
-			check(poll(&p, 1, 10000) == 1, "poll");
+			check(poll(&p, 1, -1) == 1, "poll");
 			if (p.revents & POLLOUT) {
 				ssize_t n = send(fd, out + sent, BULK - sent, MSG_DONTWAIT);
 				check(n > 0 || errno == EAGAIN, "send");
@@ -240,7 +246,7 @@ static void number(const char *who, int fd)
 	       priority);
 	struct pollfd p = { fd, POLLIN, 0 };
 	write_all(fd, who, strlen(who));
-	check(poll(&p, 1, 10000) == 1, "poll");
+	check(poll(&p, 1, -1) == 1, "poll");
 	text(who, fd, strlen(who));
 }
 
@@ -278,7 +284,7 @@ static void takes_turns(void)
 	text("parent", fd, 14);
 	write_all(fd, "from the parent", 15);
 	struct pollfd p = { fd, POLLIN, 0 };
-	while (poll(&p, 1, 10000) == 1 && recv(fd, (char[20]){ 0 }, 20, MSG_PEEK) < 15)
+	while (poll(&p, 1, -1) == 1 && recv(fd, (char[20]){ 0 }, 20, MSG_PEEK) < 15)
 		;
 	check(write(go[1], "g", 1) == 1, "go");
 	join("takes turns");
@@ -309,12 +315,12 @@ static void asleep(void)
 	fd = dial('E');
 	check(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) == 0, "epoll_ctl");
 	CHILD(write_all(fd, "event", 5));
-	int n = epoll_wait(ep, &e, 1, 10000);
+	int n = epoll_wait(ep, &e, 1, -1);
 	printf("epoll: %d %x %d\n", n, e.events, (int)e.data.u64);
 	text("then", fd, 100);
 	e.events = EPOLLOUT;
 	say("mod", epoll_ctl(ep, EPOLL_CTL_MOD, fd, &e));
-	n = epoll_wait(ep, &e, 1, 10000);
+	n = epoll_wait(ep, &e, 1, -1);
 	printf("epoll: %d %x\n", n, e.events);
 	say("del", epoll_ctl(ep, EPOLL_CTL_DEL, fd, NULL));
 	join("epoll");
@@ -330,7 +336,7 @@ static void reset(int first)
 			text("before", fd, 3);
 		write_all(fd, "x", 1);
 		struct pollfd p = { fd, POLLRDHUP, 0 };
-		poll(&p, 1, 10000);
+		poll(&p, 1, -1);
 		p.events = POLLIN | POLLOUT | POLLRDHUP;
 		poll(&p, 1, 0);
 		printf("reset shows: %x\n", p.revents);
@@ -348,7 +354,7 @@ static void reset(int first)
 		text("before", fd, 3);
 		write_all(fd, "x", 1);
 		struct pollfd p = { fd, POLLRDHUP, 0 };
-		poll(&p, 1, 10000);
+		poll(&p, 1, -1);
 		say("first send", send(fd, "x", 1, MSG_NOSIGNAL));
 		say("second send", send(fd, "x", 1, MSG_NOSIGNAL));
 		text("receive", fd, 10);
@@ -401,7 +407,7 @@ static void knows(void)
 		write_all(fd, "12345", 5);
 		struct pollfd p = { fd, POLLIN, 0 };
 		do
-			check(poll(&p, 1, 10000) == 1 && ioctl(fd, FIONREAD, &got) == 0, "FIONREAD");
+			check(poll(&p, 1, -1) == 1 && ioctl(fd, FIONREAD, &got) == 0, "FIONREAD");
 		while (got < 5);
 		printf("FIONREAD %d\n", got);
 		say("SIOCOUTQ", ioctl(fd, TIOCOUTQ, &got));
@@ -454,7 +460,7 @@ static void leaves_unread(void)
 	int fd = dial('S'), l;
 	CHILD({
 		struct pollfd p = { fd, POLLIN, 0 };
-		check(poll(&p, 1, 10000) == 1, "poll");
+		check(poll(&p, 1, -1) == 1, "poll");
 		close(fd);
 	});
 	close(fd);
@@ -545,13 +551,13 @@ static void sends_file(void)
 		for (int round = 0; round < 40; round++)
 			for (off_t at = 0; at < end;) {
 				struct pollfd p = { fd, POLLOUT, 0 };
-				check(poll(&p, 1, 10000) == 1, "room");
+				check(poll(&p, 1, -1) == 1, "room");
 				check(sendfile(fd, file, &at, end - at) > 0 || errno == EAGAIN, "sendfile");
 			}
 		check(shutdown(fd, SHUT_WR) == 0, "shutdown");
 	});
 	struct pollfd p = { fd, POLLIN, 0 };
-	check(poll(&p, 1, 30000) == 1, "answer");
+	check(poll(&p, 1, -1) == 1, "answer");
 	text("all of it", fd, 3);
 	join("sends a file");
 	close(fd);
@@ -606,7 +612,7 @@ static void harmless(void)
 
 static void guest(void)
 {
-	alarm(120);
+	hang_guard("guest");
 	setlinebuf(stdout);
 	uses();
 	serves();
@@ -656,7 +662,7 @@ static void kills(void)
 	enum { CHILDREN = 8, ROUNDS = 6 };
 	unsigned seed = 7;
 	int shared = dial('E'), before = 0;
-	alarm(120);
+	hang_guard("kills");
 	for (int round = 0; round < ROUNDS; round++) {
 		pid_t pids[CHILDREN];
 		for (int i = 0; i < CHILDREN; i++) {
@@ -679,11 +685,10 @@ static void kills(void)
 		CHILD(works(shared, 3));
 		check(waitpid(last_child, NULL, 0) == last_child, "waitpid");
 		/* What the killed have left goes as its end is noticed. */
-		for (int i = 0; round > 0 && i < 500 && descriptors() > before; i++)
+		while (round > 0 && descriptors() > before)
 			usleep(10000);
 		if (round == 0)
 			before = descriptors();
-		check(descriptors() <= before, "no descriptor is left over");
 	}
 	puts("done");
 }
@@ -692,7 +697,7 @@ static void orphan(void)
 {
 	int out[2];
 	check(pipe(out) == 0, "pipe");
-	alarm(60);
+	hang_guard("orphan");
 	CHILD({
 		int fd = dial('E');
 		echoes("its owner", fd);
@@ -730,7 +735,7 @@ static void daemonise(void)
 		exit(0);
 	}
 	setsid();
-	alarm(60);
+	hang_guard("daemon");
 	int null = open("/dev/null", O_RDWR);
 	for (int i = 0; i < 3; i++)
 		dup2(null, i);
@@ -750,7 +755,7 @@ static void daemonise(void)
 static void client(void)
 {
 	struct sockaddr_in a = at(ip, PORT);
-	alarm(60);
+	hang_guard("client");
 	for (int i = 0; i < 3; i++) {
 		int fd = socket(AF_INET, SOCK_STREAM, 0);
 		check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
@@ -762,7 +767,7 @@ static void client(void)
 		close(fd);
 	}
 	/* The last who held the listener is gone: a reset answers, or in the end nothing at all. */
-	for (int i = 0; i < 100; i++) {
+	for (;;) {
 		int fd = socket(AF_INET, SOCK_STREAM, 0), tries = 1;
 		setsockopt(fd, IPPROTO_TCP, TCP_SYNCNT, &tries, sizeof tries);
 		if (connect(fd, (void *)&a, sizeof a) < 0)
@@ -770,7 +775,6 @@ static void client(void)
 		close(fd);
 		usleep(100000);
 	}
-	die("somebody still listens");
 }
 
 int main(int argc, char **argv)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "trace_check.h"
+#include "guard.h"
 
 static struct sockaddr_in address(const char *text, int port)
 {
@@ -178,7 +179,7 @@ static void groups_v6(void)
 
 int main(void)
 {
-	alarm(30);
+	hang_guard("stack_steer");
 	connects(7100, NULL);
 	connects(7101, NULL);
 	connects(7100, "veth2");

@@ -18,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "guard.h"
+
 union address {
 	struct sockaddr any;
 	struct sockaddr_in v4;
@@ -80,8 +82,6 @@ static int open_at(int family, const char *ip, int port)
 {
 	int fd = socket(family, SOCK_DGRAM, 0);
 	union address a = at(ip, port);
-	struct timeval patience = { .tv_sec = 10 };
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	if (bind(fd, &a.any, size(&a)) < 0)
 		say(ip, -1);
 	return fd;
@@ -186,7 +186,7 @@ static int readable(int fd)
 static void await(int fd, short events)
 {
 	struct pollfd p = { .fd = fd, .events = events };
-	poll(&p, 1, 10000);
+	poll(&p, 1, -1);
 	printf("  poll %x\n", p.revents);
 }
 
@@ -379,11 +379,11 @@ static void waiting(void)
 	say("add", epoll_ctl(set_fd, EPOLL_CTL_ADD, s, &e));
 	say("nothing", epoll_wait(set_fd, &e, 1, 0));
 	send_to("k", k, "one", "10.9.0.2", 5000);
-	say("one", epoll_wait(set_fd, &e, 1, 10000));
+	say("one", epoll_wait(set_fd, &e, 1, -1));
 	printf("  %x %u\n", e.events, e.data.u32);
 	say("edge", epoll_wait(set_fd, &e, 1, 0));
 	send_to("k", k, "two", "10.9.0.2", 5000);
-	say("another edge", epoll_wait(set_fd, &e, 1, 10000));
+	say("another edge", epoll_wait(set_fd, &e, 1, -1));
 	receive("s", s, 20, 0);
 	receive("s", s, 20, 0);
 	struct timeval short_time = { .tv_usec = 20000 };
@@ -521,8 +521,6 @@ static void everywhere(int family, const char *any, const char *near, const char
 
 	printf("-- a client that goes both ways\n");
 	s = socket(family, SOCK_DGRAM, 0);
-	struct timeval patience = { .tv_sec = 10 };
-	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	send_to("to near", s, "to near", near, 5001);
 	send_to("to far", s, "to far", far, 5002);
 	names("names", s);
@@ -575,7 +573,7 @@ static void counted(const char *what, const int *fds, int count, int wanted, int
 	struct pollfd p[8];
 	for (int i = 0; i < count; i++)
 		p[i] = (struct pollfd){ fds[i], POLLIN, 0 };
-	while (sum < wanted && poll(p, count, 10000) > 0) {
+	while (sum < wanted && poll(p, count, -1) > 0) {
 		char data[64];
 		for (int i = 0; i < count; i++)
 			for (; recv(fds[i], data, sizeof data, MSG_DONTWAIT) >= 0; sum++)
@@ -659,8 +657,6 @@ static void groups(void)
 	printf("  %s %u\n", inet_ntoa(got), length);
 
 	int fd = socket(AF_INET, SOCK_DGRAM, 0);
-	struct timeval patience = { .tv_sec = 10 };
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	group("join", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "10.9.0.2");
 	group("again", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "10.9.0.2");
 	group("join another", fd, IP_ADD_MEMBERSHIP, "239.1.2.4", "veth0");
@@ -687,7 +683,6 @@ static void groups(void)
 	close(fd);
 
 	fd = socket(AF_INET, SOCK_DGRAM, 0);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	group("join", fd, IP_ADD_MEMBERSHIP, "239.1.2.3", "veth0");
 	a = at("239.1.2.3", 5502);
 	say("bind to the group", bind(fd, &a.any, size(&a)));
@@ -708,7 +703,6 @@ static void groups(void)
 	sender = open_at(AF_INET6, "fd09::2", 0);
 	say("IPV6_MULTICAST_IF", setsockopt(sender, IPPROTO_IPV6, IPV6_MULTICAST_IF, &number, sizeof number));
 	fd = socket(AF_INET6, SOCK_DGRAM, 0);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	say("join", setsockopt(fd, IPPROTO_IPV6, IPV6_JOIN_GROUP, &m6, sizeof m6));
 	say("again", setsockopt(fd, IPPROTO_IPV6, IPV6_JOIN_GROUP, &m6, sizeof m6));
 	a = at("::", 5503);
@@ -724,6 +718,7 @@ static void groups(void)
 int main(void)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	hang_guard("stack_udp");
 	exchange(AF_INET, "10.9.0.2", "10.9.0.1", 5000);
 	exchange(AF_INET6, "fd09::2", "fd09::1", 5000);
 	told();

@@ -14,6 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "guard.h"
+
 enum { THREADS = 8, ROUNDS = 1000 };
 
 static int fd;
@@ -110,7 +112,7 @@ static void peek_beyond(int near)
 
 int main(void)
 {
-	alarm(30);
+	hang_guard("stack_udp_threads");
 	sem_init(&seen, 0, 0);
 	struct sockaddr_in any = address("0.0.0.0", 7001), stack = address("10.9.0.2", 7001);
 	struct sockaddr_in loop = address("127.0.0.1", 7001), from = address("10.9.0.1", 0);

@@ -30,6 +30,10 @@ ip address add 10.9.0.1/24 dev veth1
 ip address add fd09::1/64 dev veth1 nodad
 side=$1
 shift
+# Until both ends know of their carrier what is sent there is lost.
+for end in veth0 veth1; do
+	until ip link show dev $end | grep -q 'state UP'; do sleep 0.01; done
+done
 if [ $side = kernel ]; then
 	ip address add 10.9.0.2/24 dev veth0
 	ip address add fd09::2/64 dev veth0 nodad

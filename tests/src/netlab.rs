@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
 /// Address of the side with the program, whoever serves it.
 pub const GUEST: &str = "10.9.0.2";
@@ -62,6 +64,9 @@ impl Lab {
         ip(&[&veth[..], &other[..]].concat());
         for side in [&guest, &peer] {
             ip(&["-n", side, "link", "set", "eth0", "up"]);
+        }
+        for side in [&guest, &peer] {
+            await_carrier(side, "eth0");
         }
         ip(&["-n", &peer, "addr", "add", "10.9.0.1/24", "dev", "eth0"]);
         if kernel {
@@ -158,6 +163,19 @@ fn inside(name: &str, program: impl AsRef<OsStr>) -> Command {
     command.args(["netns", "exec", name]).arg(program);
     command.stdin(Stdio::null());
     command
+}
+
+/// Waits until the kernel has noticed the carrier of an interface: what is sent before is lost.
+fn await_carrier(side: &str, interface: &str) {
+    let is_up = || {
+        let mut shown = Command::new("ip");
+        shown.args(["-n", side, "link", "show", "dev", interface]);
+        let shown = shown.output().expect("iproute2 is installed");
+        String::from_utf8_lossy(&shown.stdout).contains("state UP")
+    };
+    while !is_up() {
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn ip(arguments: &[&str]) {

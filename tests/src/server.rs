@@ -1,7 +1,7 @@
 //! Programs that serve beside a test.
 
 use std::borrow::BorrowMut;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// A program that serves until this is dropped: the programs of `tests/programs` say so in a line when they
@@ -81,12 +81,14 @@ impl Server {
     /// Waits for the end of one that ends by itself, and returns what else it has said.
     ///
     /// # Panics
-    /// When that is not text.
+    /// When that is not text, or it does not end with success.
     #[must_use]
     pub fn rest(mut self) -> String {
         let mut said = String::new();
         let read = self.stdout.read_to_string(&mut said);
         read.expect("the server ends");
+        let status = self.child.wait().expect("it is our child");
+        assert!(status.success(), "{status}: {said}");
         said
     }
 
@@ -106,9 +108,17 @@ impl Server {
     }
 }
 
+/// One that failed tells whoever reads why.
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        let _ = self.child.wait();
+        let Ok(status) = self.child.wait() else {
+            return;
+        };
+        if !status.success() {
+            let mut said = String::new();
+            let _ = self.stdout.read_to_string(&mut said);
+            let _ = writeln!(io::stderr(), "the server ended with {status}\n{said}");
+        }
     }
 }

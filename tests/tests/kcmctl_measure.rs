@@ -151,22 +151,32 @@ fn interrupted_measurement_leaves_nothing_behind() {
     let runtime = Runtime::new();
     let tool = runtime.install();
     for arguments in [&["bench"][..], &["doctor", "--measure"]] {
-        let mut run = command(&tool, arguments);
-        run.stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0);
-        let mut child = run.spawn().expect("it starts");
         let deadline = Instant::now() + PATIENCE;
-        let mut below = Vec::new();
-        // A part and its peer, or a stage and its peer.
-        while below.len() < 2 {
-            assert!(Instant::now() < deadline, "{arguments:?} starts nothing");
-            thread::sleep(Duration::from_millis(1));
-            below = descendants(child.id());
-        }
-        // SAFETY: the number is that of our child, which has not been waited for.
-        unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
-        assert!(!child.wait().expect("it is our child").success());
+        let below = loop {
+            let mut run = command(&tool, arguments);
+            run.stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .process_group(0);
+            let mut child = run.spawn().expect("it starts");
+            let (mut below, mut ended) = (Vec::new(), None);
+            // A part and its peer, or a stage and its peer.
+            while below.len() < 2 && ended.is_none() {
+                assert!(Instant::now() < deadline, "{arguments:?} starts nothing");
+                thread::sleep(Duration::from_millis(1));
+                below = descendants(child.id());
+                ended = child.try_wait().expect("it is our child");
+            }
+            if ended.is_none() {
+                // SAFETY: the number is that of our child, which has not been waited for.
+                unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+            }
+            let status = child.wait().expect("it is our child");
+            if ended.is_none() && !status.success() {
+                break below;
+            }
+            // Where this process sleeps for long, the measurement is over before it is interrupted.
+            assert!(status.success(), "{arguments:?}: {status}");
+        };
         let gone = |pid: &u32| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             let state = stat.rsplit(") ").next().unwrap_or_default();

@@ -8,6 +8,9 @@ const SECOND: &str = "
 ip link add veth2 numrxqueues 2 numtxqueues 2 type veth peer name veth3
 ip link set veth2 up
 ip link set veth3 up
+for end in veth2 veth3; do
+	until ip link show dev $end | grep -q 'state UP'; do sleep 0.01; done
+done
 ip address add 10.8.0.1/24 dev veth3
 ";
 

@@ -23,14 +23,16 @@ fn several_processes_use_one_connection_as_on_the_kernel() {
         let lab = Lab::new(kernel);
         let _peer = peer(&lab, &program);
         let output = program::run(guest(&lab, &program).args(["guest", PEER]));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        [output.stdout, output.stderr].map(|out| String::from_utf8_lossy(&out).into_owned())
     };
-    let kernel = trace(true, |lab, program| lab.on_guest(program));
-    assert!(kernel.ends_with("done\n"), "{kernel}");
-    assert_eq!(kernel, trace(false, |lab, program| lab.on_stack(program)));
+    let [kernel, errors] = trace(true, |lab, program| lab.on_guest(program));
+    assert!(kernel.ends_with("done\n"), "{kernel}{errors}");
+    let [ours, errors] = trace(false, |lab, program| lab.on_stack(program));
+    assert_eq!(kernel, ours, "{errors}");
     // Frames are lost, doubled and late: what is read ends at holes, and a reset may overtake what was sent before it.
     let faulty = |lab: &Lab, program: &Path| lab.on_stack_with("faults=2", program);
-    assert!(trace(false, faulty).ends_with("done\n"));
+    let [ours, errors] = trace(false, faulty);
+    assert!(ours.ends_with("done\n"), "{ours}{errors}");
 }
 
 /// Children are killed while they work; the others, their parent and its descriptors are unharmed.

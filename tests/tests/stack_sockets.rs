@@ -24,9 +24,9 @@ fn calls_return_what_the_kernel_returns() {
         let mut guest = lab.on(on_stack, &program);
         guest.args(["guest", PEER, GUEST]);
         let output = program::run(&mut guest);
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        [output.stdout, output.stderr].map(|out| String::from_utf8_lossy(&out).into_owned())
     };
-    let (kernel, ours) = (trace(false), trace(true));
+    let ([kernel, _], [ours, errors]) = (trace(false), trace(true));
     let differ: Vec<String> = kernel
         .lines()
         .zip(ours.lines())
@@ -34,7 +34,7 @@ fn calls_return_what_the_kernel_returns() {
         .filter(|(_, (k, o))| k != o)
         .map(|(at, (k, o))| format!("line {}: kernel {k:?}, stack {o:?}", at + 1))
         .collect();
-    assert!(differ.is_empty(), "{}\n{ours}", differ.join("\n"));
+    assert!(differ.is_empty(), "{}\n{ours}{errors}", differ.join("\n"));
     assert_eq!(kernel.lines().count(), ours.lines().count());
     assert!(kernel.lines().count() > 200, "the program came to its end");
 }
@@ -70,11 +70,11 @@ fn a_stack_connection_is_attached_as_the_kernels() {
                 false => lab.on_shim(&program),
             };
             let output = program::run(guest.args([role, PEER]));
-            String::from_utf8_lossy(&output.stdout).into_owned()
+            [output.stdout, output.stderr].map(|out| String::from_utf8_lossy(&out).into_owned())
         };
-        let (kernel, ours) = (trace(false), trace(true));
+        let ([kernel, _], [ours, errors]) = (trace(false), trace(true));
         assert!(kernel.contains("done"), "{kernel}");
         let of = |trace: &str| trace.lines().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(of(&kernel), of(&ours), "{role}");
+        assert_eq!(of(&kernel), of(&ours), "{role}: {errors}");
     }
 }
