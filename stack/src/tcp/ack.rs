@@ -2,16 +2,19 @@
 //! the congestion window makes of it.
 
 use super::Tcb;
-use super::cc::{AckSample, Bbr, BbrAck};
-use super::conn::{Episode, Flags, Phase, Rexmit, stamp};
+use super::cc::{AckSample, Bbr, BbrAck, Window};
+use super::conn::{Episode, Flags, Frto, Phase, Rexmit, stamp};
 use super::options::Options;
 use super::rack;
 use super::reassembly::Range;
+use super::scoreboard::{Sent, Stamp, stamp_at_or_after};
 use super::segment::{Control, Segment};
 use super::seq::Seq;
 use super::state::State;
 use crate::events::Ready;
 
+/// Of our timestamp clock.
+const TIMESTAMP_TICK_US: u32 = 1_000;
 /// RFC 5681 §3.2.
 const DUP_ACK_THRESHOLD: u8 = 3;
 
@@ -25,7 +28,15 @@ struct Delivery {
     rtt_us: Option<u32>,
     latest_rtt_us: Option<u32>,
     retransmitted: bool,
+    /// Of what was retransmitted and is acknowledged, when the first was sent again (the last time).
+    resent_at: Option<Stamp>,
+    /// Something sent once, before the timeout that is being recovered from.
+    original: bool,
+    /// By SACK.
+    sacked: bool,
     dsack: bool,
+    /// A duplicate ACK.
+    is_dup: bool,
 }
 
 impl Tcb<'_> {
@@ -61,9 +72,14 @@ impl Tcb<'_> {
         let round_start = self.round_starts(seg.ack);
 
         let mut d = self.deliver(seg.ack, o);
+        d.is_dup = is_dup;
         if !self.c.flags.has(Flags::SACK) {
+            // Without SACK marks, what came along may have been held behind the hole for long.
+            d.original &= !d.retransmitted;
             let mss = u32::from(self.c.mss);
-            if is_dup {
+            // After a timeout only what is new tells by duplicates that it has left, as in Linux.
+            let tells = self.b.phase != Phase::Loss || self.is_past_timeout();
+            if is_dup && tells {
                 self.b.dup_acks = self.b.dup_acks.saturating_add(1);
                 d.bytes += mss;
             } else if d.cumulative > 0 {
@@ -83,6 +99,7 @@ impl Tcb<'_> {
             self.sample_rtt(rtt);
         } else if d.cumulative > 0
             && let Some(rtt) = self.c.echoed_rtt_us(o, self.now)
+            && !self.is_ambiguous(rtt, &d)
         {
             self.sample_rtt(rtt);
         }
@@ -202,12 +219,16 @@ impl Tcb<'_> {
         let now = stamp(self.now);
         let mut d = Delivery::default();
         let min_rtt = self.c.rtt.min_us;
+        let (in_loss, episode) = (self.b.phase == Phase::Loss, &self.b.episode);
         let (rack, rate) = (&mut self.b.rack, &mut self.b.rate);
-        let mut newly = |s: &super::scoreboard::Sent, d: &mut Delivery| {
+        let mut newly = |s: &Sent, d: &mut Delivery| {
             rack.on_delivered(s, now, min_rtt);
             rate.on_delivered(s, s.bytes(), now);
+            d.original |= in_loss && episode.began_with(s);
             if s.ever_retransmitted() {
                 d.retransmitted = true;
+                let is_first = |at: &Stamp| stamp_at_or_after(s.at, *at);
+                d.resent_at = d.resent_at.filter(is_first).or(Some(s.at));
             } else {
                 let rtt = now.wrapping_sub(s.at);
                 d.rtt_us.get_or_insert(rtt);
@@ -249,6 +270,7 @@ impl Tcb<'_> {
                 self.b.episode.undo_bytes -= i64::from(first.end.since(first.start));
             }
         }
+        let episode = &self.b.episode;
         let (rack, rate) = (&mut self.b.rack, &mut self.b.rate);
         for b in blocks {
             let start = b.start.later(una);
@@ -259,6 +281,8 @@ impl Tcb<'_> {
             d.bytes += self.b.board.sack(Range { start, end: b.end }, |s| {
                 rack.on_delivered(s, now, min_rtt);
                 rate.on_delivered(s, s.bytes(), now);
+                d.sacked = true;
+                d.original |= in_loss && episode.began_with(s);
                 if !s.ever_retransmitted() {
                     rtt = Some(now.wrapping_sub(s.at));
                 }
@@ -269,6 +293,16 @@ impl Tcb<'_> {
             }
         }
         d
+    }
+
+    /// An echo older than all that was sent again, in an ACK that may answer what was sent again. When the
+    /// originals arrived and their ACKs were lost, the peer answers a retransmission and echoes the
+    /// original: the time of all the timeouts between would count as a round trip. Linux takes it.
+    fn is_ambiguous(&self, rtt_us: u32, d: &Delivery) -> bool {
+        d.resent_at.is_some_and(|at| {
+            let since_us = stamp(self.now).wrapping_sub(at);
+            since_us >= self.c.rtt.min_us && rtt_us > since_us + TIMESTAMP_TICK_US
+        })
     }
 
     /// A round trip measured ends the backoff, and nothing else does (RFC 6298 §5.7): an ACK of what was
@@ -321,7 +355,7 @@ impl Tcb<'_> {
 
     /// Loss detection and the phases of recovery; bytes newly lost.
     fn recover(&mut self, d: &Delivery, o: &Options) -> u32 {
-        if self.is_recovering() && self.undo_if_spurious(d, o) {
+        if self.undo_if_spurious(d, o) || self.undo_timeout(d) {
             return 0;
         }
         let mut newly_lost = 0;
@@ -427,6 +461,7 @@ impl Tcb<'_> {
             point: self.c.snd_nxt,
             prior: Some(prior),
             retrans_ts: self.b.episode.retrans_ts,
+            undo_bytes: self.probe_under_way(),
             ..Episode::default()
         };
         if self.b.phase != Phase::Reduced {
@@ -487,44 +522,94 @@ impl Tcb<'_> {
         self.c.window.cwnd = pipe + allowed;
     }
 
+    /// A tail loss probe is a retransmission that may be reported as a duplicate, too.
+    pub(crate) fn probe_under_way(&self) -> i64 {
+        let tail = &self.b.tail;
+        let is_one = tail.end.is_some() && tail.is_retransmission;
+        if is_one { self.c.mss.into() } else { 0 }
+    }
+
     /// What was retransmitted and is still under way counts in the next episode, too: its arrival would
-    /// else look like that of an original (Linux keeps its retrans_stamp alike).
+    /// else look like that of an original (Linux keeps its retrans_stamp alike). D-SACKs may still come,
+    /// and show that all of it was needless.
     fn end_episode(&mut self) {
         self.b.phase = Phase::Open;
+        self.b.dup_acks = 0;
         let is_under_way = self.b.board.has_retransmitted();
-        self.b.episode = Episode {
-            retrans_ts: self.b.episode.retrans_ts.filter(|_| is_under_way),
+        let e = &mut self.b.episode;
+        *e = Episode {
+            retrans_ts: e.retrans_ts.filter(|_| is_under_way),
+            prior: e.prior.filter(|_| e.undo_bytes > 0),
+            undo_bytes: e.undo_bytes,
             ..Episode::default()
         };
-        self.b.dup_acks = 0;
     }
 
     /// Eifel detection (RFC 3522) by timestamps and full D-SACK coverage (RFC 3708): the originals
-    /// had arrived, so the window is given back (RFC 4015).
+    /// had arrived, so the window is given back (RFC 4015). D-SACKs tell after the recovery, too.
     fn undo_if_spurious(&mut self, d: &Delivery, o: &Options) -> bool {
+        if !self.is_recovering() && !d.dsack {
+            return false;
+        }
         let e = &self.b.episode;
         let Some(prior) = e.prior else { return false };
-        let Some(first) = e.retrans_ts else {
-            return false;
+        let is_echo_older = |first: u32| {
+            let ts = o.timestamps.filter(|t| t.ecr != 0);
+            ts.is_some_and(|t| (t.ecr.wrapping_sub(first) as i32) < 0)
         };
-        let by_echo = d.cumulative > 0
+        let by_echo = self.is_recovering()
+            && d.cumulative > 0
             && self.c.flags.has(Flags::TIMESTAMPS)
-            && o.timestamps
-                .is_some_and(|t| t.ecr != 0 && (t.ecr.wrapping_sub(first) as i32) < 0);
+            && e.retrans_ts.is_some_and(is_echo_older);
         let by_dsack = d.dsack && e.undo_bytes <= 0;
         if !by_echo && !by_dsack {
             return false;
         }
+        self.undo(Some(prior));
+        true
+    }
+
+    /// F-RTO (RFC 5682 §3.1 and, as what was acknowledged without SACK counts alike, §2.1): whether a
+    /// timeout was spurious shows in the next two ACKs that say anything.
+    fn undo_timeout(&mut self, d: &Delivery) -> bool {
+        if self.b.phase != Phase::Loss || self.b.episode.frto == Frto::Off {
+            return false;
+        }
+        if d.original {
+            // Step 3.b: what was not sent again has arrived.
+            self.env.stats.spurious_timeouts += 1;
+            self.undo(self.b.episode.prior);
+            return true;
+        }
+        let point = self.b.episode.point;
+        let may_send = self.unsent() > 0 && self.c.snd_limit().after(self.c.snd_nxt);
+        let has_probed = self.is_past_timeout();
+        let frto = &mut self.b.episode.frto;
+        if has_probed {
+            // Step 3.a: what is new arrived, and nothing of what was before it.
+            let is_loss = d.sacked || d.is_dup;
+            *frto = if is_loss { Frto::Off } else { Frto::Waiting };
+        } else if d.cumulative > 0 && self.c.snd_una.before(point) {
+            *frto = if may_send { Frto::Probing } else { Frto::Off };
+        }
+        false
+    }
+
+    /// Nothing was lost: the window is as it was, and the recovery over.
+    fn undo(&mut self, prior: Option<Window>) {
         self.env.stats.spurious_undone += 1;
-        self.c.window.cwnd = self.c.window.cwnd.max(prior.cwnd);
-        self.c.window.ssthresh = prior.ssthresh;
-        self.c.window.w_max = prior.w_max;
+        let w = &mut self.c.window;
+        if let Some(prior) = prior {
+            w.cwnd = w.cwnd.max(prior.cwnd);
+            w.ssthresh = w.ssthresh.max(prior.ssthresh);
+            w.w_max = prior.w_max;
+        }
         self.b.board.forget_losses();
         if let Some(bbr) = &mut self.b.cc.bbr {
             bbr.on_undo();
         }
+        self.b.episode.prior = None;
         self.end_episode();
-        true
     }
 
     /// RFC 8985 §7.4.2: a probe that repaired a loss silently must not hide the congestion. Whether it

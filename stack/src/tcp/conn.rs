@@ -12,7 +12,7 @@ use super::options::Options;
 use super::rack::{Rack, Widening};
 use super::reassembly::Reassembly;
 use super::rto::RttEstimate;
-use super::scoreboard::{Scoreboard, Stamp};
+use super::scoreboard::{Scoreboard, Sent, Stamp};
 use super::seq::Seq;
 use super::sockopt::SockOpts;
 use super::state::State;
@@ -377,6 +377,19 @@ pub(crate) enum Phase {
     Loss,
 }
 
+/// Forward RTO-recovery (RFC 5682): whether it is still open if a timeout was spurious.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Frto {
+    /// Decided, or not asked.
+    #[default]
+    Off,
+    /// The first segment went again; what the next ACKs bring tells.
+    Waiting,
+    /// Something new goes next and nothing again (step 2.b): an ACK of the new alone says that the rest is
+    /// lost, one of an original that it is not.
+    Probing,
+}
+
 /// Proportional rate reduction and undo state of one recovery episode.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Episode {
@@ -390,6 +403,15 @@ pub(crate) struct Episode {
     pub(crate) undo_bytes: i64,
     /// Our timestamp at the first retransmission (Eifel detection, RFC 3522).
     pub(crate) retrans_ts: Option<u32>,
+    /// After a timeout.
+    pub(crate) frto: Frto,
+}
+
+impl Episode {
+    /// Whether `s` was on its way when the episode began, and has not been sent again.
+    pub(crate) fn began_with(&self, s: &Sent) -> bool {
+        !s.ever_retransmitted() && s.end.at_or_before(self.point)
+    }
 }
 
 /// State of a connection with something going on. In this order in memory: what every exchange

@@ -1,7 +1,7 @@
 //! Relations that hold between events; for simulations.
 
 use super::Engine;
-use super::conn::{Busy, Conn, Flags, NONE};
+use super::conn::{Busy, Conn, Flags, Frto, NONE, Phase};
 use super::state::State;
 use crate::limits;
 
@@ -50,6 +50,10 @@ impl Conn {
             // A reset connection keeps what it received, and forgets what was in flight.
             assert_eq!(self.snd_una, self.snd_nxt, "no flight without entries");
         }
+        assert!(
+            b.episode.frto == Frto::Off || b.phase == Phase::Loss,
+            "F-RTO asks about a timeout"
+        );
         assert!(
             self.window.cwnd > 0,
             "a closed congestion window never opens"

@@ -1,6 +1,6 @@
 //! Decides what a connection sends next: one segment per call, until there is nothing.
 
-use super::conn::{Flags, Phase, Rexmit, stamp};
+use super::conn::{Flags, Frto, Phase, Rexmit, stamp};
 use super::options::{OptionBytes, Timestamps};
 use super::reassembly::Range;
 use super::segment::{Control, Plan};
@@ -34,7 +34,10 @@ impl Tcb<'_> {
             _ => {}
         }
         let sent = self.c.state.transmits()
-            && (self.retransmission(plan) || self.new_data(plan) || self.probe(plan));
+            && (self.retransmission(plan)
+                || self.new_data(plan)
+                || self.nothing_new(plan)
+                || self.probe(plan));
         sent || self.keepalive_probe(plan) || self.pure_ack(plan)
     }
 
@@ -121,11 +124,30 @@ impl Tcb<'_> {
         if pipe > 0 && pipe + range.end.since(range.start) > self.c.window.cwnd {
             return false;
         }
-        if self.is_paced_out() {
+        if self.is_probing_timeout() || self.is_paced_out() {
             return false;
         }
         self.retransmit(range, plan);
         true
+    }
+
+    /// F-RTO's step 2.b: only what was never sent may go.
+    fn is_probing_timeout(&self) -> bool {
+        self.b.phase == Phase::Loss && self.b.episode.frto == Frto::Probing
+    }
+
+    /// Something new has been sent since the episode began.
+    pub(crate) fn is_past_timeout(&self) -> bool {
+        self.c.snd_nxt.after(self.b.episode.point)
+    }
+
+    /// What F-RTO would send cannot go now: back to what is lost (RFC 5682 §2.1 step 2.b).
+    fn nothing_new(&mut self, plan: &mut Plan) -> bool {
+        if !self.is_probing_timeout() || self.is_past_timeout() {
+            return false;
+        }
+        self.b.episode.frto = Frto::Off;
+        self.retransmission(plan)
     }
 
     fn retransmit(&mut self, range: Range, plan: &mut Plan) {
@@ -141,7 +163,10 @@ impl Tcb<'_> {
         e.prr_out += len;
         e.undo_bytes += i64::from(len);
         e.retrans_ts.get_or_insert(ts);
-        if self.b.timers.rexmit_kind == Rexmit::Off {
+        let kind = self.b.timers.rexmit_kind;
+        // What the timeout waits for starts anew, with a backoff that may be over by now.
+        let is_first = range.start == self.c.snd_una;
+        if kind == Rexmit::Off || kind == Rexmit::Rto && is_first {
             self.arm_rexmit(true);
         }
         self.text(range, plan);
@@ -211,7 +236,7 @@ impl Tcb<'_> {
     /// Nagle's rule as Minshall refined it, TCP_CORK and MSG_MORE, for a last segment below the
     /// MSS.
     fn held_back(&mut self) -> bool {
-        if self.c.flags.has(Flags::FIN_QUEUED) {
+        if self.c.flags.has(Flags::FIN_QUEUED) || self.is_probing_timeout() {
             return false;
         }
         if self

@@ -32,8 +32,10 @@ pub struct TcpStats {
     pub timeouts_fatal: u64,
     /// Fast recoveries entered (TCPSackRecovery, TCPRenoRecovery).
     pub fast_recoveries: u64,
-    /// Window reductions taken back (TCPFullUndo, TCPDSACKUndo).
+    /// Window reductions taken back (TCPFullUndo, TCPLossUndo, TCPDSACKUndo).
     pub spurious_undone: u64,
+    /// Timeouts that F-RTO found to be spurious (TCPSpuriousRTOs).
+    pub spurious_timeouts: u64,
     /// Tail loss probes (TCPLossProbes).
     pub tail_probes: u64,
     /// Zero-window probes (TCPWinProbe).

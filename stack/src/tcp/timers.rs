@@ -1,7 +1,7 @@
 //! What happens when a connection's deadline passes.
 
 use super::Tcb;
-use super::conn::{Episode, Flags, Phase, Rexmit, stamp};
+use super::conn::{Episode, Flags, Frto, Phase, Rexmit, stamp};
 use super::mss;
 use super::state::State;
 use crate::error::Cause;
@@ -97,9 +97,14 @@ impl Tcb<'_> {
             self.b.episode = Episode {
                 prior: Some(prior),
                 retrans_ts: self.b.episode.retrans_ts,
+                undo_bytes: self.probe_under_way(),
                 ..Episode::default()
             };
         }
+        // RFC 5682 §2.1 step 1: not within a recovery, where old ACKs say nothing about this timeout, unless
+        // it is another of the same segment (§3.2).
+        let is_clear = matches!(self.b.phase, Phase::Open | Phase::Reduced) || !is_first;
+        self.b.episode.frto = if is_clear { Frto::Waiting } else { Frto::Off };
         self.b.cc.on_timeout(congestion, &mut self.c.window);
         self.b.episode.point = self.c.snd_nxt;
         self.b.phase = Phase::Loss;
