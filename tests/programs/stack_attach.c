@@ -3,7 +3,9 @@
  *
  *   stack_attach peer ADDRESS     says "listening", serves plain TCP, ends when its standard input does
  *   stack_attach guest ADDRESS    prints what it sees
- *   stack_attach left ADDRESS     the same of a child whose parent ends */
+ *   stack_attach left ADDRESS     the same of a child whose parent ends
+ *   stack_attach ends ADDRESS     what the peer sees of programs that end and have closed nothing but the
+ *                                 descriptor of the connection */
 #include "guest.h"
 #include "guard.h"
 
@@ -474,6 +476,40 @@ static void lingers_in_vain(void)
 	say("waits: %d", now_ms() - before >= 900);
 }
 
+static void *receives(void *k)
+{
+	char byte;
+	recv((int)(intptr_t)k, &byte, 1, 0);
+	pause();
+	return NULL;
+}
+
+/* A program of its own ends, and leaves all but the number of the connection to its end. */
+static void ends(int has_thread)
+{
+	pid_t pid = child();
+	if (pid == 0) {
+		int k = kcm(SOCK_DGRAM), tcp = dial(WITNESS);
+		report("attach", attach(k, tcp, prog_p4()));
+		report("send", send(k, "\0\0\0\1x", 5, 0));
+		close(tcp);
+		if (has_thread)
+			spawn(receives, (void *)(intptr_t)k);
+		nap(20);
+		exit(0);
+	}
+	join(pid);
+	pid = child();
+	if (pid == 0) {
+		int ask = dial(WITNESS);
+		char end = 0;
+		check(send(ask, "?", 1, 0) == 1 && recv(ask, &end, 1, 0) == 1, "an answer");
+		say("ends: %c", end);
+		exit(0);
+	}
+	join(pid);
+}
+
 /* Every kind of connection, however this process came by it. */
 static void however_come_by(void)
 {
@@ -505,6 +541,12 @@ int main(int argc, char **argv)
 	remote = argv[2];
 	if (!strcmp(argv[1], "left")) {
 		left_by_the_parent();
+		return 0;
+	}
+	if (!strcmp(argv[1], "ends")) {
+		ends(0);
+		ends(1);
+		puts("done");
 		return 0;
 	}
 	however_come_by();

@@ -61,7 +61,7 @@ fn a_stack_connection_is_attached_as_the_kernels() {
         return;
     }
     let program = program::build("stack_attach", &[]);
-    for role in ["guest", "left"] {
+    for role in ["guest", "left", "ends"] {
         let trace = |on_stack: bool| {
             let lab = Lab::new(!on_stack);
             let _peer = peer(&lab, &program);

@@ -13,7 +13,7 @@ use crate::fd::{File, place, table};
 use crate::interpose::poll::native_ppoll;
 use crate::share::owner;
 use crate::silence::Silence;
-use crate::{descriptor, housekeeper, process, route, sys};
+use crate::{descriptor, housekeeper, route, sys};
 
 /// How long the ending process itself waits for the last acknowledgements: some round trips of a
 /// local network. What takes longer is left to a process of its own.
@@ -27,11 +27,10 @@ pub(super) fn has_begun() -> bool {
     IS_ENDING.load(Ordering::Relaxed)
 }
 
-/// Closes every stack socket, and waits a moment for what is on its way. Whether something is left, or
-/// other processes hold sockets of an engine.
-pub(crate) fn at_exit(silence: &mut Silence) -> bool {
-    if !cells::is_open() || process::is_foreign() {
-        return false;
+/// Closes the program's numbers of every stack socket.
+pub(crate) fn close_numbers(silence: &mut Silence) {
+    if !cells::is_open() {
+        return;
     }
     IS_ENDING.store(true, Ordering::Relaxed);
     drop(owner::in_flight()); // whom the housekeeper serves just now has been served
@@ -47,7 +46,15 @@ pub(crate) fn at_exit(silence: &mut Silence) -> bool {
             }
         }
     }
-    close_rest();
+}
+
+/// Closes what is left of stack sockets, and waits a moment for what is on its way. Whether something is left,
+/// or other processes hold sockets of an engine. `ends_muxes`: nobody needs those of this process.
+pub(crate) fn finish(ends_muxes: bool) -> bool {
+    if !cells::is_open() {
+        return false;
+    }
+    close_rest(ends_muxes);
     if lend::is_needed() {
         return true;
     }
@@ -73,11 +80,12 @@ pub(crate) fn at_exit(silence: &mut Silence) -> bool {
 }
 
 /// Closes the sockets that are nobody's any more. Threads that sleep on one hold its file, and another may be
-/// about to take it down: neither is waited for.
-pub(crate) fn close_rest() {
+/// about to take it down: neither is waited for. `ends_muxes`: what a mux has is nobody's either.
+pub(crate) fn close_rest(ends_muxes: bool) {
     let is_left = |socket: &&Socket| {
-        let has_others = socket.relay.is_some() || socket.door.is_some() || socket.psock.is_some();
-        !has_others && !socket.is_copy && socket.file.link() == Link::Private
+        let has_others = socket.relay.is_some() || socket.door.is_some();
+        let has_mux = socket.psock.is_some() && !ends_muxes;
+        !has_others && !has_mux && !socket.is_copy && socket.file.link() == Link::Private
     };
     for cell in cells::all() {
         let Ok(engine) = cell.lock() else {

@@ -392,6 +392,7 @@ pub(super) fn close_under_sleepers(engine: &mut Engine, program: &'static File) 
     let Ok(socket) = engine.socket(program) else {
         return;
     };
+    socket.psock = None;
     let (v6, is_stream) = (socket.v6, program.is_stream());
     let Some((keeper, settings)) = part(engine, program, is_stream) else {
         return;

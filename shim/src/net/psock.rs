@@ -119,6 +119,8 @@ impl Source {
         let id = match stream::source(&mut engine, self.pin.file()) {
             Ok(Some(id)) => id,
             Ok(None) => return (ReadResult::Eof, false),
+            // The process ends, and has closed it: for its threads nothing comes any more.
+            Err(Exit::Native) => return (ReadResult::WouldBlock, false),
             Err(_) => return (ReadResult::Failed(libc::EPIPE), false),
         };
         match engine.stack.tcp_recv(now, id, buf) {

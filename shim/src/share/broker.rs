@@ -20,21 +20,19 @@ pub(crate) fn at_exit() {
         return;
     }
     let mut silence = Silence::default();
-    let unfinished = net::ending::at_exit(&mut silence);
-    if !owner::has_lines() {
-        silence.stay();
-        if unfinished {
-            hand_over();
-        }
-        return;
-    }
-    for fd in table::ours_in(0, u32::MAX) {
-        if lookup(fd).is_some_and(|file| file.kind() == Kind::Kcm) && !silence.fall(fd, false) {
-            let _ = sys::close(fd);
+    net::ending::close_numbers(&mut silence);
+    if owner::has_lines() {
+        for fd in table::ours_in(0, u32::MAX) {
+            let is_kcm = lookup(fd).is_some_and(|file| file.kind() == Kind::Kcm);
+            if is_kcm && !silence.fall(fd, false) {
+                let _ = sys::close(fd);
+            }
         }
     }
+    let is_needed = owner::is_needed();
+    let unfinished = net::ending::finish(!is_needed);
     silence.stay();
-    if unfinished || owner::is_needed() {
+    if unfinished || is_needed {
         hand_over();
     }
 }
@@ -66,7 +64,7 @@ fn leave_program() {
             file.release();
         }
     }
-    net::ending::close_rest();
+    net::ending::close_rest(false);
     if !net::lend::is_needed() {
         net::ending::give_up_addresses();
     }
