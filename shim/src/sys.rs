@@ -92,9 +92,9 @@ pub(crate) fn raise(fd: OwnedFd) -> OwnedFd {
     sync::raised_to(fd, floor())
 }
 
-/// Another descriptor, high and FD_CLOEXEC, of what `fd` names.
+/// Another descriptor, as high and FD_CLOEXEC, of what `fd` names.
 pub(crate) fn dup_high(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    io::fcntl_dupfd_cloexec(fd, floor()).or_else(|_| io::fcntl_dupfd_cloexec(fd, 3))
+    sync::copied_to(fd, floor())
 }
 
 /// Gives a descriptor to the program: from now on only the program closes it.

@@ -224,10 +224,13 @@ static void numbers(void)
 	check(!epoll_ctl(s[6], EPOLL_CTL_ADD, s[3], &event), "epoll_ctl");
 	check(send(s[2], "x", 1, 0) == 1 && epoll_wait(s[6], &event, 1, 5000) == 1, "epoll_wait");
 	/* What it took to wait has left the numbers as they were. */
+	int next = open("/dev/null", O_RDWR);
+	say("  next: %d", next);
+	close(next);
 	for (int i = n - 1; i >= 0; i--)
 		close(s[i]);
-	int next = open("/dev/null", O_RDWR);
-	say("  next: %d\n", next);
+	next = open("/dev/null", O_RDWR);
+	say(", in the end: %d\n", next);
 	close(next);
 }
 

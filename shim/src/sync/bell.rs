@@ -1,7 +1,7 @@
 //! The event descriptor of a doorbell, and its twin for loom.
 
 #[cfg(not(loom))]
-pub(crate) use kernel::{Bell, raised_to};
+pub(crate) use kernel::{Bell, copied_to, raised_to};
 #[cfg(loom)]
 pub(crate) use model::Bell;
 
@@ -9,7 +9,7 @@ pub(crate) use model::Bell;
 mod kernel {
     use core::sync::atomic::{AtomicI32, Ordering};
     use rustix::event::{EventfdFlags, eventfd};
-    use rustix::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+    use rustix::fd::{AsFd as _, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
     use rustix::io::{self, Errno};
 
     /// An event descriptor, made when first needed.
@@ -93,14 +93,20 @@ mod kernel {
     /// Moves a descriptor out of the way of the numbers a program expects: to `floor` or the next
     /// free number above, or, under a low RLIMIT_NOFILE, as high as halving the floor finds one.
     pub(crate) fn raised_to(made: OwnedFd, floor: RawFd) -> OwnedFd {
+        copied_to(made.as_fd(), floor).unwrap_or(made)
+    }
+
+    /// Another descriptor, with FD_CLOEXEC, of what `fd` names, at such a number.
+    pub(crate) fn copied_to(fd: BorrowedFd<'_>, floor: RawFd) -> Result<OwnedFd, Errno> {
+        /// Behind the standard streams.
+        const LOWEST: RawFd = 3;
         let mut floor = floor;
-        while floor > 2 {
-            if let Ok(raised) = io::fcntl_dupfd_cloexec(&made, floor) {
-                return raised;
+        loop {
+            match io::fcntl_dupfd_cloexec(fd, floor) {
+                Err(_) if floor > LOWEST => floor = LOWEST.max(floor / 2),
+                result => return result,
             }
-            floor /= 2;
         }
-        made
     }
 }
 

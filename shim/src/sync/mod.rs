@@ -40,7 +40,7 @@ pub(crate) use core::sync::atomic;
 pub(crate) use loom::sync::atomic;
 
 #[cfg(not(loom))]
-pub(crate) use bell::raised_to;
+pub(crate) use bell::{copied_to, raised_to};
 pub(crate) use biased::{BiasedMutex, RawBiased};
 #[cfg(loom)]
 pub(crate) use doorbell::Doorbell;
