@@ -137,8 +137,14 @@ static struct conn dial(void)
 	return c;
 }
 
+/* Both ways, so that nothing is left to be done when the program ends, and the next one has the device. */
 static void hang_up(struct conn c)
 {
+	shutdown(c.here, SHUT_WR);
+	if (c.there >= 0)
+		shutdown(c.there, SHUT_WR);
+	while (read(c.here, (char[16]){ 0 }, 16) > 0)
+		;
 	close(c.here);
 	if (c.there >= 0)
 		close(c.there);
@@ -245,6 +251,14 @@ static void around(const char *what, struct conn c)
 	hang_up(another);
 }
 
+/* All there is to see, and the end of the connection. */
+static void lastly(const char *what, struct conn c)
+{
+	around(what, c);
+	survey(LIMIT / 2);
+	hang_up(c);
+}
+
 /* ---- scenarios ---- */
 
 static void plain(void)
@@ -253,8 +267,7 @@ static void plain(void)
 	numbers();
 	struct conn c = dial();
 	say("  connected: %d\n", c.here);
-	around("with the stack open", c);
-	survey(LIMIT / 2);
+	lastly("with the stack open", c);
 }
 
 static void aside(void)
@@ -271,7 +284,7 @@ static void no_stdin(void)
 	int second = open("/dev/null", O_RDONLY);
 	say("  second: %d\n", second);
 	close(second);
-	around("without standard input", c);
+	lastly("without standard input", c);
 	close(0);
 	int first = open("/dev/null", O_RDONLY);
 	say("  first: %d\n", first);
@@ -283,8 +296,7 @@ static void none_of_three(void)
 	close(0), close(1), close(2);
 	struct conn c = dial();
 	say("  connected: %d\n", c.here);
-	around("without any of three", c);
-	survey(LIMIT / 2);
+	lastly("without any of three", c);
 }
 
 static void late_none_of_three(void)
@@ -292,8 +304,7 @@ static void late_none_of_three(void)
 	struct conn c = dial();
 	aside();
 	close(0), close(1), close(2);
-	around("the three closed", c);
-	survey(LIMIT / 2);
+	lastly("the three closed", c);
 }
 
 static void after_sweep(const char *what)
@@ -301,7 +312,7 @@ static void after_sweep(const char *what)
 	survey(LIMIT / 2);
 	struct conn c = dial();
 	say("  connected: %d\n", c.here);
-	around(what, c);
+	lastly(what, c);
 }
 
 static void by_closefrom(void)
@@ -333,8 +344,7 @@ static void by_cloexec(void)
 	struct conn c = dial();
 	say("  %d\n", close_range(3, ~0U, CLOSE_RANGE_CLOEXEC));
 	say("  FD_CLOEXEC: %d\n", fcntl(c.here, F_GETFD));
-	around("after close_range for exec", c);
-	survey(LIMIT / 2);
+	lastly("after close_range for exec", c);
 }
 
 static void one_by_one(void)
@@ -371,8 +381,7 @@ static void onto_all(void)
 	for (int fd = 0; fd < LOW_LIMIT; fd++)
 		refused += dup2(ASIDE + 3, fd) != fd;
 	say("  refused %d\n", refused);
-	around("the lowest taken", c);
-	survey(LIMIT / 2);
+	lastly("the lowest taken", c);
 }
 
 static void lower_limit(void)
@@ -388,6 +397,7 @@ static void early_limit(void)
 	say("  connected: %d\n", c.here);
 	around("under a low limit", c);
 	survey(LOW_LIMIT / 2);
+	hang_up(c);
 }
 
 static void late_limit(void)
@@ -396,6 +406,7 @@ static void late_limit(void)
 	lower_limit();
 	around("the limit lowered", c);
 	survey(LOW_LIMIT / 2);
+	hang_up(c);
 }
 
 static void forked(void)
@@ -411,8 +422,7 @@ static void forked(void)
 	}
 	int status;
 	check(waitpid(child, &status, 0) == child && status == 0, "the child");
-	around("with a child gone", c);
-	survey(LIMIT / 2);
+	lastly("with a child gone", c);
 }
 
 static const struct scenario {
@@ -477,7 +487,7 @@ static void leave_a_sleeper(void)
 	pid_t child = fork();
 	check(child >= 0, "fork");
 	if (child == 0) {
-		hang_up(c);
+		close(c.here);
 		close(line[0]), close(line[1]);
 		while (read(0, (char[1]){ 0 }, 1) > 0)
 			;
@@ -512,7 +522,9 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	if (!strcmp(argv[1], "echo")) {
-		answered("echo", dial());
+		struct conn c = dial();
+		answered("echo", c);
+		hang_up(c);
 		return 0;
 	}
 	if (!strcmp(argv[1], "shows")) {
