@@ -130,6 +130,36 @@ fn a_listener_survives_a_killed_owner() {
     same_as_on_the_kernel("survives");
 }
 
+/// The peer sees the end of a process that threads use connections of, by themselves or as KCM sockets, and the
+/// threads see nothing.
+#[test]
+fn an_end_is_seen_though_threads_sleep() {
+    if !is_runnable() {
+        return;
+    }
+    let (program, serves) = (
+        program::build("stack_ends", &[]),
+        program::build("stack_share", &[]),
+    );
+    let said = |on_stack: bool, mode: &str| {
+        let lab = Lab::new(!on_stack);
+        let _peer = peer(&lab, &serves);
+        let output = program::run(lab.on(on_stack, &program).args([mode, PEER]));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let ended =
+        |what: &str, of: &str, how: char| format!("{of}: child ended with 0\n{what}, {how}: e\n");
+    let tcp: String = "_xe".chars().map(|how| ended("tcp", "tcp", how)).collect();
+    assert_eq!(said(false, "tcp"), tcp);
+    assert_eq!(said(true, "tcp"), tcp);
+    let kcm = ["kcm", "kcm, asleep", "kcm", "kcm, asleep"];
+    let each = |how| kcm.map(|what| ended(what, "kcm", how)).concat();
+    assert_eq!(
+        said(true, "kcm"),
+        "_xe".chars().map(each).collect::<String>()
+    );
+}
+
 /// What programs have sent arrives after their end, though others have the address since: with engines of
 /// their own, or served by the one that is left where a device is one process's.
 #[test]
