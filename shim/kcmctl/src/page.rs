@@ -2,7 +2,7 @@
 //! a [`Page`] or in one line that says what is wrong.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -224,10 +224,12 @@ impl Page {
 
     fn read_file(path: &Path, pid: u32) -> Outcome<Option<Self>> {
         let flags = libc_flags();
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(path)?;
+        let mut options = fs::OpenOptions::new();
+        let opened = options.read(true).custom_flags(flags).open(path);
+        let file = match opened {
+            Err(why) if why.kind() == ErrorKind::NotFound => return Ok(None), // it has just ended
+            opened => opened?,
+        };
         let meta = file.metadata()?;
         if !meta.is_file() {
             return Err(Problem::new("not a file"));
