@@ -65,8 +65,9 @@ impl From<String> for Why {
 /// # Errors
 /// What [`OnFailure`] wants: the kernel's answer, or an errno.
 pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place> {
-    /// Many times what it takes a process to end, or to come from bind(2) to listen(2), on a machine that has other work.
-    const PATIENCE: Nanos = 1_000_000_000;
+    /// Many times what it takes a process to end, or to come from bind(2) to listen(2), on a machine that has other
+    /// work: with 1 s, three programs of a churn that shared an address were turned away at a load of 15.
+    const PATIENCE: Nanos = 10_000_000_000;
     const AGAIN: Nanos = 5_000_000;
     static HAS_WAITED: AtomicBool = AtomicBool::new(false);
     if cells::is_open() {
