@@ -548,7 +548,7 @@ impl Keeper {
                 let at = cell.due().max(now).saturating_add(GRACE);
                 WAKES_AT.fetch_min(at, Ordering::Relaxed);
             } else if let Ok(mut engine) = cell.lock() {
-                engine.expire(now);
+                engine.expire();
                 is_served = true;
             }
         }

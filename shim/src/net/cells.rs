@@ -323,6 +323,13 @@ impl EngineGuard {
         self.release_acks();
     }
 
+    /// Runs what is due. The time is that of now: who has waited for the lock comes after others have sent.
+    pub(crate) fn expire(&mut self) {
+        self.now.set(sys::now());
+        let now = self.now.get();
+        self.run_due(now);
+    }
+
     fn look(&mut self) {
         self.now.set(sys::now());
         let now = self.now.get();

@@ -386,7 +386,7 @@ impl Engine {
     }
 
     /// Runs what is due, unless a thread of the program has, and asks to be woken for the next.
-    pub(crate) fn expire(&mut self, now: Nanos) {
+    pub(super) fn run_due(&mut self, now: Nanos) {
         self.has_worked = true;
         if self.next_deadline().is_some_and(|at| at <= now) {
             self.exchange(now);

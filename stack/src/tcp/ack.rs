@@ -7,7 +7,7 @@ use super::conn::{Episode, Flags, Frto, Phase, Rexmit, stamp};
 use super::options::Options;
 use super::rack;
 use super::reassembly::Range;
-use super::scoreboard::{Sent, Stamp, stamp_at_or_after};
+use super::scoreboard::{Sent, Stamp, elapsed, stamp_at_or_after};
 use super::segment::{Control, Segment};
 use super::seq::Seq;
 use super::state::State;
@@ -230,7 +230,7 @@ impl Tcb<'_> {
                 let is_first = |at: &Stamp| stamp_at_or_after(s.at, *at);
                 d.resent_at = d.resent_at.filter(is_first).or(Some(s.at));
             } else {
-                let rtt = now.wrapping_sub(s.at);
+                let rtt = elapsed(now, s.at);
                 d.rtt_us.get_or_insert(rtt);
                 d.latest_rtt_us = Some(rtt);
             }
@@ -284,7 +284,7 @@ impl Tcb<'_> {
                 d.sacked = true;
                 d.original |= in_loss && episode.began_with(s);
                 if !s.ever_retransmitted() {
-                    rtt = Some(now.wrapping_sub(s.at));
+                    rtt = Some(elapsed(now, s.at));
                 }
             });
             d.latest_rtt_us = d.latest_rtt_us.or(rtt);

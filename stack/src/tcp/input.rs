@@ -6,6 +6,7 @@
 use super::conn::{Episode, Flags, Phase, TS_RECENT_TICK_MS, stamp, ts_recent_clock};
 use super::options::{Options, Timestamps};
 use super::reassembly::Range;
+use super::scoreboard::elapsed;
 use super::segment::{Control, Segment};
 use super::state::State;
 use super::{Tcb, mss};
@@ -147,7 +148,7 @@ impl Tcb<'_> {
         let mut rtt = self.c.echoed_rtt_us(o, self.now);
         self.b.board.ack(seg.ack, |s| {
             if !s.ever_retransmitted() {
-                rtt = Some(now.wrapping_sub(s.at));
+                rtt = Some(elapsed(now, s.at));
             }
         });
         self.c.sample_handshake(rtt, self.now);

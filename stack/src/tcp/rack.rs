@@ -1,6 +1,6 @@
 //! RACK loss detection and the tail loss probe (RFC 8985).
 
-use super::scoreboard::{Scoreboard, Sent, Stamp, stamp_at_or_after};
+use super::scoreboard::{Scoreboard, Sent, Stamp, elapsed, stamp_at_or_after};
 use super::seq::Seq;
 
 /// RFC 8985 §6.2: recoveries a widened reordering window persists.
@@ -63,7 +63,7 @@ impl Rack {
             }
             _ => self.fack = Some(s.end),
         }
-        let rtt = now.wrapping_sub(s.at);
+        let rtt = elapsed(now, s.at);
         if s.ever_retransmitted() && rtt < min_rtt_us {
             // The ACK answers the original: too early for the retransmission.
             return;

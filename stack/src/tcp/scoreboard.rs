@@ -28,6 +28,15 @@ pub(crate) const fn stamp_at_or_after(a: Stamp, b: Stamp) -> bool {
     (a.wrapping_sub(b) as i32) >= 0
 }
 
+/// Microseconds from `at` to `now`: none if a caller's clock has gone back, as that of a thread does which
+/// read it before it waited for a lock.
+pub(crate) const fn elapsed(now: Stamp, at: Stamp) -> u32 {
+    match stamp_at_or_after(now, at) {
+        true => now.wrapping_sub(at),
+        false => 0,
+    }
+}
+
 /// A transmitted range.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sent {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use kcm_stack::{Cause, ConnectOptions, ListenOptions, ListenerId, Ready, RecvError, State, TcpId};
+use kcm_stack::{
+    Cause, ConnectOptions, ListenOptions, ListenerId, Ready, Received, RecvError, State, TcpId,
+};
 
 use crate::link::LinkConfig;
 use crate::net::{Net, at};
@@ -161,4 +163,30 @@ fn connecting_to_our_own_address_loops_back() {
     net.stacks[1].tcp_send(now, c, &[b"me"], false).unwrap();
     net.run_until(SOON, "data", |n| n.stacks[1].tcp_can_recv(s));
     assert_eq!(net.links[1].carried, 0);
+}
+
+/// A thread that read the clock, waited for a lock, and then takes in an ACK of what was sent meanwhile.
+#[test]
+fn an_ack_from_before_its_segment_is_no_long_round_trip() {
+    let mut net = perfect();
+    let (c, _) = establish(&mut net, 80);
+    let [sender, receiver] = &mut net.stacks;
+    let mut buf = vec![0; 2_000];
+    for n in 1..20 {
+        let earlier = net.now + Duration::from_millis(10 * n);
+        let sent_at = earlier + Duration::from_micros(700);
+        let sent = sender.tcp_send(sent_at, c, &[&[7; 3_000]], false);
+        assert_eq!(sent, Ok(3_000));
+        while let Some(t) = sender.poll_transmit(sent_at, &mut buf) {
+            receiver.handle_frame(sent_at, &buf[..t.len], Received::default());
+        }
+        while let Some(t) = receiver.poll_transmit(sent_at, &mut buf) {
+            sender.handle_frame(earlier, &buf[..t.len], Received::default());
+        }
+    }
+    let info = sender.tcp_info(net.now, c).unwrap();
+    assert!(
+        info.bytes_acked > 10_000 && info.rto < Duration::from_secs(1),
+        "{info:?}"
+    );
 }

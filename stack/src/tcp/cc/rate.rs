@@ -1,7 +1,7 @@
 //! Delivery rate samples (draft-cheng-iccrg-delivery-rate-estimation): how fast the path delivered what
 //! an ACK reports, and whether the application let it.
 
-use crate::tcp::scoreboard::{Sent, Stamp, stamp_at_or_after};
+use crate::tcp::scoreboard::{Sent, Stamp, elapsed, stamp_at_or_after};
 
 /// What was true when a range was sent. Kept with the range.
 #[derive(Debug, Clone, Copy, Default)]
@@ -84,7 +84,7 @@ impl Sampler {
             self.app_limited = None;
         }
         let sending = sent_at.wrapping_sub(snapshot.first_sent);
-        let delivering = now.wrapping_sub(snapshot.delivered_at);
+        let delivering = elapsed(now, snapshot.delivered_at);
         let interval_us = sending.max(delivering);
         (interval_us >= min_rtt_us.min(1 << 30) && interval_us > 0).then(|| RateSample {
             bytes: self.delivered.wrapping_sub(snapshot.delivered),
