@@ -36,10 +36,10 @@ pub(crate) fn forget_closed() {
 
 /// Takes a number out of the program's hands.
 pub(crate) fn protect(fd: i32) {
-    if lookup(fd).is_some() {
-        return;
-    }
     let Ok(mut shared) = FILE.lock() else { return };
+    if lookup(fd).is_some() {
+        return; // nobody is about to give it back
+    }
     if shared.is_none() {
         *shared = File::new(Kind::Own, 0, Body::None).ok();
     }
