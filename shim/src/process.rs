@@ -61,22 +61,23 @@ pub(crate) fn before_borrowed() {
 }
 
 /// fork(2) by `real`, where it is the child that goes on with our muxes, after it has done `first`,
-/// and this process ends: from now on its threads, the housekeeper among them, find every mux locked.
+/// and this process ends: from now on its threads, the housekeeper among them, find every mux locked, and take
+/// in nobody who calls.
 pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
-    let before = (owner::in_flight(), publish::freeze()); // they come before the muxes
+    let (in_flight, published) = (owner::in_flight(), publish::freeze()); // they come before the muxes
     let engines = (MuxCell::freeze_all(), cells::freeze());
     let quiet = freeze();
     let child = real();
     match child {
         0 => {
-            enter_child((before, engines, quiet));
+            enter_child((in_flight, published, engines, quiet));
             first();
             share::child::take_over();
             net::ending::take_over();
         }
         1.. => {
             publish::close();
-            core::mem::forget(engines);
+            core::mem::forget((in_flight, engines));
         }
         _ => {}
     }

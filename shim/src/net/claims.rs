@@ -44,11 +44,7 @@ pub(super) fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<
 
 /// Takes a name for this process, if no other has it.
 fn take(name: &[u8]) -> Option<OwnedFd> {
-    /// Processes that may stand at the door at a time.
-    const BACKLOG: i32 = 128;
-    let fd = name::listen(name, BACKLOG).ok()?;
-    rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK).ok()?;
-    Some(own::keep(fd))
+    name::door(name).ok().map(own::keep)
 }
 
 /// Says that this process leaves the addresses of the plan, for as long as what comes back is open. `None`

@@ -55,6 +55,7 @@ const LOOK_INTERVAL: Nanos = 1_000_000_000;
 /// addresses here any more.
 pub(crate) fn on_claim() {
     let mut callers = Vec::new();
+    let in_flight = owner::in_flight(); // whom this process takes in no child of it knows
     for engine in cells::all().filter_map(|cell| cell.lock().ok()) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         for claim in engine.claims() {
@@ -62,6 +63,7 @@ pub(crate) fn on_claim() {
         }
     }
     callers.into_iter().for_each(owner::welcome);
+    drop(in_flight);
     look_now();
 }
 

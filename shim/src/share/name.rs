@@ -70,9 +70,37 @@ pub(crate) fn listen(name: &[u8], backlog: i32) -> Outcome<OwnedFd> {
     Ok(fd)
 }
 
+/// A listener at which the housekeeper accepts: whoever called may be gone by then, or taken in by a process
+/// that has the listener too.
+pub(crate) fn door(name: &[u8]) -> Outcome<OwnedFd> {
+    /// Processes that may stand at it at a time.
+    const BACKLOG: i32 = 128;
+    let fd = listen(name, BACKLOG)?;
+    rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK)?;
+    Ok(fd)
+}
+
 pub(crate) fn connect(fd: impl AsFd, name: &[u8]) -> Outcome<()> {
     Ok(rustix::net::connect(
         fd,
         &SocketAddrUnix::new_abstract_name(name)?,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno as Kernels;
+
+    /// Whoever called may have been taken in by the process that hands its sockets over to this one.
+    #[test]
+    fn nobody_at_the_door_keeps_nobody_waiting() {
+        let door = door(&fresh().unwrap()).unwrap();
+        let accept = || rustix::net::accept_with(&door, SocketFlags::CLOEXEC);
+        assert_eq!(accept().unwrap_err(), Kernels::AGAIN);
+        let (caller, name) = (socket().unwrap(), rustix::net::getsockname(&door).unwrap());
+        rustix::net::connect(&caller, &name).unwrap();
+        accept().unwrap();
+        assert_eq!(accept().unwrap_err(), Kernels::AGAIN);
+    }
 }

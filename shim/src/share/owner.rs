@@ -125,11 +125,8 @@ fn next_name() -> Outcome<Vec<u8>> {
 pub(crate) fn next() -> Outcome<(Vec<u8>, u32)> {
     let mut control = CONTROL.lock()?;
     if control.is_none() {
-        /// Processes that may stand at the door at a time.
-        const BACKLOG: i32 = 128;
         let name = name::fresh()?;
-        let listener = sys::raise(name::listen(&name, BACKLOG)?);
-        own::protect(sys::number(&listener));
+        let listener = own::keep(name::door(&name)?);
         housekeeper::add_listener(&listener);
         *control = Some(Control {
             name,
