@@ -76,6 +76,7 @@ def link(lab):
         result = lab.run(["ip", *words], env={"LD_PRELOAD": ""})
         if result.status:
             raise Failure(f"ip {' '.join(words)}: {result.err}")
+        return result.out
 
     try:
         for name in (home, peer):
@@ -90,6 +91,9 @@ def link(lab):
             ip("-n", home, "address", "add", f"{OURS}/24", "dev", "veth0")
             ip("-n", home, "address", "add", f"{OURS6}/64", "dev", "veth0", "nodad")
             ip("-n", peer, "address", "add", f"{BESIDE}/24", "dev", "veth1")
+        # Until both ends know of their carrier what is sent there is lost.
+        for show in (("-n", home, "link", "show", "veth0"), ("-n", peer, "link", "show", "veth1")):
+            lab.wait_until("a carrier", lambda show=show: "state UP" in ip(*show))
         yield Link(lab, home, peer)
     finally:
         for name in (home, peer):

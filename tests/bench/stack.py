@@ -43,6 +43,10 @@ class Pair:
         run("ip", "link", "add", "eth0", "netns", self.own, "type", "veth", "peer", "name", "eth0", "netns", self.peer)
         for side in (self.own, self.peer):
             run("ip", "-n", side, "link", "set", "eth0", "up")
+        # Until both ends know of their carrier what is sent there is lost.
+        for side in (self.own, self.peer):
+            while "state UP" not in run("ip", "-n", side, "link", "show", "dev", "eth0"):
+                time.sleep(0.01)
         run("ip", "-n", self.peer, "addr", "add", f"{PEER}/24", "dev", "eth0")
         if kind == "kernel":
             run("ip", "-n", self.own, "addr", "add", f"{OWN}/24", "dev", "eth0")

@@ -65,14 +65,21 @@ impl Lab {
         for side in [&guest, &peer] {
             ip(&["-n", side, "link", "set", "eth0", "up"]);
         }
-        for side in [&guest, &peer] {
-            await_carrier(side, "eth0");
-        }
+        lab.await_carrier();
         ip(&["-n", &peer, "addr", "add", "10.9.0.1/24", "dev", "eth0"]);
         if kernel {
             ip(&["-n", &guest, "addr", "add", "10.9.0.2/24", "dev", "eth0"]);
         }
         lab
+    }
+
+    /// Waits until the kernel has noticed the carrier on both sides, which takes it up to a second and longer
+    /// beside others that change links: what is sent before is lost, and a neighbour is asked for three
+    /// seconds only.
+    pub fn await_carrier(&self) {
+        for side in [self.guest(), self.peer()] {
+            await_carrier(&side, "eth0");
+        }
     }
 
     fn guest(&self) -> String {
@@ -165,7 +172,6 @@ fn inside(name: &str, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Waits until the kernel has noticed the carrier of an interface: what is sent before is lost.
 fn await_carrier(side: &str, interface: &str) {
     let is_up = || {
         let mut shown = Command::new("ip");

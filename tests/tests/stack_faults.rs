@@ -174,6 +174,7 @@ fn a_link_that_was_down_is_listened_to_again() {
         ip(lab.on_guest("ip"), &["link", "set", "eth0", "down"]);
         thread::sleep(AWAY);
         ip(lab.on_guest("ip"), &["link", "set", "eth0", "up"]);
+        lab.await_carrier();
         program::run(lab.on_peer(&program).args(["client", GUEST]));
     }
 }
