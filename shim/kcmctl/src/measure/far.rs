@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-use super::stage::{enter_namespace, ip};
+use super::stage::{await_carrier, enter_namespace, ip};
 use crate::{Outcome, Problem, out};
 
 /// What a connection is for.
@@ -28,6 +28,7 @@ pub(super) fn main(address: &str, interface: &str) -> Outcome<()> {
     if !interface.is_empty() {
         ip(&format!("address add {address} dev {interface}"))?;
         ip(&format!("link set {interface} up"))?;
+        await_carrier(interface)?;
     }
     let host = address.split('/').next().unwrap_or(address);
     let listener = TcpListener::bind((host, 0))?;

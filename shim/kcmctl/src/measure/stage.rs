@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{getegid, geteuid};
 use serde_json::{Value, json};
@@ -16,6 +16,8 @@ use crate::{Outcome, Problem, out};
 
 /// Longest a step may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at an interface.
+const GLANCE: Duration = Duration::from_millis(5);
 /// What is announced on standard output: each side of each round.
 pub(super) const STEPS: usize = 2 * ROUNDS;
 
@@ -57,12 +59,24 @@ pub(super) fn enter_namespace() -> Outcome<()> {
     Ok(())
 }
 
-/// ip(8), whose complaint becomes ours.
-pub(super) fn ip(words: &str) -> Outcome<()> {
+/// Waits until the kernel has noticed an interface's carrier, in its own time: what is sent before is lost.
+pub(super) fn await_carrier(interface: &str) -> Outcome<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !ip(&format!("link show dev {interface}"))?.contains("state UP") {
+        if Instant::now() > deadline {
+            return Err(Problem(format!("{interface} gets no carrier")));
+        }
+        std::thread::sleep(GLANCE);
+    }
+    Ok(())
+}
+
+/// What ip(8) says; its complaint becomes ours.
+pub(super) fn ip(words: &str) -> Outcome<String> {
     let mut command = Command::new("ip");
     command.args(words.split_ascii_whitespace());
     match child::output(command, PATIENCE) {
-        Ok(_) => Ok(()),
+        Ok((said, _)) => Ok(String::from_utf8_lossy(&said).into_owned()),
         Err(Problem(why)) if why.contains("No such file") => Err(Problem::new(
             "it takes the program ip (iproute2), which is not here",
         )),
@@ -120,6 +134,7 @@ pub(super) fn main(kind: &str, offloads: &str, library: &Path) -> Outcome<()> {
     ip("link set lo up")?;
     ip(&format!("link set {VETH} up"))?;
     let veth = far.go()?;
+    await_carrier(VETH)?;
     let mut tap = None;
     if kind == Kind::Tap {
         ip(&format!("tuntap add dev {TAP} mode tap"))?;
