@@ -10,13 +10,14 @@ use core::sync::atomic::{AtomicBool, Ordering, fence};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::cells::EngineGuard;
 use super::channel::{self, Channel};
 use super::engine::Engine;
 use super::inherited::Inherited;
 use super::name::{Door, Name};
 use super::options::Settings;
 use super::relay::Relay;
-use super::socket::{Socket, State};
+use super::socket::{self, Socket, State};
 use super::{address, beneath, cells, handover, inherited, listeners, ready};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::{Body, Link};
@@ -388,7 +389,7 @@ fn part(
 
 /// Closes a socket that has no number any more, whoever else may hold its file: calls that are under way go on
 /// at what has taken its place there.
-pub(super) fn close_under_sleepers(engine: &mut Engine, program: &'static File) {
+pub(super) fn close_under_sleepers(engine: &mut EngineGuard, program: &'static File) {
     let Ok(socket) = engine.socket(program) else {
         return;
     };
@@ -399,6 +400,9 @@ pub(super) fn close_under_sleepers(engine: &mut Engine, program: &'static File) 
     };
     let name = Name::nobodys(v6, !is_stream);
     program.become_inherited(Inherited::new(name, settings));
+    // At once: under the lock the file is only put aside, and another thread may be about to take it down
+    // when the process looks for what is unfinished, and ends.
+    socket::close_in(engine, keeper);
     keeper.release();
 }
 

@@ -17,7 +17,7 @@ use kcm_mux::Nanos;
 use kcm_stack::{IfaceId, ListenerId, State as TcpState, TcpId, UdpId};
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 
-use super::cells::{self, NetCell};
+use super::cells::{self, EngineGuard, NetCell};
 use super::engine::Engine;
 use super::name::Door;
 use super::options::Settings;
@@ -306,9 +306,13 @@ pub(crate) fn last_close(file: &'static File) {
         }
     }
     super::udp::ports::leave(file);
-    let Ok(mut engine) = cells::lock(file) else {
-        return;
-    };
+    if let Ok(mut engine) = cells::lock(file) {
+        close_in(&mut engine, file);
+    }
+}
+
+/// Takes the socket of `file` out of the engine, and closes it there. Without one there is nothing to do.
+pub(super) fn close_in(engine: &mut EngineGuard, file: &'static File) {
     let now = engine.now();
     if engine.socket(file).is_err() {
         return;
