@@ -20,7 +20,7 @@ use crate::{signal, sys};
 pub(crate) struct Stay {
     file: &'static File,
     /// Keeps the file; a close that lingers has none to keep.
-    _pin: Option<Pin>,
+    pin: Option<Pin>,
     _turns: Turns,
     bell: Lent,
 }
@@ -94,13 +94,16 @@ pub(crate) fn beside(
             Err(_) => true,
         })
     });
-    if spun {
+    if pin.is_none() {
         *pin = Some(Pin::new(file)?);
+    }
+    if spun {
         return Ok(());
     }
-    let kept = Pin::new(file)?;
-    let slept = once(file, Some(kept), beneath, until, ready);
-    *pin = Some(Pin::new(file)?);
+    let slept = once(file, pin, beneath, until, ready);
+    if pin.is_none() {
+        *pin = Some(Pin::new(file)?); // a handler that slept in between has given it back
+    }
     slept
 }
 
@@ -111,7 +114,7 @@ pub(crate) fn unpinned(
     mut ready: impl FnMut(&mut Engine) -> bool,
 ) -> Outcome<()> {
     loop {
-        once(file, None, None, Some(until), &mut ready)?;
+        once(file, &mut None, None, Some(until), &mut ready)?;
         let mut engine = cells::lock(file)?;
         if ready(&mut engine) {
             return Ok(());
@@ -119,9 +122,11 @@ pub(crate) fn unpinned(
     }
 }
 
+/// `pin` is the sleep's, whatever ends that, and comes back with it: where the number is closed meanwhile it is
+/// all that keeps the file, and what has taken the socket's place there.
 fn once(
     file: &'static File,
-    pin: Option<Pin>,
+    pin: &mut Option<Pin>,
     beneath: Option<i32>,
     until: Option<Nanos>,
     mut ready: impl FnMut(&mut Engine) -> bool,
@@ -159,22 +164,24 @@ fn once(
     let used = 2 + devices.len();
     fds[2..used].copy_from_slice(devices);
     let due = duty.until;
-    let stay = Stay {
+    let mut stay = Stay {
         file,
-        _pin: pin,
+        pin: pin.take(),
         _turns: duty.turns(),
         bell,
     };
     if is_ready {
         stay.bell.disarm(true);
+        *pin = stay.pin.take();
         return Ok(());
     }
     let fds = &mut fds[..used];
     let stay = Held::Net(stay);
     let wake_at = [until, due].into_iter().flatten().min();
-    let (slept, held) = wait::holding(stay, || native_ppoll(fds, wake_at));
-    if let Some(Held::Net(stay)) = &held {
+    let (slept, mut held) = wait::holding(stay, || native_ppoll(fds, wake_at));
+    if let Some(Held::Net(stay)) = &mut held {
         stay.bell.disarm(fds[0].revents != 0);
+        *pin = stay.pin.take();
     }
     turns::look(file.engines());
     drop(held);
