@@ -153,8 +153,11 @@ fn interrupted_measurement_leaves_nothing_behind() {
     for arguments in [&["bench"][..], &["doctor", "--measure"]] {
         let deadline = Instant::now() + PATIENCE;
         let below = loop {
-            let mut run = command(&tool, arguments);
-            run.stdout(Stdio::null())
+            // Started in the background by a script this process ignores SIGINT, and so would the tool.
+            let mut run = Command::new("env");
+            run.arg("--default-signal=INT").arg(&tool).args(arguments);
+            run.stdin(Stdio::null())
+                .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .process_group(0);
             let mut child = run.spawn().expect("it starts");
