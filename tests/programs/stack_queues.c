@@ -307,7 +307,7 @@ static void *call(void *argument)
 	return NULL;
 }
 
-/* Each thread asks another port; a lost datagram is asked again. */
+/* Each thread asks another port; a lost datagram is asked again, and late answers are passed over. */
 static void *ask(void *argument)
 {
 	struct sockaddr_in to = address;
@@ -318,15 +318,18 @@ static void *ask(void *argument)
 	CHECK(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) == 0);
 	for (int i = 0, tries = 0; i < count; tries++) {
 		int answer;
+		ssize_t got;
 		CHECK(tries < count + 10);
 		CHECK(sendto(fd, &i, sizeof i, 0, (void *)&to, sizeof to) == sizeof i);
-		if (recv(fd, &answer, sizeof answer, 0) == sizeof answer && answer == i)
-			i++;
+		do
+			got = recv(fd, &answer, sizeof answer, 0);
+		while (got == sizeof answer && answer != i);
+		i += got == sizeof answer;
 	}
 	return NULL;
 }
 
-/* A lost question is asked again. */
+/* A lost question is asked again, and late answers are passed over. */
 static void *ask_in_turn(void *argument)
 {
 	struct timeval patience = { 2, 0 };
@@ -341,8 +344,12 @@ static void *ask_in_turn(void *argument)
 		for (int i = 0, tries = 0; i < count; tries++) {
 			struct question q = { round, -1 }, answer;
 			CHECK(tries < count + 10);
+			ssize_t got;
 			CHECK(send(fds[i], &q, sizeof q, 0) == sizeof q);
-			if (recv(fds[i], &answer, sizeof answer, 0) != sizeof answer || answer.number != round)
+			do
+				got = recv(fds[i], &answer, sizeof answer, 0);
+			while (got == sizeof answer && answer.number != round);
+			if (got != sizeof answer)
 				continue;
 			CHECK(round == 0 || servers[i] == answer.answered_by);
 			servers[i++] = answer.answered_by;
