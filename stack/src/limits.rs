@@ -71,10 +71,18 @@ pub const MSS_MIN: u16 = 88;
 pub const PMTU_MIN_V4: u16 = 552;
 /// RFC 8200 §5.
 pub const PMTU_MIN_V6: u16 = 1280;
-/// MSS tried when full-sized segments vanish without an ICMP error (tcp_base_mss).
+/// MSS tried when full-sized segments vanish without an ICMP error (tcp_base_mss). Each further timeout
+/// halves it, down to [`MSS_MIN`] (Linux: tcp_mtu_probe_floor, 48).
 pub const BLACK_HOLE_MSS: u16 = 1024;
 /// Timeouts of one full-sized segment after which a black hole is suspected (tcp_retries1).
 pub const BLACK_HOLE_TIMEOUTS: u8 = 3;
+/// The search for a larger MSS ends when its interval is below so many bytes (tcp_probe_threshold).
+pub const MTU_PROBE_THRESHOLD: u16 = 8;
+/// Time after which a search that has ended begins again (tcp_probe_interval).
+pub const MTU_PROBE_INTERVAL: Duration = Duration::from_secs(600);
+/// Smallest congestion window in which a segment may be spent on a probe: the loss of one in a smaller
+/// window would stall the flow (Linux's tcp_mtu_probe).
+pub const MTU_PROBE_CWND_SEGMENTS: u32 = 11;
 
 /// Default receive buffer (tcp_rmem\[1\]) and what auto-tuning may reach (tcp_rmem\[2\]).
 pub const RCVBUF_BYTES: u32 = 128 * 1024;

@@ -16,7 +16,7 @@ use crate::events::Ready;
 /// Of our timestamp clock.
 const TIMESTAMP_TICK_US: u32 = 1_000;
 /// RFC 5681 §3.2.
-const DUP_ACK_THRESHOLD: u8 = 3;
+pub(crate) const DUP_ACK_THRESHOLD: u8 = 3;
 
 /// What one ACK brought.
 #[derive(Debug, Default)]
@@ -318,12 +318,19 @@ impl Tcb<'_> {
         self.c.soft_error = None;
         self.b.stalled_since = (self.c.flight() > 0).then_some(self.now);
         self.progress = true;
+        let waiting = Flags::WANTS_WRITE | Flags::FIN_QUEUED | Flags::BLACK_HOLE;
+        if !self.c.flags.any(waiting) {
+            return;
+        }
         if self.c.flags.has(Flags::WANTS_WRITE) && self.has_send_room() {
             self.c.flags.clear(Flags::WANTS_WRITE);
             self.notify(Ready::WRITABLE);
         }
         if self.c.flags.has(Flags::FIN_QUEUED) && self.b.tx.len() == 0 {
             self.notify(Ready::FLUSHED);
+        }
+        if self.c.flags.has(Flags::BLACK_HOLE) {
+            self.mtu_probe_acknowledged();
         }
     }
 
@@ -376,6 +383,9 @@ impl Tcb<'_> {
         }
         match self.b.phase {
             Phase::Open | Phase::Reduced => {
+                if newly_lost > 0 && self.is_mtu_probe_lost() {
+                    return newly_lost;
+                }
                 if newly_lost > 0 {
                     self.enter_recovery();
                     self.reduce_proportionally(d, newly_lost);
@@ -476,7 +486,7 @@ impl Tcb<'_> {
 
     /// The reordering timer found what was waited for to be lost.
     pub(crate) fn reordering_is_loss(&mut self) {
-        if self.rack_detect() == 0 || self.b.phase == Phase::Recovery {
+        if self.rack_detect() == 0 || self.b.phase == Phase::Recovery || self.is_mtu_probe_lost() {
             return;
         }
         self.enter_recovery();

@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use super::buffer::{BlockPool, RecvQueue, SendQueue};
 use super::cc::{CcState, CongestionControl, Sampler, Window};
+use super::mtu_search::MtuSearch;
 use super::options::Options;
 use super::rack::{Rack, Widening};
 use super::reassembly::Reassembly;
@@ -81,7 +82,7 @@ flags! {
     ECN_CWR = 20;
     /// Interactive: delay ACKs in the hope of data (Linux's pingpong mode).
     PINGPONG = 21;
-    /// The path swallowed full-sized segments; the MSS was lowered.
+    /// The path swallowed full-sized segments; the MSS was lowered, and is searched for.
     BLACK_HOLE = 22;
     /// TS.Recent holds a value.
     TS_RECENT = 23;
@@ -464,6 +465,8 @@ pub(crate) struct Busy {
     /// When ACKs for unacceptable segments may go out again.
     pub(crate) invalid_ack_at: Instant,
     pub(crate) episode: Episode,
+    /// After a black hole.
+    pub(crate) mtu_search: Option<Box<MtuSearch>>,
 }
 
 /// Deadlines; `FAR_FUTURE` is off.
@@ -556,6 +559,7 @@ impl Busy {
             && self.dup_acks_owed == 0
             && self.fin_at.is_none()
             && self.cc.bbr.is_none()
+            && self.mtu_search.is_none()
     }
 
     /// Reads one field of each cache line that an exchange touches, to bring them in.

@@ -111,6 +111,7 @@ impl Engine {
         }
         t.env.stats.segments_out += 1;
         let left = t.run_length(&plan);
+        let is_cut = plan.data_len > usize::from(t.c.mss) && !t.is_mtu_probe(&plan);
         let is_last = t.has_said_all();
         let Tcb { c, b, .. } = t;
         let opts = c.opts();
@@ -148,7 +149,7 @@ impl Engine {
         match hop {
             NextHop::Link(..) => {
                 let checksum = ip.fill_checksum(iface, &meta, transport, CHECKSUM_AT);
-                let gso = (plan.data_len > usize::from(mss)).then(|| Gso {
+                let gso = is_cut.then(|| Gso {
                     segment_bytes: mss,
                     header_bytes: (offset + plan.header_len()) as u16,
                     ipv6: !meta.src.is_v4(),

@@ -55,6 +55,11 @@ impl Conn {
             "F-RTO asks about a timeout"
         );
         assert!(
+            self.state == State::Closed
+                || self.flags.has(Flags::BLACK_HOLE) == b.mtu_search.is_some(),
+            "a search follows a black hole"
+        );
+        assert!(
             self.window.cwnd > 0,
             "a closed congestion window never opens"
         );

@@ -21,6 +21,7 @@ mod input;
 mod invariants;
 mod listener;
 mod mss;
+mod mtu_search;
 mod options;
 mod output;
 mod path;

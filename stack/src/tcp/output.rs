@@ -1,6 +1,7 @@
 //! Decides what a connection sends next: one segment per call, until there is nothing.
 
 use super::conn::{Flags, Frto, Phase, Rexmit, stamp};
+use super::mtu_search::Probing;
 use super::options::{OptionBytes, Timestamps};
 use super::reassembly::Range;
 use super::segment::{Control, Plan};
@@ -22,9 +23,18 @@ impl Tcb<'_> {
     /// variables then count it as sent.
     #[inline(always)]
     pub(crate) fn next_segment(&mut self, plan: &mut Plan) -> bool {
-        if self.c.flags.has(Flags::SEND_RST) {
-            self.reset(plan);
-            return true;
+        if self.c.flags.any(Flags::SEND_RST | Flags::BLACK_HOLE) {
+            if self.c.flags.has(Flags::SEND_RST) {
+                self.reset(plan);
+                return true;
+            }
+            match self.probe_mtu(plan) {
+                Probing::Idle => {}
+                Probing::Planned => return true,
+                Probing::Waits => {
+                    return self.probe(plan) || self.keepalive_probe(plan) || self.pure_ack(plan);
+                }
+            }
         }
         match self.c.state {
             State::Closed => return false,
@@ -155,6 +165,7 @@ impl Tcb<'_> {
         let now = stamp(self.now);
         let snapshot = self.b.rate.sent(now, false);
         self.b.board.retransmitted(range, now, snapshot);
+        self.mtu_probe_tells_nothing();
         self.pace(len);
         self.c.total_retrans = self.c.total_retrans.wrapping_add(1);
         self.env.stats.segments_retransmitted += 1;
@@ -264,7 +275,7 @@ impl Tcb<'_> {
     }
 
     /// RFC 5681 §4.1: after an idle RTO the window says nothing about the path.
-    fn restart_after_idle(&mut self) {
+    pub(crate) fn restart_after_idle(&mut self) {
         let idle_ms = (self.now.as_millis() as u32).wrapping_sub(self.c.last_send_ms);
         if self.c.flight() > 0 || self.c.segs_out == 0 || self.c.has_model() {
             return;
@@ -293,7 +304,7 @@ impl Tcb<'_> {
     }
 
     #[inline(always)]
-    fn send_new(&mut self, len: u32, fin: bool, plan: &mut Plan) {
+    pub(crate) fn send_new(&mut self, len: u32, fin: bool, plan: &mut Plan) {
         let start = self.c.snd_nxt;
         let end = start + len + u32::from(fin);
         let was_empty = self.b.board.is_empty();
@@ -344,7 +355,7 @@ impl Tcb<'_> {
 
     /// Whether data must wait for its time; then the timer is set for it. A model lets a burst go before
     /// it, so that a thread wakes once for the burst and not for each segment.
-    fn is_paced_out(&mut self) -> bool {
+    pub(crate) fn is_paced_out(&mut self) -> bool {
         self.pace_timer_expires();
         if self.now >= self.b.pace_at {
             return false;

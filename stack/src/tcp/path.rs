@@ -46,13 +46,14 @@ impl Engine {
         let Some(Entry::Conn(i)) = self.find(tag, tuple, None) else {
             return false;
         };
-        let t = self.tcb(i, now);
+        let mut t = self.tcb(i, now);
         let plausible = seq.between(t.c.snd_una, t.c.snd_nxt);
         if plausible {
             let before = t.c.mss;
             // Whoever claims more than the link carries is lying.
             let mtu = mtu.min(t.link().mtu);
             mss::sync(t.c, mtu);
+            t.limit_mtu_search(mss::ceiling(t.c, mtu));
             if t.c.mss < before {
                 // Everything larger is lost for a known reason: resend, without blaming
                 // congestion (RFC 1191 §6.5).

@@ -58,8 +58,12 @@ pub struct TcpStats {
     pub data_after_close: u64,
     /// Segments with Congestion Experienced (InCEPkts).
     pub ecn_ce: u64,
-    /// Paths found to swallow full-sized segments (TCPMTUPFail).
+    /// Times the segment size fell because full-sized segments vanished.
     pub black_holes: u64,
+    /// Probes for a larger segment size that got through (TCPMTUPSuccess).
+    pub mtu_probes_acknowledged: u64,
+    /// Those that did not (TCPMTUPFail).
+    pub mtu_probes_lost: u64,
     /// Segments without a connection that were left to another stack (`Strangers::Spared`).
     pub strangers_spared: u64,
     /// Connections that skipped TIME-WAIT because of its limit (TCPTimeWaitOverflow).

@@ -2,7 +2,6 @@
 
 use super::Tcb;
 use super::conn::{Episode, Flags, Frto, Phase, Rexmit, stamp};
-use super::mss;
 use super::state::State;
 use crate::error::Cause;
 use crate::limits;
@@ -142,26 +141,6 @@ impl Tcb<'_> {
             _ => limits::RETRIES2,
         };
         self.b.retries >= max
-    }
-
-    /// Several timeouts of a full-sized segment look like a path that drops large packets without
-    /// saying so (RFC 2923 §2.1): continue with a size that nearly every path carries.
-    fn suspect_black_hole(&mut self) {
-        let full = self
-            .b
-            .board
-            .front()
-            .is_some_and(|f| f.end.since(f.start) >= u32::from(self.c.mss));
-        if full
-            && self.b.retries >= limits::BLACK_HOLE_TIMEOUTS
-            && !self.c.flags.has(Flags::BLACK_HOLE)
-            && self.c.mss > limits::BLACK_HOLE_MSS
-        {
-            self.env.stats.black_holes += 1;
-            self.c.flags.set(Flags::BLACK_HOLE);
-            let mtu = self.link().mtu;
-            mss::sync(self.c, mtu);
-        }
     }
 
     /// RFC 9293 §3.8.6.1: the probe's interval backs off like the RTO.

@@ -11,6 +11,7 @@ mod groups;
 mod late;
 mod link;
 mod net;
+mod path_mtu;
 mod paths;
 mod several;
 mod shards;
