@@ -244,6 +244,11 @@ pub(crate) fn wake_by(at: Nanos) {
     }
 }
 
+/// The stack and the muxes may have something to do already that the thread has not heard of.
+pub(crate) fn look_now() {
+    wake_by(0);
+}
+
 /// Called whenever a mux is left: arms what has to be noticed while nobody is there.
 pub(crate) fn settle(cell: &'static MuxCell, engine: &mut Engine) {
     while let Some(psock) = engine.conns.take_untold() {

@@ -74,6 +74,7 @@ pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
             first();
             share::child::take_over();
             net::ending::take_over();
+            housekeeper::look_now(); // the parent's has not seen to all that was due
         }
         1.. => {
             publish::close();

@@ -2,6 +2,7 @@
  *
  *   stack_faults serve ADDRESS BYTES              takes BYTES of each connection, then gives as many
  *   stack_faults stall ADDRESS BYTES              takes so many, and no more
+ *   stack_faults leave ADDRESS BYTES              gives as many once its input ends, and ends
  *   stack_faults transfer ADDRESS BYTES TIMEOUT   the other end, with TCP_USER_TIMEOUT in ms; says "under way"
  *   stack_faults unreachable ADDRESS              connects to an address where nobody is
  *   stack_faults full ADDRESS                     accepts without a descriptor to spare, then with one
@@ -92,7 +93,16 @@ static void stall(const char *ip, long total)
 {
 	int fd = accept(listener(ip, TRANSFER), NULL, NULL);
 	CHECK(take(fd, total, 1) == 0);
+	say("took all");
 	pause();
+}
+
+static void leave(const char *ip, long total)
+{
+	int fd = dial(ip, TRANSFER);
+	char byte;
+	say("connected");
+	CHECK(read(0, &byte, 1) == 0 && give(fd, total, 1, 0) == 0);
 }
 
 static void transfer(const char *ip, long total, int timeout)
@@ -189,6 +199,8 @@ int main(int argc, char **argv)
 		serve(ip, atol(argv[3]));
 	else if (!strcmp(mode, "stall"))
 		stall(ip, atol(argv[3]));
+	else if (!strcmp(mode, "leave"))
+		leave(ip, atol(argv[3]));
 	else if (!strcmp(mode, "transfer"))
 		transfer(ip, atol(argv[3]), atoi(argv[4]));
 	else if (!strcmp(mode, "unreachable"))

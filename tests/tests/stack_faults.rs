@@ -179,6 +179,36 @@ fn a_link_that_was_down_is_listened_to_again() {
     }
 }
 
+/// A program ends with what its peer cannot take now. When the peer can, it asks where the address is first, and
+/// nobody has it but what the program has left.
+#[test]
+fn what_is_left_arrives_once_the_peer_is_back() {
+    if !is_runnable() {
+        return;
+    }
+    const LEFT: &str = "10000";
+    let program = program::build("stack_faults", &[]);
+    for words in ["", "queues=2"] {
+        let lab = Lab::new(false);
+        let mut server = Running::server(&mut lab.on_peer(&program), &["stall", PEER, LEFT]);
+        let mut leaves = lab.on_stack_with(words, &program);
+        let mut leaves = Running::start(leaves.stdin(Stdio::piped()), &["leave", PEER, LEFT]);
+        assert_eq!(leaves.line(), "connected");
+        let address = |what| {
+            ip(
+                lab.on_peer("ip"),
+                &["address", what, "10.9.0.1/24", "dev", "eth0"],
+            )
+        };
+        address("del");
+        drop(leaves.child.stdin.take());
+        assert_eq!(leaves.rest(), [""; 0]);
+        address("add");
+        ip(lab.on_peer("ip"), &["neigh", "flush", "dev", "eth0"]);
+        assert_eq!(server.line(), "took all");
+    }
+}
+
 /// The peer takes so many bytes, and no more: however slowly the fault comes, the transfer is not over before.
 const STALLS: [&str; 3] = ["stall", PEER, "3000000"];
 

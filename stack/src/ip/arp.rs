@@ -76,7 +76,7 @@ impl IpLayer {
             self.learn(iface, sender, sha, for_us, now);
         }
         let asked = for_us && operation == ArpOperation::Request && sha.is_unicast();
-        if asked && self.speaks_for_host() {
+        if asked && self.speaks_for_addresses() {
             let repr = ArpRepr::EthernetIpv4 {
                 operation: ArpOperation::Reply,
                 source_hardware_addr: self.ifaces[iface.index()].mac,

@@ -84,6 +84,12 @@ impl IpLayer {
         }
     }
 
+    /// Whether this stack tells whose an address is. One whose addresses another stack may have does too: there
+    /// may be none, both say the same, and a neighbour that hears nothing gives up what is not finished.
+    pub(crate) fn speaks_for_addresses(&self) -> bool {
+        self.shard.speaks_for_host()
+    }
+
     /// Whether this stack answers what the host as a whole is asked.
     pub(crate) fn speaks_for_host(&self) -> bool {
         self.shard.speaks_for_host() && self.strangers != Strangers::Ignored

@@ -37,7 +37,7 @@ impl IpLayer {
                 if !dad && let Some(mac) = lladdr.and_then(ethernet) {
                     self.learn(iface, src, mac, true, now);
                 }
-                if !self.speaks_for_host() {
+                if !self.speaks_for_addresses() {
                     return;
                 }
                 if dad {

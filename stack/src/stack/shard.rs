@@ -78,7 +78,8 @@ pub enum Strangers {
     /// Another stack finishes what it has begun: a segment that finds no connection and opens none may be
     /// its, and is not answered.
     Spared,
-    /// Another stack speaks for the addresses: nothing is answered.
+    /// Another stack speaks for the host, or nobody does any more: nothing is answered but whose the addresses
+    /// are.
     Ignored,
 }
 

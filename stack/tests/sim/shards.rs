@@ -17,6 +17,8 @@ use crate::world::World;
 const HOST: usize = 0;
 const PEER: usize = 1;
 const SOON: Duration = Duration::from_secs(20);
+/// Of [`questions`].
+const RESOLUTION: usize = 2;
 
 struct Shards {
     now: Instant,
@@ -384,6 +386,7 @@ fn in_two(frame: &[u8]) -> [Vec<u8>; 2] {
 }
 
 /// Frames that a host answers with one frame each.
+/// The first [`RESOLUTION`] ask whose an address is.
 fn questions() -> Vec<Vec<u8>> {
     let arp = {
         let mut f = [&[0xff; 6][..], &MAC[PEER], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
@@ -762,6 +765,21 @@ fn what_is_left_is_finished_beside_an_heir() {
     }
 }
 
+/// What a stack has begun needs a neighbour that knows where it is, heir or none.
+#[test]
+fn who_leaves_its_addresses_still_says_whose_they_are() {
+    let mut w = Shards::new(1, &LinkConfig::default(), 5);
+    w.shards[0].set_strangers(Strangers::Ignored);
+    w.shards[0].add_neighbor(ip6(PEER), MAC[PEER], w.now);
+    let mut asked = questions().into_iter();
+    for frame in asked.by_ref().take(RESOLUTION) {
+        assert_eq!(w.answers(&frame).len(), 1, "{frame:02x?}");
+    }
+    for frame in asked {
+        assert_eq!(w.answers(&frame).len(), 0, "{frame:02x?}");
+    }
+}
+
 /// Of the two, the heir speaks for the host; what it does not know it leaves alone until the other is gone.
 #[test]
 fn the_heir_answers_for_the_host() {
@@ -773,7 +791,7 @@ fn the_heir_answers_for_the_host() {
         s.add_neighbor(ip6(PEER), MAC[PEER], w.now);
     }
     w.run_for(SOON);
-    for frame in questions() {
+    for frame in questions().into_iter().skip(RESOLUTION) {
         assert_eq!(w.answers(&frame).len(), 1, "{frame:02x?}");
     }
     let mut stray = knock(false, true, 9);
