@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,6 +82,16 @@ static inline int dial(char what)
 	check(connect(fd, (void *)&a, sizeof a) == 0, "connect");
 	check(send(fd, &what, 1, 0) == 1, "first byte");
 	return fd;
+}
+
+/* A reset goes once, and may be lost as any frame; whoever asks again whether the other end is there gets
+ * another. */
+static inline void probe(int fd)
+{
+	int one = 1;
+	check(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one) == 0, "SO_KEEPALIVE");
+	check(setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &one, sizeof one) == 0, "TCP_KEEPIDLE");
+	check(setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &one, sizeof one) == 0, "TCP_KEEPINTVL");
 }
 
 static inline void echoes(const char *what, int fd)

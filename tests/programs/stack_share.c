@@ -86,6 +86,7 @@ static void *serve(void *arg)
 			;
 		break;
 	case 'S': /* sends, and waits for the end */
+		probe(fd);
 		write_all(fd, "unread", 6);
 		while ((n = recv(fd, buf, sizeof buf, 0)) > 0)
 			;
@@ -331,6 +332,7 @@ static void asleep(void)
 static void reset(int first)
 {
 	int fd = dial('R');
+	probe(fd);
 	CHILD({
 		if (first)
 			text("before", fd, 3);
@@ -350,6 +352,7 @@ static void reset(int first)
 	join("reset");
 
 	fd = dial('R');
+	probe(fd);
 	CHILD({
 		text("before", fd, 3);
 		write_all(fd, "x", 1);
