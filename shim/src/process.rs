@@ -61,9 +61,12 @@ pub(crate) fn before_borrowed() {
 }
 
 /// fork(2) by `real`, where it is the child that goes on with our muxes, after it has done `first`,
-/// and this process ends: from now on its threads, the housekeeper among them, find every mux locked, and take
-/// in nobody who calls.
-pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
+/// and this process ends: its threads, the housekeeper among them, find every mux locked, and take in nobody who
+/// calls, for as long as what comes back beside the result is kept. `None` where nothing is.
+pub(crate) fn succeed(
+    real: impl FnOnce() -> i32 + 'static,
+    first: impl FnOnce() + 'static,
+) -> (i32, Option<impl Sized>) {
     let (in_flight, published) = (owner::in_flight(), publish::freeze()); // they come before the muxes
     let engines = (MuxCell::freeze_all(), cells::freeze());
     let quiet = freeze();
@@ -75,14 +78,11 @@ pub(crate) fn succeed(real: impl FnOnce() -> i32, first: impl FnOnce()) -> i32 {
             share::child::take_over();
             net::ending::take_over();
             housekeeper::look_now(); // the parent's has not seen to all that was due
+            (child, None)
         }
-        1.. => {
-            publish::close();
-            core::mem::forget((in_flight, engines));
-        }
-        _ => {}
+        1.. => (child, Some((publish::close(), engines, in_flight))),
+        _ => (child, None),
     }
-    child
 }
 
 /// Holds still what other threads may be changing, so that a child gets it whole. In the order of locks:

@@ -207,6 +207,16 @@ static void answers(const char *how, const char *what, pid_t pid)
 	CHECK(!status);
 }
 
+/* The owner itself would become a program, but a folder is none: everything is as it was. */
+static void becomes_nothing(void)
+{
+	for (int round = 0; round < 3; round++)
+		CHECK(execv("/", words) == -1 && errno == EACCES);
+	unsigned char got[sizeof sent];
+	ask("the owner");
+	CHECK(recv(INHERITED, got, sizeof got, 0) == sizeof sent && !memcmp(got, sent, sizeof sent));
+}
+
 int main(int argc, char **argv)
 {
 	hang_guard("proc_exec");
@@ -220,6 +230,7 @@ int main(int argc, char **argv)
 	t = attached(k, prog_p4());
 	CHECK(dup2(k, INHERITED) == INHERITED && !fcntl(k, F_SETFD, FD_CLOEXEC));
 	int open_before = open_fd_count();
+	becomes_nothing();
 	for (size_t c = 0; c < sizeof children / sizeof *children; c++)
 		for (size_t e = 0; e < sizeof execs / sizeof *execs; e++) {
 			if ((bare && (execs[e].exec == by_execvp || execs[e].exec == by_execvpe)))
@@ -235,6 +246,7 @@ int main(int argc, char **argv)
 		ask(spawns[s].name);
 		answers(spawns[s].name, "", spawns[s].start());
 	}
+	becomes_nothing(); /* while others have had the socket */
 	/* The parent's own copies are as they were, and the library holds what it takes to share one socket:
 	 * control socket, line, ledger.  It may still be noticing that the last child is gone. */
 	CHECK(fcntl(k, F_GETFD) == FD_CLOEXEC && !fcntl(INHERITED, F_GETFD));

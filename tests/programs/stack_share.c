@@ -16,6 +16,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/un.h>
 
@@ -518,6 +519,33 @@ static void executes(int bare)
 	close(fd);
 }
 
+/* A program that cannot be executed leaves everything as it was. */
+static void cannot_execute(void)
+{
+	static char much[200 << 10];
+	char *words[] = { "nothing", NULL }, *too_much[] = { "sh", much, NULL };
+	int fd = dial('E'), sleeps = dial('E'), file = memfd_create("nothing", MFD_CLOEXEC);
+	pthread_t t;
+	check(pthread_create(&t, NULL, waits, (void *)(long)sleeps) == 0, "thread");
+	usleep(50000);
+	say("a directory", execv("/", words));
+	echoes("after a directory", fd);
+	memset(much, 'x', sizeof much - 1);
+	say("too much", execv("/bin/sh", too_much));
+	echoes("after too much", fd);
+	check(write(file, "nothing", 7) == 7, "write");
+	say("no program", fexecve(file, words, environ));
+	CHILD(echoes("a child", fd));
+	join("cannot execute");
+	echoes("after no program", fd);
+	echoes("one more", dial('E'));
+	write_all(sleeps, "wake", 4);
+	pthread_join(t, NULL);
+	close(file);
+	close(sleeps);
+	close(fd);
+}
+
 static void bulk(void)
 {
 	static char in[BULK], want[BULK];
@@ -633,7 +661,8 @@ static void guest(void)
 	passes();
 	harmless();
 	executes(0);
-	executes(1);
+	cannot_execute();
+	executes(1); /* takes the library out of the environment */
 	puts("done");
 }
 

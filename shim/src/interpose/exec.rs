@@ -178,42 +178,42 @@ variadic! {
 hooks! {
     /// execve(2).
     fn execve(path: *const c_char, argv: Words, envp: Words) -> c_int {
-        exec::before(by_path(path, envp));
+        let _handed_over = exec::before(by_path(path, envp));
         // SAFETY: forwards the caller's own arguments.
         unsafe { next::execve(path, argv, envp) }
     }
 
     /// execv(3).
     fn execv(path: *const c_char, argv: Words) -> c_int {
-        exec::before(by_path(path, inherited_env()));
+        let _handed_over = exec::before(by_path(path, inherited_env()));
         // SAFETY: forwards the caller's own arguments.
         unsafe { next::execv(path, argv) }
     }
 
     /// execvp(3), which looks for the program itself.
     fn execvp(file: *const c_char, argv: Words) -> c_int {
-        exec::before(by_name(file, inherited_env()));
+        let _handed_over = exec::before(by_name(file, inherited_env()));
         // SAFETY: forwards the caller's own arguments.
         unsafe { next::execvp(file, argv) }
     }
 
     /// execvpe(3).
     fn execvpe(file: *const c_char, argv: Words, envp: Words) -> c_int {
-        exec::before(by_name(file, envp));
+        let _handed_over = exec::before(by_name(file, envp));
         // SAFETY: forwards the caller's own arguments.
         unsafe { next::execvpe(file, argv, envp) }
     }
 
     /// execveat(2).
     fn execveat(dir: c_int, path: *const c_char, argv: Words, envp: Words, flags: c_int) -> c_int {
-        exec::before(by_descriptor(dir, path, envp));
+        let _handed_over = exec::before(by_descriptor(dir, path, envp));
         // SAFETY: forwards the caller's own arguments.
         unsafe { next::execveat(dir, path, argv, envp, flags) }
     }
 
     /// fexecve(3).
     fn fexecve(fd: c_int, argv: Words, envp: Words) -> c_int {
-        exec::before(by_descriptor(fd, c"".as_ptr(), envp));
+        let _handed_over = exec::before(by_descriptor(fd, c"".as_ptr(), envp));
         // SAFETY: forwards the caller's own arguments.
         unsafe { next::fexecve(fd, argv, envp) }
     }

@@ -187,7 +187,9 @@ hooks! {
     /// daemon(3), whose fork inside libc is not interposed.
     fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
         // SAFETY: forwards the caller's own arguments. Only the child returns with success.
-        process::succeed(|| unsafe { next::daemon(nochdir, noclose) }, || {})
+        let (child, ends) = process::succeed(move || unsafe { next::daemon(nochdir, noclose) }, || {});
+        core::mem::forget(ends);
+        child
     }
 
     /// _exit(2).

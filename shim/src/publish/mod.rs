@@ -159,9 +159,22 @@ fn decided() {
 }
 
 /// Another process goes on with the muxes and engines, and here they stay locked: who holds the page must not
-/// wait for them, for the end of the process waits for the page. Called with the page held still.
-pub(crate) fn close() {
-    ENABLED.store(false, Ordering::Relaxed);
+/// wait for them, for the end of the process waits for the page. Called with the page held still. Until what comes
+/// back is dropped.
+pub(crate) fn close() -> impl Sized {
+    Closed {
+        was_enabled: ENABLED.swap(false, Ordering::Relaxed),
+    }
+}
+
+struct Closed {
+    was_enabled: bool,
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        ENABLED.store(self.was_enabled, Ordering::Relaxed);
+    }
 }
 
 /// The process ends: its page goes.

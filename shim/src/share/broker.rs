@@ -3,7 +3,11 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
 use super::owner;
+use crate::errno::{Errno, Outcome};
 use crate::fd::{File, Kind, lookup, table};
 use crate::interpose::process::{end, fork_apart};
 use crate::kcm::MuxCell;
@@ -37,18 +41,103 @@ pub(crate) fn at_exit() {
     }
 }
 
+/// Forks the broker. In this process nothing of ours works any more.
+fn hand_over() {
+    let (child, locks) = process::succeed(fork_apart, leave_program);
+    if child == 0 {
+        run();
+    }
+    core::mem::forget(locks);
+}
+
 /// The process is about to become another program: its sockets with FD_CLOEXEC close, as they will,
-/// and whoever holds the others needs an owner.
-pub(crate) fn at_exec() {
-    if owner::has_lines() && owner::is_needed() || net::ending::has_sockets() {
-        hand_over();
+/// and whoever holds the others needs an owner. What comes back is dropped if it does not become one: everything
+/// is here as it was, then.
+pub(crate) fn at_exec() -> Option<impl Sized> {
+    if !(owner::has_lines() && owner::is_needed() || net::ending::has_sockets()) {
+        return None;
+    }
+    let line = Line::new().ok();
+    let ends = line.as_ref().map(Line::numbers);
+    let fork = move || {
+        let child = fork_apart();
+        if child == 0 {
+            signal::block_all();
+            ends.inspect(|ends| await_program(*ends));
+        }
+        child
+    };
+    let (child, locks) = process::succeed(fork, leave_program);
+    if child == 0 {
+        run();
+    }
+    let Some(line) = line else {
+        core::mem::forget(locks); // without descriptors to spare, there is no way back
+        return None;
+    };
+    Some((line.back(), locks))
+}
+
+/// Between a process that is about to execute a program and the broker that it has forked, which does nothing
+/// before that is certain: the kernel closes the process's end then.
+struct Line {
+    process: OwnedFd,
+    broker: OwnedFd,
+}
+
+impl Line {
+    fn new() -> Outcome<Self> {
+        let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+        let (process, broker) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        let (process, broker) = (own::keep(process), own::keep(broker));
+        Ok(Self { process, broker })
+    }
+
+    fn numbers(&self) -> [i32; 2] {
+        [&self.process, &self.broker].map(sys::number)
+    }
+
+    /// What brings the process back, should no program be executed.
+    fn back(self) -> Return {
+        own::unprotect(sys::number(&self.broker));
+        Return(self.process)
     }
 }
 
-/// Forks the broker. In this process nothing of ours works any more.
-pub(crate) fn hand_over() {
-    if process::succeed(fork_apart, leave_program) == 0 {
-        run();
+/// In the broker: returns when a program is executed, or whoever was to do it has ended.
+fn await_program([process, broker]: [i32; 2]) {
+    close_own(process);
+    if is_called(sys::borrow(broker)) {
+        end();
+    }
+    close_own(broker);
+}
+
+fn close_own(fd: i32) {
+    own::unprotect(fd);
+    let _ = sys::close(fd);
+}
+
+/// Waits for a byte, or until nobody is at the other end. Whether a byte came.
+fn is_called(fd: impl AsFd) -> bool {
+    loop {
+        match rustix::net::recv(&fd, &mut [0; 1], RecvFlags::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            got => return matches!(got, Ok((_, 1))),
+        }
+    }
+}
+
+/// The program was not executed: the broker is told to end, and has ended.
+struct Return(OwnedFd);
+
+impl Drop for Return {
+    fn drop(&mut self) {
+        let errno = Errno::current();
+        let _ = rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL);
+        is_called(&self.0);
+        own::unprotect(sys::number(&self.0));
+        errno.set();
     }
 }
 

@@ -30,24 +30,24 @@ impl<F: FnOnce() -> Option<Vec<u8>>> Next<F> {
 }
 
 /// The program takes the place of this one. If the mux of a socket that lives on is ours, a broker
-/// goes on as its owner.
-pub(crate) fn before(next: Next<impl FnOnce() -> Option<Vec<u8>>>) {
+/// goes on as its owner. What comes back is dropped if the program was not executed.
+pub(crate) fn before(next: Next<impl FnOnce() -> Option<Vec<u8>>>) -> Option<impl Sized> {
     if !table::is_used() {
-        return;
+        return None;
     }
     if process::is_foreign() {
-        return before_in_borrowed_memory(next);
+        before_in_borrowed_memory(next);
+        return None;
     }
     let (inherited, of_stack) = (inherited(kcm_at), inherited(lend::lendable));
     let none = inherited.is_empty() && of_stack.is_empty();
     if none && !owner::has_lines() && !cells::is_open() {
-        return;
+        return None;
     }
-    if let Some(knows) = next.loads_us() {
-        make_ready(&inherited, knows);
-        lend::before_program(&of_stack, knows);
-        broker::at_exec();
-    }
+    let knows = next.loads_us()?;
+    make_ready(&inherited, knows);
+    lend::before_program(&of_stack, knows);
+    broker::at_exec()
 }
 
 /// The program is started by a child in which no code of ours runs; `actions` are its file actions.
