@@ -389,6 +389,11 @@ impl File {
             .is_ok()
     }
 
+    /// Whether its last reference is gone, and what is left of it is about to go.
+    pub(crate) fn is_let_go(&self) -> bool {
+        self.refs.load(Ordering::Acquire) == 0
+    }
+
     /// A descriptor or thread lets go of the file; the last one takes it down.
     pub(crate) fn release(&'static self) {
         match self.refs.fetch_sub(1, Ordering::AcqRel) {

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use kcm_mux::Nanos;
 
+use super::engine::Engine;
 use super::socket::{Socket, State};
 use super::{cells, claims, lend, listeners};
 use crate::fd::file::Link;
@@ -66,7 +67,7 @@ pub(crate) fn finish(ends_muxes: bool) -> bool {
                 continue;
             };
             engine.pump();
-            if engine.stack.is_unfinished() {
+            if has_more(&engine) {
                 is_unfinished = true;
                 until = engine.next_deadline().map_or(until, |at| at.min(until));
                 fds.extend(engine.device_entry());
@@ -113,7 +114,13 @@ fn listens(file: &'static File, fd: i32) -> bool {
 
 /// Whether a closed connection still has something to get across.
 pub(crate) fn is_unfinished() -> bool {
-    cells::all().any(|cell| cell.lock().is_ok_and(|engine| engine.stack.is_unfinished()))
+    cells::all().any(|cell| cell.lock().is_ok_and(|engine| has_more(&engine)))
+}
+
+/// As [`is_unfinished`], of one engine. A connection that nobody has any more counts: another thread is about to
+/// close it, or was before this process was forked.
+fn has_more(engine: &Engine) -> bool {
+    engine.stack.is_unfinished() || engine.sockets().any(|socket| socket.file.is_let_go())
 }
 
 /// Whether an engine has any socket.
