@@ -90,8 +90,8 @@ pub(crate) fn succeed(
 fn freeze() -> impl Sized {
     (
         remote::freeze(),
-        revive::freeze(),
         owner::in_flight(),
+        revive::freeze(),
         publish::freeze(),
         MuxCell::freeze_live(),
         cells::freeze(),
