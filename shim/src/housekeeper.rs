@@ -38,7 +38,7 @@ const BATCH: usize = 64;
 
 /// The running thread's epoll descriptor, or −1.
 static EPFD: AtomicI32 = AtomicI32::new(-1);
-/// Guards the start of the thread.
+/// Guards the start of the thread, which begins when it is over.
 static START: Mutex<()> = Mutex::ranked(Rank::Leaf, ());
 /// When the thread wakes by itself; `u64::MAX` for never.
 static WAKES_AT: AtomicU64 = AtomicU64::new(u64::MAX);
@@ -303,11 +303,20 @@ pub(crate) fn start() -> Outcome<()> {
         epoll::EventFlags::IN,
     )?;
     let numbers = (sys::number(&set), sys::number(&bell));
-    crate::signal::spawn_quiet(c"kcmshim", move || Keeper::new(set, bell).run())?;
+    let run = move || {
+        drop(START.lock()); // what it watches, it adds to the set that all know
+        Keeper::new(set, bell).run();
+    };
+    crate::signal::spawn_quiet(c"kcmshim", run)?;
     BELL_FD.store(numbers.1, Ordering::Release);
     EPFD.store(numbers.0, Ordering::Release);
     publish::trace::attend();
     Ok(())
+}
+
+/// Holds still for the length of a fork: a child could start no thread of its own if this were taken for good.
+pub(crate) fn freeze() -> impl Sized {
+    START.lock().ok()
 }
 
 /// In a forked child there is no such thread.

@@ -96,6 +96,7 @@ fn freeze() -> impl Sized {
         MuxCell::freeze_live(),
         cells::freeze(),
         owner::freeze(),
+        housekeeper::freeze(),
         MuxCell::freeze(),
         File::freeze(),
         place::freeze(),
