@@ -125,10 +125,16 @@ pub(crate) fn add_listener(listener: &OwnedFd) {
     let _ = epoll::add(epfd(), listener, tag, epoll::EventFlags::IN);
 }
 
-/// A process came; its descriptor is gone from the set once it is closed.
+/// A process came.
 pub(crate) fn add_client(client: &OwnedFd) {
     let tag = epoll::EventData::new_u64(CLIENT | sys::number(client) as u64);
     let _ = epoll::add(epfd(), client, tag, epoll::EventFlags::IN);
+}
+
+/// A process is about to be let go. Closing alone is not enough: a child that is being forked has a copy, which would
+/// report the end of what nobody knows any more, again and again.
+pub(crate) fn remove_client(client: &OwnedFd) {
+    let _ = epoll::delete(epfd(), client);
 }
 
 /// From now on every connection of the mux is served at once.

@@ -284,6 +284,7 @@ pub(crate) fn on_client(fd: i32) {
         return;
     };
     if client.serve().is_err() {
+        housekeeper::remove_client(&client.fd);
         own::unprotect(fd);
     } else if let Ok(mut control) = CONTROL.lock()
         && let Some(control) = control.as_mut()
