@@ -17,6 +17,8 @@ use kcm_stack::{
 const STEPS_MAX: usize = 4_096;
 /// Deadlines run in one step: each of the connections' timers a few times over.
 const DEADLINES_MAX: usize = 10_000;
+/// Frames that arrive at one time while time passes; nobody writes or reads meanwhile.
+const FLIGHT_MAX: usize = 1_000;
 const STREAM_BYTES_MAX: usize = 1 << 20;
 const CONNECTIONS_MAX: usize = 16;
 /// Frames remembered, so that old ones come again.
@@ -71,6 +73,8 @@ struct World {
     /// Frames on their way, with the side they go to.
     flying: VecDeque<(usize, Vec<u8>)>,
     seen: VecDeque<(usize, Vec<u8>)>,
+    /// Longer frames vanish.
+    frame_bytes_max: usize,
 }
 
 impl World {
@@ -103,6 +107,7 @@ impl World {
             ids: [Vec::new(), Vec::new()],
             flying: VecDeque::new(),
             seen: VecDeque::new(),
+            frame_bytes_max: usize::MAX,
         }
     }
 
@@ -114,7 +119,9 @@ impl World {
             while let Some(sent) = stack.poll_transmit(self.now, &mut frame) {
                 let bytes = frame[..sent.len].to_vec();
                 self.seen.push_back((1 - side, bytes.clone()));
-                self.flying.push_back((1 - side, bytes));
+                if bytes.len() <= self.frame_bytes_max {
+                    self.flying.push_back((1 - side, bytes));
+                }
             }
             while stack.poll_event().is_some() {}
             stack.check_invariants();
@@ -133,7 +140,8 @@ impl World {
         self.stacks[to].handle_frame(self.now, frame, Received { checksum_ok });
     }
 
-    fn wait(&mut self, time: Duration) {
+    /// Time passes; what is sent meanwhile arrives if anybody hears it.
+    fn wait(&mut self, time: Duration, is_heard: bool) {
         let end = self.now + time;
         for _ in 0..DEADLINES_MAX {
             let due = self.stacks.iter().filter_map(Stack::next_deadline).min();
@@ -147,8 +155,16 @@ impl World {
                 .iter_mut()
                 .for_each(|stack| stack.handle_timeout(now));
             self.flush();
-            // Nobody hears what is sent meanwhile.
-            self.flying.clear();
+            if !is_heard {
+                self.flying.clear();
+            }
+            for _ in 0..FLIGHT_MAX {
+                let Some((to, frame)) = self.flying.pop_front() else {
+                    break;
+                };
+                self.arrive(to, &frame);
+                self.flush();
+            }
         }
         panic!("time stands still at {:?}", self.now);
     }
@@ -181,7 +197,7 @@ impl World {
         let at = input.below(open);
         let id = self.ids[side][at];
         let stack = &mut self.stacks[side];
-        let mut room = [0; 4_000];
+        let mut room = [0; 20_000];
         match what {
             1..=3 => {
                 let len = input.below(room.len());
@@ -265,7 +281,7 @@ pub fn fuzz_one(data: &[u8]) {
             break;
         }
         world.flush();
-        match input.byte() % 8 {
+        match input.byte() % 9 {
             0..=2 => world.call(&mut input),
             3 | 4 => {
                 for _ in 0..=input.byte() & 15 {
@@ -281,9 +297,11 @@ pub fn fuzz_one(data: &[u8]) {
                     world.arrive(to, &frame);
                 }
             }
+            7 => world.frame_bytes_max = 100 + input.below(1_500),
             _ => {
-                let ms = 1 << (input.byte() % 21);
-                world.wait(Duration::from_millis(ms));
+                let time = input.byte();
+                let ms = 1 << (time % 21);
+                world.wait(Duration::from_millis(ms), time & 64 > 0);
             }
         }
     }
