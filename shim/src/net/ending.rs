@@ -59,6 +59,7 @@ pub(crate) fn finish(ends_muxes: bool) -> bool {
     if lend::is_needed() {
         return true;
     }
+    refuse_handshakes();
     let end = sys::now().saturating_add(PATIENCE);
     loop {
         let (mut until, mut fds, mut is_unfinished) = (end, Vec::new(), false);
@@ -77,6 +78,15 @@ pub(crate) fn finish(ends_muxes: bool) -> bool {
             return is_unfinished;
         }
         let _ = native_ppoll(&mut fds, Some(until.max(1)));
+    }
+}
+
+/// Peers that were about to be connected to listeners which are closed hear of it now: whoever has the address
+/// next may not be there yet when they say their last word.
+pub(crate) fn refuse_handshakes() {
+    for mut engine in cells::all().filter_map(|cell| cell.lock().ok()) {
+        let now = engine.now();
+        engine.stack.tcp_refuse_handshakes(now);
     }
 }
 

@@ -178,6 +178,7 @@ pub(crate) fn end_if_idle() {
         return;
     }
     File::take_down_deferred(); // a relay that has just ended leaves a connection to be closed
+    net::ending::refuse_handshakes();
     if !MuxCell::any() && !net::ending::is_unfinished() {
         end();
     }

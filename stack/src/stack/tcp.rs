@@ -303,6 +303,12 @@ impl Stack {
         self.tcp.flow_count()
     }
 
+    /// Resets handshakes whose listener is gone, for a stack that ends: the peer may have all it waits for, and
+    /// says nothing more that another stack with the address could answer.
+    pub fn tcp_refuse_handshakes(&mut self, now: Instant) {
+        self.tcp.refuse_handshakes(&mut self.ip, now);
+    }
+
     /// Whether a connection that was closed still has data or its FIN to get across.
     pub fn is_unfinished(&self) -> bool {
         self.tcp.is_unfinished()

@@ -325,6 +325,23 @@ impl Engine {
         self.promote(ip, &e, seg, now);
     }
 
+    /// Resets the handshakes whose listener is gone: what comes of the peers is not waited for.
+    pub(crate) fn refuse_handshakes(&mut self, ip: &mut IpLayer, now: Instant) {
+        let mut orphans = Vec::new();
+        for (i, e) in (0..).zip(self.embryos.slots()) {
+            let is = |entry| entry == Entry::Embryo(i);
+            if self.listeners.get(e.listener).is_none() && self.demux.find(e.tag, is).is_some() {
+                orphans.push((i, *e));
+            }
+        }
+        for (i, e) in orphans {
+            self.remove_embryo(i);
+            self.env.stats.resets_out += 1;
+            let plan = Plan::bare(e.isn + 1, e.irs + 1, Control::RST.with(Control::ACK));
+            self.send_bare(ip, e.bound, &e.tuple, &plan, now);
+        }
+    }
+
     fn send_embryo_ack(&mut self, ip: &mut IpLayer, e: &Embryo, now: Instant) {
         let mut plan = Plan::bare(e.isn + 1, e.irs + 1, Control::ACK);
         plan.timestamps = e.flags.has(Flags::TIMESTAMPS).then(|| Timestamps {

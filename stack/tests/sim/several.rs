@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use kcm_stack::{
-    Cause, ConnectOptions, IfaceId, ListenOptions, RecvError, SendError, SocketError, TcpId,
-    UdpBindOptions, UdpOpts, UdpSendOptions,
+    Cause, ConnectOptions, IfaceId, ListenOptions, RecvError, SendError, SocketError, State,
+    Strangers, TcpId, UdpBindOptions, UdpOpts, UdpSendOptions,
 };
 
 use crate::fabric::{Fabric, ip, ip6};
@@ -371,4 +371,35 @@ fn broadcasts_need_leave_and_reach_every_socket_of_the_network() {
     for (host, id) in listeners {
         assert_eq!(&f.stacks[host].udp_recv(id).unwrap().data[..], b"hey");
     }
+}
+
+/// A stack that ends tells whoever is in the middle of a handshake: it will not be there for the ACK.
+#[test]
+fn a_handshake_whose_listener_is_gone_is_reset() {
+    let mut f = Fabric::new(&[&[0], &[0]], &LinkConfig::default(), 1);
+    let listen = |f: &mut Fabric, port| {
+        let any = SocketAddr::new("0.0.0.0".parse().unwrap(), port);
+        f.stacks[1].tcp_listen(any, &backlog(4)).unwrap()
+    };
+    let (gone, stays) = (listen(&mut f, 80), listen(&mut f, 81));
+    let [lost, kept] = [80, 81].map(|port| {
+        let remote = SocketAddr::new(ip(0, 1), port);
+        f.stacks[0].tcp_connect(f.now, remote, &ConnectOptions::default())
+    });
+    f.run_until(SOON, "two handshakes", |f| f.stacks[1].flow_count() == 2);
+    let now = f.now;
+    f.stacks[1].tcp_unlisten(now, gone);
+    f.stacks[1].tcp_refuse_handshakes(now);
+    assert_eq!(f.stacks[1].flow_count(), 1);
+    f.stacks[1].set_strangers(Strangers::Ignored);
+    f.run_until(SOON, "an end and a beginning", |f| {
+        f.stacks[0]
+            .tcp_state(lost.unwrap())
+            .is_none_or(|s| s == State::Closed)
+            && f.stacks[1].tcp_accept(stays).is_some()
+    });
+    assert_eq!(
+        f.stacks[0].tcp_state(kept.unwrap()),
+        Some(State::Established)
+    );
 }
