@@ -15,6 +15,7 @@ mod plan;
 pub mod route_plan;
 pub mod strparser;
 #[path = "../../../shim/src/values.rs"]
+#[allow(dead_code, reason = "part of it is the library's alone")]
 mod values;
 
 /// Calls `target` with `runs` inputs of up to `len_max` bytes, derived from `seed`.
