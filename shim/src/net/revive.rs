@@ -3,7 +3,7 @@
 //! on with what it holds itself, and with what the others tell it; what comes is handed over at the same
 //! AF_UNIX sockets as before, so that whoever waits there need not know.
 
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 
 use super::inherited::Inherited;
 use super::name::Name;
@@ -142,10 +142,13 @@ fn serve(place: &Place, fd: i32, file: &'static File, backlog: i32) -> Outcome<(
         backlog,
         ..guest::wish_to_listen(known.name.v6)
     };
-    let copy = sys::dup_high(sys::borrow(fd))?;
     let given: Given = match place {
-        Place::Here => host::give(&wish, Some(&copy))?.ok_or(Errno::EIO)?,
-        Place::With(host) => ask(&host.claim, &wish, Some(copy.as_fd()))?,
+        Place::Here => {
+            let _in_flight = owner::in_flight(); // a child of a fork would keep the copy, and the listener
+            let copy = sys::dup_high(sys::borrow(fd))?;
+            host::give(&wish, Some(&copy))?.ok_or(Errno::EIO)?
+        }
+        Place::With(host) => ask(&host.claim, &wish, Some(sys::borrow(fd)))?,
     };
     if known.is_kernels
         && let Some(name) = Name::parse(&given.name)
