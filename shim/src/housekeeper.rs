@@ -8,7 +8,7 @@
 //! looked at again at growing intervals, so that a busy program is left alone.
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::collections::BTreeMap;
 
 use kcm_mux::{KcmId, Nanos, PsockId};
@@ -123,6 +123,18 @@ pub(crate) fn watch_tracing(fd: BorrowedFd<'_>, tag: u64, full: bool) {
 pub(crate) fn add_listener(listener: &OwnedFd) {
     let tag = epoll::EventData::new_u64(LISTENER);
     let _ = epoll::add(epfd(), listener, tag, epoll::EventFlags::IN);
+}
+
+/// Doors are not watched, since nobody could be let in.
+static ARE_SHUT: AtomicBool = AtomicBool::new(false);
+
+/// Nobody can be let in at this door: the process has no descriptor left, or no memory. Whoever stands there would
+/// wake the thread again and again; it looks for them now and then instead.
+pub(crate) fn shut(door: &OwnedFd) {
+    const AGAIN: Nanos = 100_000_000;
+    let _ = epoll::delete(epfd(), door);
+    ARE_SHUT.store(true, Ordering::Relaxed);
+    wake_by(sys::now().saturating_add(AGAIN));
 }
 
 /// A process came.
@@ -551,6 +563,10 @@ impl Keeper {
     /// Runs every timer that is due and finds the next one.
     fn expire(&mut self, now: Nanos) {
         WAKES_AT.store(u64::MAX, Ordering::Relaxed);
+        if ARE_SHUT.swap(false, Ordering::Relaxed) {
+            owner::watch_door();
+            handover::watch_claims();
+        }
         MuxCell::for_each(|engine| {
             engine.expire(now);
             if let Some(at) = engine.mux.next_deadline() {

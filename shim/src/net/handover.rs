@@ -57,14 +57,18 @@ pub(crate) fn on_claim() {
     let mut callers = Vec::new();
     let in_flight = owner::in_flight(); // whom this process takes in no child of it knows
     for engine in cells::all().filter_map(|cell| cell.lock().ok()) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        for claim in engine.claims() {
-            callers.extend(rustix::net::accept_with(claim, flags));
-        }
+        callers.extend(engine.claims().iter().filter_map(owner::let_in));
     }
     callers.into_iter().for_each(owner::welcome);
     drop(in_flight);
     look_now();
+}
+
+/// The claims are watched, again.
+pub(crate) fn watch_claims() {
+    for engine in cells::all().filter_map(|cell| cell.lock().ok()) {
+        engine.claims().iter().for_each(housekeeper::add_claim);
+    }
 }
 
 /// Lets go of listeners that nobody holds any more.

@@ -20,7 +20,7 @@ use super::engine::{Engine, instant};
 use super::guest::{self, Host};
 use super::lease::Leases;
 use super::spread::{Exchange, Spread};
-use super::steer;
+use super::{handover, steer};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::interpose::poll::native_ppoll;
 use crate::route::{Interface, OnFailure, Plan};
@@ -82,7 +82,7 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place>
             Ok(()) => {
                 housekeeper::start()?;
                 cells::all().for_each(housekeeper::watch_device);
-                watch_claims();
+                handover::watch_claims();
                 publish::stack_opened();
                 return Ok(Place::Here);
             }
@@ -120,15 +120,6 @@ pub(super) fn policy(on_failure: OnFailure) -> Exit {
     match on_failure {
         OnFailure::Kernel => Exit::Native,
         OnFailure::Fail(errno) => Errno(errno).into(),
-    }
-}
-
-/// Other processes that want a socket at an address of ours call at its claim.
-fn watch_claims() {
-    if let Ok(engine) = cells::first().lock() {
-        for claim in engine.claims() {
-            housekeeper::add_claim(claim);
-        }
     }
 }
 

@@ -249,11 +249,29 @@ pub(crate) fn on_line(cell: &'static MuxCell, id: KcmId, ended: bool) {
 pub(crate) fn on_listener() {
     let _in_flight = in_flight();
     let accepted = match CONTROL.lock().as_deref() {
-        Ok(Some(control)) => rustix::net::accept_with(&control.listener, SocketFlags::CLOEXEC),
+        Ok(Some(control)) => let_in(&control.listener),
         _ => return,
     };
-    if let Ok(fd) = accepted {
+    if let Some(fd) = accepted {
         welcome(fd);
+    }
+}
+
+/// Whoever stands at a door; `None` if nobody does any more, or if there is no room.
+pub(crate) fn let_in(door: &OwnedFd) -> Option<OwnedFd> {
+    use rustix::io::Errno as Kernels;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let accepted = rustix::net::accept_with(door, flags);
+    if let Err(Kernels::MFILE | Kernels::NFILE | Kernels::NOMEM | Kernels::NOBUFS) = accepted {
+        housekeeper::shut(door);
+    }
+    accepted.ok()
+}
+
+/// The door is watched again.
+pub(crate) fn watch_door() {
+    if let Ok(Some(control)) = CONTROL.lock().as_deref() {
+        housekeeper::add_listener(&control.listener);
     }
 }
 
