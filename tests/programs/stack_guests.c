@@ -546,6 +546,8 @@ static void leaves(void)
 		join("sends and ends");
 	}
 	int fd = dial('G');
+	char times = TIMES;
+	check(send(fd, &times, 1, 0) == 1, "send");
 	check(recv(fd, all, sizeof all, MSG_WAITALL) == sizeof all, "what came");
 	printf("%ld of %d bytes, %ld resets\n", all[0], TIMES * BYTES, all[1]);
 	puts("done");

@@ -52,7 +52,7 @@ static void fill(char *bytes, size_t n)
 /* Connections that are not read before one says so, and what came over them. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static int held, are_read;
+static int are_read, read_out;
 static long held_bytes, held_resets;
 
 static char last; /* how the last connection ended: e for the end, r for a reset */
@@ -129,25 +129,26 @@ static void *serve(void *arg)
 	case 'H': { /* is not read for now */
 		long got = 0;
 		pthread_mutex_lock(&lock);
-		held++;
 		while (!are_read)
 			pthread_cond_wait(&changed, &lock);
 		pthread_mutex_unlock(&lock);
 		while ((n = recv(fd, buf, sizeof buf, 0)) > 0)
 			got += n;
 		pthread_mutex_lock(&lock);
-		held--;
+		read_out++;
 		held_bytes += got;
 		held_resets += n < 0;
 		pthread_cond_broadcast(&changed);
 		pthread_mutex_unlock(&lock);
 		break;
 	}
-	case 'G': { /* now it is; tells what has come */
+	case 'G': { /* now they are, so many; tells what has come */
+		char count;
+		read_all(fd, &count, 1);
 		pthread_mutex_lock(&lock);
 		are_read = 1;
 		pthread_cond_broadcast(&changed);
-		while (held)
+		while (read_out < count)
 			pthread_cond_wait(&changed, &lock);
 		long all[2] = { held_bytes, held_resets };
 		pthread_mutex_unlock(&lock);
