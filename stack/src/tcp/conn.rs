@@ -12,8 +12,9 @@ use super::mtu_search::MtuSearch;
 use super::options::Options;
 use super::rack::{Rack, Widening};
 use super::reassembly::Reassembly;
+use super::recovery::{Episode, Phase, TailProbe};
 use super::rto::RttEstimate;
-use super::scoreboard::{Scoreboard, Sent, Stamp};
+use super::scoreboard::{Scoreboard, Stamp};
 use super::seq::Seq;
 use super::sockopt::SockOpts;
 use super::state::State;
@@ -365,56 +366,6 @@ pub(crate) enum Rexmit {
     Persist,
 }
 
-/// Congestion and recovery phase (Linux's names: Open, CWR, Recovery, Loss).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Phase {
-    #[default]
-    Open,
-    /// Window cut after ECN; nothing lost.
-    Reduced,
-    /// Fast recovery.
-    Recovery,
-    /// After a timeout.
-    Loss,
-}
-
-/// Forward RTO-recovery (RFC 5682): whether it is still open if a timeout was spurious.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Frto {
-    /// Decided, or not asked.
-    #[default]
-    Off,
-    /// The first segment went again; what the next ACKs bring tells.
-    Waiting,
-    /// Something new goes next and nothing again (step 2.b): an ACK of the new alone says that the rest is
-    /// lost, one of an original that it is not.
-    Probing,
-}
-
-/// Proportional rate reduction and undo state of one recovery episode.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Episode {
-    /// SND.NXT when the episode began; its end is an ACK at or beyond.
-    pub(crate) point: Seq,
-    pub(crate) prr_delivered: u32,
-    pub(crate) prr_out: u32,
-    /// The window before the reduction: what PRR reduces from and undo goes back to.
-    pub(crate) prior: Option<Window>,
-    /// Retransmitted bytes not yet reported as duplicates (D-SACK undo).
-    pub(crate) undo_bytes: i64,
-    /// Our timestamp at the first retransmission (Eifel detection, RFC 3522).
-    pub(crate) retrans_ts: Option<u32>,
-    /// After a timeout.
-    pub(crate) frto: Frto,
-}
-
-impl Episode {
-    /// Whether `s` was on its way when the episode began, and has not been sent again.
-    pub(crate) fn began_with(&self, s: &Sent) -> bool {
-        !s.ever_retransmitted() && s.end.at_or_before(self.point)
-    }
-}
-
 /// State of a connection with something going on. In this order in memory: what every exchange
 /// touches first, what only loss, urgent data and the like touch last.
 #[derive(Debug, Default)]
@@ -512,15 +463,6 @@ impl Timers {
             .min(self.pace)
             .min(self.fin_wait)
     }
-}
-
-/// One tail loss probe episode (RFC 8985 §7.4).
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct TailProbe {
-    /// SND.NXT when the probe went out.
-    pub(crate) end: Option<Seq>,
-    /// The probe repeated old data.
-    pub(crate) is_retransmission: bool,
 }
 
 /// Urgent data in both directions (RFC 6093: one byte, pointer after it).

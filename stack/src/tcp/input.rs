@@ -1,11 +1,12 @@
 //! SEGMENT ARRIVES (RFC 9293 §3.10.7) with the checks of RFC 5961 and RFC 7323.
 //!
-//! Order as in the RFC: sequence number, RST, SYN, ACK, URG, text, FIN. The acceptance of ACKs and
-//! recovery are in `ack.rs`, of text in `receive.rs`.
+//! Order as in the RFC: sequence number, RST, SYN, ACK, URG, text, FIN. The ACK field is taken in
+//! `ack.rs`, text and FIN in `receive.rs`.
 
-use super::conn::{Episode, Flags, Phase, TS_RECENT_TICK_MS, stamp, ts_recent_clock};
+use super::conn::{Flags, TS_RECENT_TICK_MS, stamp, ts_recent_clock};
 use super::options::{Options, Timestamps};
 use super::reassembly::Range;
+use super::recovery::{Episode, Phase};
 use super::scoreboard::elapsed;
 use super::segment::{Control, Segment};
 use super::state::State;
@@ -266,7 +267,6 @@ impl Tcb<'_> {
         {
             return false;
         }
-        let mut ecr = None;
         if self.c.flags.has(Flags::TIMESTAMPS) {
             // Exactly the aligned timestamps option, or the slow path.
             let [1, 1, 8, 10, rest @ ..] = seg.options else {
@@ -284,7 +284,6 @@ impl Tcb<'_> {
             if newer > 0 && self.c.rcv_nxt == self.c.rcv_wup {
                 self.store_ts_recent(Timestamps { val, ecr: 0 });
             }
-            ecr = Some(u32::from_be_bytes([b[4], b[5], b[6], b[7]]));
         } else if !seg.options.is_empty() {
             return false;
         }
@@ -295,7 +294,7 @@ impl Tcb<'_> {
         self.c.last_recv_ms = self.now.as_millis() as u32;
         self.c.probes = 0;
         if advances {
-            self.in_order_ack(seg.ack, ecr);
+            self.in_order_ack(seg.ack);
         }
         if !seg.payload.is_empty() {
             self.in_order_text(seg.payload);

@@ -1,8 +1,10 @@
 //! Relations that hold between events; for simulations.
 
 use super::Engine;
-use super::conn::{Busy, Conn, Flags, Frto, NONE, Phase};
+use super::conn::{Busy, Conn, Flags, NONE};
+use super::recovery::Phase;
 use super::state::State;
+use super::undo::Frto;
 use crate::limits;
 
 impl Engine {

@@ -13,6 +13,7 @@ pub(crate) mod cc;
 pub(crate) mod conn;
 mod cookie;
 mod defer;
+mod delivery;
 mod demux;
 mod egress;
 mod handshake;
@@ -28,6 +29,7 @@ mod path;
 mod rack;
 mod reassembly;
 mod receive;
+mod recovery;
 mod rto;
 mod run;
 mod scoreboard;
@@ -40,6 +42,7 @@ mod stats;
 mod timer_wheel;
 mod timers;
 mod timewait;
+mod undo;
 
 use std::collections::VecDeque;
 

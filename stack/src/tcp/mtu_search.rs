@@ -7,9 +7,9 @@
 //!                    (gets through)    (does not, or was not tried)
 //! ```
 
-use super::ack::DUP_ACK_THRESHOLD;
-use super::conn::{Episode, Flags, Phase};
+use super::conn::Flags;
 use super::reassembly::Range;
+use super::recovery::{DUP_ACK_THRESHOLD, Episode, Phase};
 use super::segment::Plan;
 use super::{Tcb, mss};
 use crate::limits::{

@@ -1,12 +1,14 @@
 //! Decides what a connection sends next: one segment per call, until there is nothing.
 
-use super::conn::{Flags, Frto, Phase, Rexmit, stamp};
+use super::conn::{Flags, Rexmit, stamp};
 use super::mtu_search::Probing;
 use super::options::{OptionBytes, Timestamps};
 use super::reassembly::Range;
+use super::recovery::Phase;
 use super::segment::{Control, Plan};
 use super::seq::Seq;
 use super::state::State;
+use super::undo::Frto;
 use super::{Tcb, mss};
 use crate::events::Ready;
 use crate::limits::{CORK, SENT_SEGMENTS_MAX};
@@ -139,16 +141,6 @@ impl Tcb<'_> {
         }
         self.retransmit(range, plan);
         true
-    }
-
-    /// F-RTO's step 2.b: only what was never sent may go.
-    fn is_probing_timeout(&self) -> bool {
-        self.b.phase == Phase::Loss && self.b.episode.frto == Frto::Probing
-    }
-
-    /// Something new has been sent since the episode began.
-    pub(crate) fn is_past_timeout(&self) -> bool {
-        self.c.snd_nxt.after(self.b.episode.point)
     }
 
     /// What F-RTO would send cannot go now: back to what is lost (RFC 5682 §2.1 step 2.b).

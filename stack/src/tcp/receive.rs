@@ -1,7 +1,7 @@
 //! Seventh and eighth of SEGMENT ARRIVES: segment text and FIN; and when to acknowledge them.
 
 use super::Tcb;
-use super::conn::{COPIED_UNIT, Flags, Phase};
+use super::conn::{COPIED_UNIT, Flags};
 use super::input::Answer;
 use super::reassembly::Range;
 use super::segment::{Control, Segment};
@@ -366,10 +366,5 @@ impl Tcb<'_> {
         if want > self.c.rcvbuf && !self.env.pool.under_pressure() {
             self.c.rcvbuf = want.min(RCVBUF_BYTES_MAX).min(scale_max).max(self.c.rcvbuf);
         }
-    }
-
-    /// Whether recovery or a timeout is in progress.
-    pub(crate) fn is_recovering(&self) -> bool {
-        matches!(self.b.phase, Phase::Recovery | Phase::Loss)
     }
 }

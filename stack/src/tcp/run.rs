@@ -4,7 +4,8 @@
 //!
 //! Whatever works on a connection ends the run ([`Engine::tcb`]), and so does the passing of time.
 
-use super::conn::{Flags, NONE, Phase};
+use super::conn::{Flags, NONE};
+use super::recovery::Phase;
 use super::segment::{Control, Plan};
 use super::{CHECKSUM_AT, Engine, Tcb};
 use crate::checksum::Sum;

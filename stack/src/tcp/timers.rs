@@ -1,8 +1,11 @@
-//! What happens when a connection's deadline passes.
+//! A connection's deadlines: what the retransmission timer waits for, and what happens when one passes.
 
 use super::Tcb;
-use super::conn::{Episode, Flags, Frto, Phase, Rexmit, stamp};
+use super::conn::{Flags, Rexmit, stamp};
+use super::rack;
+use super::recovery::{Episode, Phase};
 use super::state::State;
+use super::undo::Frto;
 use crate::error::Cause;
 use crate::limits;
 use crate::time::Instant;
@@ -61,6 +64,38 @@ impl Tcb<'_> {
         }
     }
 
+    /// (Re)arms the retransmission timer for what is in flight: probe, timeout or nothing.
+    pub(crate) fn arm_rexmit(&mut self, restart: bool) {
+        if self.b.board.is_empty() {
+            if self.b.timers.rexmit_kind != Rexmit::Persist {
+                self.b.timers.stop_rexmit();
+            }
+            return;
+        }
+        if self.b.timers.rexmit_kind == Rexmit::Reorder {
+            return;
+        }
+        let rto = self.c.rtt.backed_off_us(self.b.backoff);
+        let probe = matches!(self.b.phase, Phase::Open | Phase::Reduced)
+            && self.c.flags.has(Flags::SACK)
+            && self.c.state.is_synchronized()
+            && self.b.board.sacked_bytes() == 0
+            && self.b.tail.end.is_none()
+            && self.c.rtt.srtt_us != 0;
+        if probe {
+            let single = self.c.flight() <= u32::from(self.c.mss);
+            let pto = rack::probe_timeout_us(self.c.rtt.srtt_us, single, rto);
+            if pto < rto {
+                self.b.timers.arm_rexmit(Rexmit::Tlp, self.now.plus_us(pto));
+                return;
+            }
+        }
+        let running = self.b.timers.rexmit_kind == Rexmit::Rto;
+        if restart || !running {
+            self.b.timers.arm_rexmit(Rexmit::Rto, self.now.plus_us(rto));
+        }
+    }
+
     /// RFC 6298 §5.4 to §5.7.
     fn rto_expires(&mut self) {
         if self.b.board.is_empty() {
@@ -82,7 +117,6 @@ impl Tcb<'_> {
         }
         self.suspect_black_hole();
         let mss = u32::from(self.c.mss);
-        let congestion = self.c.opts().congestion;
         // A recovery and an answer to ECE have reduced already, and so has a timeout that nothing got
         // through after. One after progress is a congestion event of its own, as in Linux.
         let is_event = match self.b.phase {
@@ -92,7 +126,7 @@ impl Tcb<'_> {
         };
         if is_event {
             let prior = self.c.window;
-            self.b.cc.on_congestion(congestion, &mut self.c.window, mss);
+            self.congestion_event();
             self.b.episode = Episode {
                 prior: Some(prior),
                 retrans_ts: self.b.episode.retrans_ts,
@@ -104,6 +138,7 @@ impl Tcb<'_> {
         // it is another of the same segment (§3.2).
         let is_clear = matches!(self.b.phase, Phase::Open | Phase::Reduced) || !is_first;
         self.b.episode.frto = if is_clear { Frto::Waiting } else { Frto::Off };
+        let congestion = self.c.opts().congestion;
         self.b.cc.on_timeout(congestion, &mut self.c.window);
         self.b.episode.point = self.c.snd_nxt;
         self.b.phase = Phase::Loss;

@@ -11,7 +11,7 @@ use self::aggregation::Aggregation;
 use self::bandwidth::Bandwidth;
 use super::Window;
 use super::rate::RateSample;
-use crate::tcp::conn::Phase;
+use crate::tcp::recovery::Phase;
 use crate::time::Instant;
 
 /// 2/ln 2, the least gain that doubles the rate each round.
