@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 use core::num::NonZeroU16;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place>
     /// work: with 1 s, three programs of a churn that shared an address were turned away at a load of 15.
     const PATIENCE: Nanos = 10_000_000_000;
     const AGAIN: Nanos = 5_000_000;
-    static HAS_WAITED: AtomicBool = AtomicBool::new(false);
+    static IN_VAIN: InVain = InVain::new();
     if cells::is_open() {
         return Ok(Place::Here);
     }
@@ -80,6 +80,7 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place>
         drop(in_flight);
         let (ip, claim) = match opened {
             Ok(()) => {
+                IN_VAIN.forget();
                 housekeeper::start()?;
                 cells::all().for_each(housekeeper::watch_device);
                 handover::watch_claims();
@@ -91,7 +92,7 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place>
         };
         match guest::greet(&claim) {
             Ok(()) => {
-                HAS_WAITED.store(false, Ordering::Relaxed);
+                IN_VAIN.forget();
                 return Ok(Place::With(Host { claim }));
             }
             Err(Exit::Failed(Errno::EPERM)) => {
@@ -99,20 +100,47 @@ pub(crate) fn open(plan: &'static Plan, on_failure: OnFailure) -> Outcome<Place>
             }
             // Whoever has the address is about to end, or has just begun. Once: who still does not answer
             // then will have it when the next socket asks.
-            Err(Exit::Failed(Errno::EPIPE)) if sys::now() < end => {
-                if HAS_WAITED.load(Ordering::Relaxed) {
-                    break format!("{ip} is in use by another process, which does not answer");
-                }
+            Err(Exit::Failed(Errno::EPIPE))
+                if !IN_VAIN.is_recent(sys::now()) && sys::now() < end =>
+            {
                 let _ = native_ppoll(&mut [], Some(sys::now().saturating_add(AGAIN)));
             }
             Err(_) => {
-                HAS_WAITED.store(true, Ordering::Relaxed);
+                IN_VAIN.note(sys::now());
                 break format!("{ip} is in use by another process, which does not answer");
             }
         }
     };
     log::stack_failed(&why);
     Err(policy(on_failure))
+}
+
+/// When a process was waited for that did not answer: others are not, for a while. Whoever has the address after
+/// that is somebody else.
+struct InVain(AtomicU64);
+
+impl InVain {
+    const WHILE: Nanos = 60_000_000_000;
+
+    const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    fn is_recent(&self, now: Nanos) -> bool {
+        let at = self.0.load(Ordering::Relaxed);
+        at != 0 && now < at.saturating_add(Self::WHILE)
+    }
+
+    /// Counts from the first time.
+    fn note(&self, now: Nanos) {
+        if !self.is_recent(now) {
+            self.0.store(now, Ordering::Relaxed);
+        }
+    }
+
+    fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
 }
 
 /// What a call comes to where the stack cannot serve it.
@@ -309,4 +337,24 @@ fn key() -> Key {
         half.copy_from_slice(&word.unwrap_or_else(sys::now).to_ne_bytes());
     }
     Key(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::InVain;
+
+    /// Who was waited for in vain once is not waited for with every socket; another, later, is.
+    #[test]
+    fn nobody_is_waited_for_again_and_again() {
+        let in_vain = InVain::new();
+        let (first, again) = (1_000, 1_000 + InVain::WHILE - 1);
+        assert!(!in_vain.is_recent(first));
+        in_vain.note(first);
+        assert!(in_vain.is_recent(again));
+        in_vain.note(again);
+        assert!(!in_vain.is_recent(again + 1));
+        in_vain.note(again + 1);
+        in_vain.forget();
+        assert!(!in_vain.is_recent(again + 1));
+    }
 }
