@@ -130,6 +130,32 @@ fn a_listener_survives_a_killed_owner() {
     same_as_on_the_kernel("survives");
 }
 
+/// Who has a copy of a listener waits for nobody when its owner is killed or stopped, nor when who has the address
+/// next is: other processes are served, calls that do not wait do not.
+#[test]
+fn a_listener_is_watched_without_waiting() {
+    if !is_runnable() {
+        return;
+    }
+    let program = program::build("stack_revive", &[]);
+    let said = |mode: &str, words: &str| {
+        let lab = Lab::new(false);
+        let mut command = lab.on_device("packet:eth0", words, &program);
+        let output = program::run(command.args([mode, GUEST]));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for words in ["", "queues=2"] {
+        assert_eq!(
+            said("stopped", words),
+            "a child receives\na connection is answered\ndone\n"
+        );
+        assert_eq!(
+            said("full", words),
+            "a call that does not wait has not waited\na connection is answered\ndone\n"
+        );
+    }
+}
+
 /// The peer sees the end of a process that threads use connections of, by themselves or as KCM sockets, and the
 /// threads see nothing.
 #[test]

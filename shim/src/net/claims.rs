@@ -28,7 +28,7 @@ pub(super) enum Taken {
 /// Takes the interface's addresses for this process.
 pub(super) fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), Taken> {
     for address in &interface.addresses {
-        let what = format!("kcmshim/address/{}", address.ip).into_bytes();
+        let what = of_address(address.ip);
         match take(&what) {
             Some(claim) => claims.push(claim),
             None => return Err(Taken::Address(address.ip, what)),
@@ -40,6 +40,17 @@ pub(super) fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<
         claims.push(lease.ok_or_else(|| Taken::Lease(device.clone()))?);
     }
     Ok(())
+}
+
+/// Where the process that has an address can be called.
+fn of_address(ip: IpAddr) -> Vec<u8> {
+    format!("kcmshim/address/{ip}").into_bytes()
+}
+
+/// Where the processes can be called that have the addresses of the plan.
+pub(super) fn of_addresses(plan: &Plan) -> impl Iterator<Item = Vec<u8>> {
+    let addresses = plan.interfaces.iter().flat_map(|i| &i.addresses);
+    addresses.map(|address| of_address(address.ip))
 }
 
 /// Takes a name for this process, if no other has it.

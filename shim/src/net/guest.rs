@@ -15,12 +15,13 @@ use super::name::Name;
 use super::options::Settings;
 use super::question::Question;
 use super::socket::waits;
-use super::{address, carry, pristine, revive};
+use super::{address, carry, claims, pristine, revive};
 use crate::epoll::kernel_set;
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, table};
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::recv::deadline;
+use crate::route::Plan;
 use crate::share::guest::{self, Given, Token, What, Wish};
 use crate::share::stack;
 use crate::user_mem::UserPtr;
@@ -81,6 +82,13 @@ pub(super) fn wish_to_listen(v6: bool) -> Wish {
 /// EPERM if it is of another user, EPIPE if it does not answer.
 pub(super) fn greet(claim: &[u8]) -> Outcome<()> {
     guest::greet(claim, &wish(What::Hello, false))
+}
+
+/// Whether a process has an address of the plan and does not answer, as one that is stopped. It is asked without
+/// a lock, and not by the connection of everybody.
+pub(super) fn is_silent(plan: &Plan) -> bool {
+    let wish = wish(What::Hello, false);
+    claims::of_addresses(plan).any(|claim| guest::is_silent(&claim, &wish))
 }
 
 /// Asks for what `wish` says with the options that `of` has, which come back too.

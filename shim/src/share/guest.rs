@@ -96,6 +96,12 @@ pub(crate) fn greet(owner: &[u8], wish: &Wish) -> Outcome<()> {
     remote::greet(owner, request, &data)
 }
 
+/// Whether who has an address is there and does not answer.
+pub(crate) fn is_silent(owner: &[u8], wish: &Wish) -> bool {
+    let (request, data) = wish.encode();
+    remote::is_silent(owner, request, &data)
+}
+
 /// Asks for a socket with the options of `like`.
 ///
 /// # Errors

@@ -188,6 +188,36 @@ pub(super) fn greet(owner: &[u8], request: Request, data: &[u8]) -> Outcome<()> 
     call(owner, request, data, &[]).map(drop)
 }
 
+/// Whether an owner is there that does not answer `request`, nor end, within [`PATIENCE`]. It is asked by a
+/// connection of this call's own, and no lock is held meanwhile.
+pub(super) fn is_silent(owner: &[u8], request: Request, data: &[u8]) -> bool {
+    match knock(owner, request, data) {
+        Ok(line) => {
+            let until = sys::now().saturating_add(PATIENCE.as_nanos() as u64);
+            let mut answer = [libc::pollfd {
+                fd: sys::number(&line),
+                events: libc::POLLIN,
+                revents: 0,
+            }];
+            let answered = native_ppoll(&mut answer, Some(until));
+            own::unprotect(sys::number(&line));
+            answered == Ok(0)
+        }
+        Err(why) => why == Exit::Failed(Errno::EAGAIN), // others stand at its door
+    }
+}
+
+/// A request to an owner by a connection of its own, over which the answer comes.
+fn knock(owner: &[u8], request: Request, data: &[u8]) -> Outcome<OwnedFd> {
+    let _in_flight = owner::in_flight();
+    let line = sys::raise(name::socket()?);
+    rustix::fs::fcntl_setfl(&line, rustix::fs::OFlags::NONBLOCK)?;
+    name::connect(&line, owner)?;
+    wire::send(&line, &request.to_bytes(), data, &[], SendFlags::empty())?;
+    own::protect(sys::number(&line));
+    Ok(line)
+}
+
 /// One request to an owner that is not answered.
 pub(super) fn tell(
     owner: &[u8],
