@@ -56,20 +56,56 @@ pub(crate) fn membership_v6(bytes: &[u8]) -> Option<Membership<Ipv6Addr>> {
     })
 }
 
+/// The address in a `struct sockaddr_storage`, if its family has any.
+fn stored_address(bytes: &[u8]) -> Option<Option<IpAddr>> {
+    const V4: usize = 4;
+    const V6: usize = 8;
+    let family = u16::from_ne_bytes(first(bytes)?);
+    Some(match i32::from(family) {
+        libc::AF_INET => Some(first::<4>(bytes.get(V4..)?)?.into()),
+        libc::AF_INET6 => Some(first::<16>(bytes.get(V6..)?)?.into()),
+        _ => None,
+    })
+}
+
+/// Where socket addresses begin in the values of RFC 3678, and how long each is.
+const GROUP: usize = 8;
+pub(crate) const STORAGE: usize = size_of::<libc::sockaddr_storage>();
+
 /// `struct group_req` (RFC 3678): the number of the interface, and the group, if its family has any.
 pub(crate) fn group_request(bytes: &[u8]) -> Option<(u32, Option<IpAddr>)> {
-    /// Where the group's socket address begins, and the parts of it.
-    const GROUP: usize = 8;
-    const V4: usize = GROUP + 4;
-    const V6: usize = GROUP + 8;
-    let index = int(bytes)? as u32;
-    let family = u16::from_ne_bytes(first(bytes.get(GROUP..)?)?);
-    let group = match i32::from(family) {
-        libc::AF_INET => IpAddr::from(first::<4>(bytes.get(V4..)?)?),
-        libc::AF_INET6 => IpAddr::from(first::<16>(bytes.get(V6..)?)?),
-        _ => return Some((index, None)),
-    };
-    Some((index, Some(group)))
+    Some((int(bytes)? as u32, stored_address(bytes.get(GROUP..)?)?))
+}
+
+/// `struct ip_mreq_source` (ip(7)): group, address of the interface, sender.
+pub(crate) fn source_v4(bytes: &[u8]) -> Option<[Ipv4Addr; 3]> {
+    let [group, local, source] = [0, 4, 8].map(|at| first::<4>(bytes.get(at..)?));
+    Some([group?.into(), local?.into(), source?.into()])
+}
+
+/// `struct group_source_req` (RFC 3678): behind a [`group_request`] the sender.
+pub(crate) fn source_request(bytes: &[u8]) -> Option<Option<IpAddr>> {
+    stored_address(bytes.get(GROUP + STORAGE..)?)
+}
+
+/// `struct ip_msfilter` (ip(7)): group, address of the interface, mode, how many senders there are; these
+/// follow.
+pub(crate) fn filter_v4(bytes: &[u8]) -> Option<([Ipv4Addr; 2], i32, u32)> {
+    let [group, local] = [0, 4].map(|at| first::<4>(bytes.get(at..)?));
+    let names = [group?.into(), local?.into()];
+    Some((names, int_at(bytes, 8)?, int_at(bytes, 12)? as u32))
+}
+
+/// The mode and the number of senders of a `struct group_filter` (RFC 3678), behind a [`group_request`].
+pub(crate) fn group_filter(bytes: &[u8]) -> Option<(i32, u32)> {
+    let mode = int_at(bytes, GROUP + STORAGE)?;
+    Some((mode, int_at(bytes, GROUP + STORAGE + 4)? as u32))
+}
+
+/// The senders of a list of `struct sockaddr_storage`, where their family has any.
+pub(crate) fn stored_addresses(bytes: &[u8]) -> impl Iterator<Item = Option<IpAddr>> {
+    let each = bytes.chunks_exact(STORAGE);
+    each.map(|one| stored_address(one).flatten())
 }
 
 /// One control message (cmsg(3)).

@@ -17,7 +17,7 @@
 //! neighbours name theirs; Linux's weak host model decides who answers for what.
 //!
 //! # Not done
-//! No router advertisements, no source filters on groups. No TCP Fast Open.
+//! No router advertisements. No TCP Fast Open.
 
 #![deny(unsafe_code)]
 
@@ -41,6 +41,7 @@ pub use dhcp::DhcpLease;
 pub use error::{Cause, RecvError, SendError, SocketError};
 pub use events::{Event, Ready};
 pub use ip::Addressing;
+pub use ip::filter::{FilterMode, SourceChange, SourceFilter, Stays};
 pub use ip::iface::IfaceId;
 pub use secret::Key;
 pub use stack::{

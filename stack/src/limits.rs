@@ -136,6 +136,12 @@ pub const DHCP_LEASE_MIN: Duration = Duration::from_secs(60);
 pub const GROUPS_MAX: usize = 1024;
 /// Multicast groups per socket (igmp_max_memberships).
 pub const SOCKET_GROUPS_MAX: usize = 20;
+/// Senders that a socket lists for a group, in IPv4 (igmp_max_msf).
+pub const SOCKET_SOURCES_MAX_V4: usize = 10;
+/// As [`SOCKET_SOURCES_MAX_V4`], in IPv6 (mld_max_msf).
+pub const SOCKET_SOURCES_MAX_V6: usize = 64;
+/// Senders that all sockets together list for a group of an interface: more than a report holds.
+pub const GROUP_SOURCES_MAX: usize = 512;
 
 /// Memory in fragments that wait for others (ipfrag_high_thresh).
 pub const FRAGMENT_BYTES_MAX: usize = 4 << 20;

@@ -41,6 +41,12 @@ fn udp_calls_return_what_the_kernels_return() {
     assert_same("stack_udp");
 }
 
+/// Whom members of a group hear: IP_ADD_SOURCE_MEMBERSHIP and its kin.
+#[test]
+fn sources_of_groups_are_chosen_as_in_the_kernel() {
+    assert_same("stack_sources");
+}
+
 #[test]
 fn threads_that_wait_on_kernel_and_stack_miss_nothing() {
     assert_same("stack_udp_threads");

@@ -446,8 +446,8 @@ pub(crate) fn set(
     if level == libc::SOL_SOCKET && !is_known && !asks {
         return Err(Exit::Native);
     }
-    /// Longer than any value.
-    const VALUE_MAX: u32 = 64;
+    /// The longest of values, a `struct group_source_req`; of a `struct group_filter` one that lists nobody.
+    const VALUE_MAX: u32 = 264;
     let mut room = [0; VALUE_MAX as usize];
     let bytes = room
         .get_mut(..length.min(VALUE_MAX) as usize)

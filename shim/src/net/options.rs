@@ -266,6 +266,9 @@ pub(crate) fn get(
         if udp::options::is_beneath(level, name) {
             return Err(Exit::Native);
         }
+        if let Some(done) = udp::filter::get(&mut engine, file, (level, name), value, length)? {
+            return Ok(done);
+        }
         if let Some(answer) = udp::options::get(&mut engine, file, level, name)? {
             drop(engine);
             return put_int(answer, value, length);
@@ -421,6 +424,9 @@ pub(crate) fn set(
         return Ok(done);
     }
     if let Some(done) = udp::groups::set(file, level, name, value, length)? {
+        return Ok(done);
+    }
+    if let Some(done) = udp::filter::set(file, level, name, value, length)? {
         return Ok(done);
     }
     if let Some(done) = udp::options::set(file, level, name, value, length)? {

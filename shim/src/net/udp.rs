@@ -2,6 +2,7 @@
 
 pub(crate) mod control;
 pub(crate) mod early;
+pub(crate) mod filter;
 pub(crate) mod groups;
 pub(crate) mod options;
 pub(super) mod ports;

@@ -1,17 +1,15 @@
-//! IGMP and MLD on the wire. smoltcp knows IGMPv1 and v2 and MLDv2; the report of IGMPv3 and the
-//! messages of MLDv1 are composed here.
+//! IGMP and MLD on the wire. smoltcp knows IGMPv1 and v2; the report of IGMPv3 and the messages of MLD are
+//! composed here.
 
 use core::time::Duration;
 
-use smoltcp::wire::{
-    Icmpv6Packet, IgmpPacket, IgmpRepr, IgmpVersion, IpProtocol, Ipv4Packet, MldAddressRecordRepr,
-    MldRecordType, MldRepr,
-};
+use smoltcp::wire::{IgmpPacket, IgmpRepr, IgmpVersion, IpProtocol, Ipv4Packet};
 
+use super::filter::FilterMode;
 use super::groups::{Change, GroupReport, Query, Version};
 use super::icmp::CHECKSUM_AT;
 use super::iface::IfaceId;
-use super::output::{ETHERNET, IPV4};
+use super::output::{ETHERNET, IPV4, IPV6};
 use super::{IpLayer, IpMeta};
 use crate::addr::Ip;
 use crate::checksum::Sum;
@@ -31,11 +29,61 @@ const ALERT_V6: [u8; 8] = [58, 0, 5, 2, 0, 0, 1, 0];
 /// IGMPv1 queries name no time.
 const V1_WITHIN: Duration = Duration::from_secs(10);
 
-const fn record_type(change: Change) -> MldRecordType {
+/// The report of a current version before its record, and that before its senders (RFC 3376 §4.2,
+/// RFC 3810 §5.2).
+const REPORT: usize = 8;
+const fn record_bytes(v4: bool) -> usize {
+    4 + address_bytes(v4)
+}
+
+const fn address_bytes(v4: bool) -> usize {
+    if v4 { 4 } else { 16 }
+}
+
+const fn record_type(change: Change) -> u8 {
     match change {
-        Change::Is => MldRecordType::ModeIsExclude,
-        Change::Joined => MldRecordType::ChangeToExclude,
-        Change::Left => MldRecordType::ChangeToInclude,
+        Change::Is(FilterMode::Include) => 1,
+        Change::Is(FilterMode::Exclude) => 2,
+        Change::To(FilterMode::Include) => 3,
+        Change::To(FilterMode::Exclude) => 4,
+        Change::Allow => 5,
+        Change::Block => 6,
+    }
+}
+
+/// The senders that a query of a current version names, in front of which their number stands; `None` if
+/// they are not all there.
+fn asked_sources(bytes: &[u8], v4: bool) -> Option<Vec<Ip>> {
+    let (count, rest) = bytes.split_first_chunk::<2>()?;
+    let size = address_bytes(v4);
+    let list = rest.get(..usize::from(u16::from_be_bytes(*count)) * size)?;
+    list.chunks_exact(size).map(address).collect()
+}
+
+fn address(bytes: &[u8]) -> Option<Ip> {
+    match bytes.len() {
+        4 => bytes.first_chunk::<4>().map(|b| Ip::v4((*b).into())),
+        _ => bytes.first_chunk::<16>().map(|b| Ip::v6((*b).into())),
+    }
+}
+
+fn put_address(to: &mut [u8], ip: Ip) {
+    match to.len() {
+        4 => to.copy_from_slice(&ip.to_v4().octets()),
+        _ => to.copy_from_slice(&ip.to_v6().octets()),
+    }
+}
+
+/// The body of a report of a current version, one record, without type and checksum.
+fn put_record(report: &mut [u8], r: &GroupReport, sources: &[Ip]) {
+    let size = address_bytes(r.group.is_v4());
+    report[7] = 1;
+    let record = &mut report[REPORT..];
+    record[0] = record_type(r.change);
+    record[2..4].copy_from_slice(&(sources.len() as u16).to_be_bytes());
+    let addresses = core::iter::once(&r.group).chain(sources);
+    for (to, ip) in record[4..].chunks_exact_mut(size).zip(addresses) {
+        put_address(to, *ip);
     }
 }
 
@@ -57,12 +105,14 @@ impl IpLayer {
                 (code, 12..) => (Version::Three, Duration::from_millis(tenths(code) * 100)),
                 _ => return false,
             };
-            let query = Query {
-                group: (!group.is_unspecified()).then_some(group),
-                version,
-                within,
+            let sources = match version {
+                Version::Three => asked_sources(&bytes[10..], true),
+                _ => Some(Vec::new()),
             };
-            self.groups.query_arrives(iface, true, &query, now);
+            let Some(sources) = sources else {
+                return false;
+            };
+            self.query_arrives(iface, group, sources, (version, within), now);
         } else if let Ok(IgmpRepr::MembershipReport { .. }) = IgmpRepr::parse(&p) {
             self.groups.report_arrives(iface, group, now);
         }
@@ -82,29 +132,72 @@ impl IpLayer {
                 28.. => (Version::Three, Duration::from_millis(millis(code))),
                 _ => return,
             };
-            let query = Query {
-                group: (!group.is_unspecified()).then_some(group),
-                version,
-                within,
+            let sources = match version {
+                Version::Three => asked_sources(&bytes[26..], false),
+                _ => Some(Vec::new()),
             };
-            self.groups.query_arrives(iface, false, &query, now);
+            if let Some(sources) = sources {
+                self.query_arrives(iface, group, sources, (version, within), now);
+            }
         } else if bytes[0] == MLD_REPORT_V1 {
             self.groups.report_arrives(iface, group, now);
+        }
+    }
+
+    fn query_arrives(
+        &mut self,
+        iface: IfaceId,
+        group: Ip,
+        sources: Vec<Ip>,
+        (version, within): (Version, Duration),
+        now: Instant,
+    ) {
+        let query = Query {
+            group: (!group.is_unspecified()).then_some(group),
+            sources,
+            version,
+            within,
+        };
+        // Senders without a group are nobody's (RFC 3376 §4.1.9).
+        if query.group.is_some() || query.sources.is_empty() {
+            self.groups.query_arrives(iface, group.is_v4(), &query, now);
         }
     }
 
     /// Sends the reports that are due.
     pub(crate) fn run_groups(&mut self, now: Instant) {
         for report in self.groups.due(now) {
-            if report.group.is_v4() {
-                self.send_igmp(&report, now);
+            let v4 = report.group.is_v4();
+            let headers = if v4 {
+                IPV4 + ALERT_V4.len()
             } else {
-                self.send_mld(&report, now);
+                IPV6 + ALERT_V6.len()
+            };
+            let room = usize::from(self.ifaces[report.iface.index()].mtu)
+                .saturating_sub(headers + REPORT + record_bytes(v4));
+            let fits = (room / address_bytes(v4)).max(1);
+            // Of those that nobody wants, routers learn as many as one report holds (RFC 3376 §4.2.16).
+            let is_cut = matches!(
+                report.change,
+                Change::Is(FilterMode::Exclude) | Change::To(FilterMode::Exclude)
+            );
+            let mut rest = &report.sources[..];
+            loop {
+                let (sources, beyond) = rest.split_at(rest.len().min(fits));
+                if v4 {
+                    self.send_igmp(&report, sources, now);
+                } else {
+                    self.send_mld(&report, sources, now);
+                }
+                rest = beyond;
+                if rest.is_empty() || is_cut || report.version < Version::Three {
+                    break;
+                }
             }
         }
     }
 
-    fn send_igmp(&mut self, r: &GroupReport, now: Instant) {
+    fn send_igmp(&mut self, r: &GroupReport, sources: &[Ip], now: Instant) {
         let group_addr = r.group.to_v4();
         let report = |version| IgmpRepr::MembershipReport {
             group_addr,
@@ -113,15 +206,19 @@ impl IpLayer {
         let (repr, dst) = match (r.version, r.change) {
             (Version::Three, _) => (None, Ip::IGMPV3_ROUTERS),
             // IGMPv1 knows no leave: who is not heard is gone.
-            (Version::One, Change::Left) => return,
+            (Version::One, Change::To(FilterMode::Include)) => return,
             (Version::One, _) => (Some(report(IgmpVersion::Version1)), r.group),
-            (Version::Two, Change::Left) => (
+            (Version::Two, Change::To(FilterMode::Include)) => (
                 Some(IgmpRepr::LeaveGroup { group_addr }),
                 Ip::ALL_ROUTERS_V4,
             ),
             (Version::Two, _) => (Some(report(IgmpVersion::Version2)), r.group),
         };
-        let len = ALERT_V4.len() + if repr.is_some() { 8 } else { 16 };
+        let len = ALERT_V4.len()
+            + match repr {
+                Some(_) => 8,
+                None => REPORT + record_bytes(true) + sources.len() * 4,
+            };
         let mut meta = self.local_meta(r.iface, dst, IpProtocol::Igmp);
         // Internetwork control (RFC 3376 §4).
         meta.tos = 0xc0;
@@ -132,9 +229,7 @@ impl IpLayer {
                 repr.emit(&mut IgmpPacket::new_unchecked(&mut *igmp));
             } else {
                 igmp[0] = IGMP_REPORT_V3;
-                igmp[7] = 1;
-                igmp[8] = record_type(r.change).into();
-                igmp[12..].copy_from_slice(&group_addr.octets());
+                put_record(igmp, r, sources);
                 let sum = Sum::default().bytes(igmp).finish();
                 igmp[2..4].copy_from_slice(&sum);
             }
@@ -146,10 +241,14 @@ impl IpLayer {
         });
     }
 
-    fn send_mld(&mut self, r: &GroupReport, now: Instant) {
-        let (dst, len) = match (r.version, r.change) {
-            (Version::Three, _) => (Ip::MLDV2_ROUTERS, 28),
-            (_, Change::Left) => (Ip::ALL_ROUTERS_V6, 24),
+    fn send_mld(&mut self, r: &GroupReport, sources: &[Ip], now: Instant) {
+        let is_left = r.change == Change::To(FilterMode::Include);
+        let (dst, len) = match r.version {
+            Version::Three => (
+                Ip::MLDV2_ROUTERS,
+                REPORT + record_bytes(false) + sources.len() * 16,
+            ),
+            _ if is_left => (Ip::ALL_ROUTERS_V6, 24),
             _ => (r.group, 24),
         };
         let meta = self.local_meta(r.iface, dst, IpProtocol::HopByHop);
@@ -157,15 +256,10 @@ impl IpLayer {
             let (alert, mld) = out.split_at_mut(ALERT_V6.len());
             alert.copy_from_slice(&ALERT_V6);
             if r.version == Version::Three {
-                let record = MldAddressRecordRepr::new(record_type(r.change), r.group.to_v6());
-                let mut p = Icmpv6Packet::new_unchecked(&mut *mld);
-                p.set_msg_type(MLD_REPORT_V2.into());
-                MldRepr::ReportRecordReprs(&[record]).emit(&mut p);
+                mld[0] = MLD_REPORT_V2;
+                put_record(mld, r, sources);
             } else {
-                mld[0] = match r.change {
-                    Change::Left => MLD_DONE_V1,
-                    Change::Is | Change::Joined => MLD_REPORT_V1,
-                };
+                mld[0] = if is_left { MLD_DONE_V1 } else { MLD_REPORT_V1 };
                 mld[8..].copy_from_slice(&r.group.to_v6().octets());
             }
             let icmp = IpProtocol::Icmpv6.into();

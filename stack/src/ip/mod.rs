@@ -5,6 +5,7 @@ mod addresses;
 mod addressing;
 mod arp;
 mod extensions;
+pub(crate) mod filter;
 mod fragment;
 mod groups;
 pub(crate) mod icmp;

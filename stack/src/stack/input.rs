@@ -381,6 +381,10 @@ impl Stack {
             IpProtocol::Tcp | IpProtocol::Udp if !self.is_own(p) => {}
             IpProtocol::Tcp => self.tcp_packet(now, p),
             IpProtocol::Udp => {
+                let is_group = !self.ip.is_ours_on(iface, dst);
+                if is_group && !self.ip.groups.hears(iface, dst, src) {
+                    return;
+                }
                 let arrival = Arrival {
                     iface,
                     src,
@@ -388,7 +392,7 @@ impl Stack {
                     ttl: p.hop_limit,
                     tos: p.tos,
                     at: now,
-                    is_group: !self.ip.is_ours_on(iface, dst),
+                    is_group,
                 };
                 let found = self.udp.packet_arrives(&arrival, transport, p.checksum_ok);
                 if !found {

@@ -7,6 +7,7 @@ use super::{Stack, UdpId, scope_of};
 use crate::addr::Endpoint;
 use crate::error::{Cause, RecvError, SendError, SocketError};
 use crate::events::Ready;
+use crate::ip::filter::{FilterMode, SourceChange};
 use crate::ip::iface::IfaceId;
 use crate::time::Instant;
 use crate::udp::{
@@ -186,6 +187,56 @@ impl Stack {
         iface: Option<IfaceId>,
     ) -> Result<(), SocketError> {
         self.udp.leave(&mut self.ip, id, group.into(), iface)
+    }
+
+    /// Changes whom a socket hears in a group, by one sender.
+    ///
+    /// # Errors
+    /// `InvalidAddress` if it is no group, `InvalidState` if the socket is not in it or lists the other
+    /// kind, `AddressNotAvailable` if the sender is listed already or not, `LimitReached`, `NoInterface`,
+    /// `BadHandle`.
+    pub fn udp_change_source(
+        &mut self,
+        id: UdpId,
+        group: IpAddr,
+        iface: Option<IfaceId>,
+        source: IpAddr,
+        change: SourceChange,
+    ) -> Result<(), SocketError> {
+        let of = (group.into(), iface);
+        self.udp.change_source(&mut self.ip, id, of, source, change)
+    }
+
+    /// Replaces the list of whom a socket hears in a group, or does not; to hear nobody is to leave.
+    ///
+    /// # Errors
+    /// As [`udp_change_source`](Self::udp_change_source).
+    pub fn udp_set_filter(
+        &mut self,
+        id: UdpId,
+        group: IpAddr,
+        iface: Option<IfaceId>,
+        mode: FilterMode,
+        sources: &[IpAddr],
+    ) -> Result<(), SocketError> {
+        let sources = sources.iter().map(|source| (*source).into()).collect();
+        let of = (group.into(), iface);
+        self.udp.set_filter(&mut self.ip, id, of, mode, sources)
+    }
+
+    /// Whom a socket hears in a group, or does not.
+    ///
+    /// # Errors
+    /// `AddressNotAvailable` if it is not in it, `InvalidAddress`, `NoInterface`, `BadHandle`.
+    pub fn udp_filter(
+        &mut self,
+        id: UdpId,
+        group: IpAddr,
+        iface: Option<IfaceId>,
+    ) -> Result<(FilterMode, Vec<IpAddr>), SocketError> {
+        let filter = self.udp.filter(&self.ip, id, (group.into(), iface))?;
+        let list = filter.list().iter().map(|ip| ip.to_std());
+        Ok((filter.mode, list.collect()))
     }
 
     /// Closes a UDP socket; it leaves its groups.

@@ -2,6 +2,7 @@
 //! bounded by bytes; what does not fit is dropped and counted, as UDP promises.
 
 mod binding;
+mod membership;
 mod options;
 mod receive;
 mod send;
@@ -12,18 +13,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 pub use binding::UdpBinding;
+use membership::Membership;
 pub use options::{PmtuDiscovery, Reuse, UdpBindOptions, UdpOpts, UdpSendOptions};
 pub(crate) use receive::Arrival;
 pub use shared::SharedPorts;
 
-use crate::addr::{Endpoint, FourTuple, Ip};
+use crate::addr::{Endpoint, FourTuple};
 use crate::error::{Cause, RecvError, SocketError};
 use crate::events::Ready;
 use crate::ip::IpLayer;
 use crate::ip::iface::IfaceId;
-use crate::limits::{
-    CONTROL_FRAMES_MAX, EPHEMERAL_PORTS, SOCKET_GROUPS_MAX, UDP_OVERHEAD_BYTES, UDP_RCVBUF_BYTES,
-};
+use crate::limits::{CONTROL_FRAMES_MAX, EPHEMERAL_PORTS, UDP_OVERHEAD_BYTES, UDP_RCVBUF_BYTES};
 use crate::secret::{Key, Rng};
 use crate::stack::{Shard, UdpId};
 use crate::time::Instant;
@@ -75,8 +75,7 @@ struct Socket {
     reuse: Reuse,
     v6_only: bool,
     opts: UdpOpts,
-    /// Groups it joined; each counts in the IP layer.
-    groups: Vec<(IfaceId, Ip)>,
+    memberships: Vec<Membership>,
     queue: VecDeque<Datagram>,
     queued_bytes: usize,
     rcvbuf: usize,
@@ -88,9 +87,9 @@ struct Socket {
 }
 
 impl Socket {
-    /// IP_MULTICAST_ALL.
+    /// Whether it wants what was sent to a group, or to everybody.
     fn hears_group(&self, a: &Arrival) -> bool {
-        self.opts.multicast_all || !a.dst.is_multicast() || self.groups.contains(&(a.iface, a.dst))
+        !a.dst.is_multicast() || self.hears_in(a.iface, a.dst, a.src)
     }
 
     fn binding(&self) -> UdpBinding {
@@ -181,7 +180,7 @@ impl Udp {
                 iface: options.iface,
                 ..UdpOpts::default()
             },
-            groups: Vec::new(),
+            memberships: Vec::new(),
             queue: VecDeque::new(),
             queued_bytes: 0,
             rcvbuf: UDP_RCVBUF_BYTES,
@@ -290,55 +289,9 @@ impl Udp {
         }
     }
 
-    /// IP_ADD_MEMBERSHIP, IPV6_JOIN_GROUP. Without `iface`, the one that leads to the group.
-    pub(crate) fn join(
-        &mut self,
-        ip: &mut IpLayer,
-        id: UdpId,
-        group: Ip,
-        iface: Option<IfaceId>,
-    ) -> Result<(), SocketError> {
-        let s = self.get(id).ok_or(SocketError::BadHandle)?;
-        if !group.is_multicast() {
-            return Err(SocketError::InvalidAddress);
-        }
-        let iface = iface.or_else(|| ip.egress(group, s.opts.iface));
-        let iface = iface.unwrap_or(IfaceId::FIRST);
-        ip.iface(iface).ok_or(SocketError::NoInterface)?;
-        if s.groups.contains(&(iface, group)) {
-            return Err(SocketError::AddressInUse);
-        }
-        if s.groups.len() >= SOCKET_GROUPS_MAX {
-            return Err(SocketError::LimitReached);
-        }
-        ip.groups.join(iface, group)?;
-        s.groups.push((iface, group));
-        Ok(())
-    }
-
-    /// IP_DROP_MEMBERSHIP, IPV6_LEAVE_GROUP. Without `iface`, on the first it joined on.
-    pub(crate) fn leave(
-        &mut self,
-        ip: &mut IpLayer,
-        id: UdpId,
-        group: Ip,
-        iface: Option<IfaceId>,
-    ) -> Result<(), SocketError> {
-        let s = self.get(id).ok_or(SocketError::BadHandle)?;
-        let mut joined = s.groups.iter();
-        let at = joined
-            .position(|(i, g)| *g == group && iface.is_none_or(|wanted| wanted == *i))
-            .ok_or(SocketError::AddressNotAvailable)?;
-        let (iface, group) = s.groups.swap_remove(at);
-        ip.groups.leave(iface, group);
-        Ok(())
-    }
-
     pub(crate) fn close(&mut self, ip: &mut IpLayer, id: UdpId) {
         let Some(s) = self.get(id) else { return };
-        for (iface, group) in core::mem::take(&mut s.groups) {
-            ip.groups.leave(iface, group);
-        }
+        Self::leave_all(ip, core::mem::take(&mut s.memberships));
         s.open = false;
         s.queue = VecDeque::new();
         s.queued_bytes = 0;

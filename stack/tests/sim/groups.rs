@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use kcm_stack::{IfaceId, RecvError, SocketError, UdpBindOptions, UdpId, UdpOpts};
+use kcm_stack::{IfaceId, RecvError, SocketError, SourceChange, UdpBindOptions, UdpId, UdpOpts};
 
-use crate::fabric::{Fabric, ip};
+use crate::fabric::{Fabric, ip, ip6};
 use crate::link::LinkConfig;
 use crate::net::{checksum, fill_ipv4_checksum, frame};
 use crate::world::World;
@@ -186,6 +186,91 @@ fn routers_hear_of_joins_and_leaves_in_the_version_they_speak() {
     f.stacks[0].udp_close(u);
     f.run_for(Duration::from_secs(11));
     assert_eq!(reports(&mut f), [said(132, 0, "ff02::2")]);
+}
+
+/// The record of a report of IGMPv3 or MLDv2: its type and its senders.
+fn record(report: &[u8], v6: bool) -> (u8, Vec<IpAddr>) {
+    let (size, sources) = if v6 { (16, 28) } else { (4, 16) };
+    let count = usize::from(u16::from_be_bytes([report[10], report[11]]));
+    let list = report[sources..].chunks_exact(size).map(|bytes| match v6 {
+        true => IpAddr::from(<[u8; 16]>::try_from(bytes).unwrap()),
+        false => IpAddr::from(<[u8; 4]>::try_from(bytes).unwrap()),
+    });
+    let list: Vec<IpAddr> = list.collect();
+    assert_eq!(list.len(), count);
+    (report[8], list)
+}
+
+/// The records that were sent since the last time, all of them intact.
+fn records(f: &mut Fabric) -> Vec<(u8, Vec<IpAddr>)> {
+    let frames = f.tap.replace(Vec::new()).unwrap();
+    let mut all = Vec::new();
+    for (_, frame) in frames {
+        let p = &frame[14..];
+        if p[0] >> 4 == 4 && p[9] == 2 {
+            let length = usize::from(u16::from_be_bytes([p[2], p[3]]));
+            assert_eq!((checksum(&p[24..length]), p[24]), ([0, 0], 0x22));
+            all.push(record(&p[24..length], false));
+        } else if p[0] >> 4 == 6 && p[6] == 0 {
+            let length = usize::from(u16::from_be_bytes([p[4], p[5]]));
+            let mld = &p[48..40 + length];
+            let end = [0, 0, 0, mld.len() as u8, 0, 0, 0, 58];
+            assert_eq!(checksum(&[&p[8..40], &end, mld].concat()), [0, 0]);
+            all.push(record(mld, true));
+        }
+    }
+    all
+}
+
+#[test]
+fn members_hear_the_senders_they_want_and_routers_learn_whom() {
+    for v6 in [false, true] {
+        let mut f = Fabric::new(&[&[0], &[0], &[0]], &LinkConfig::default(), 4);
+        let ids: Vec<UdpId> = (0..3).map(|h| shared(&mut f, h, v6)).collect();
+        f.run_for(Duration::from_secs(3));
+        f.tap = Some(Vec::new());
+        let hosts = [0, 1].map(|host| if v6 { ip6(0, host) } else { ip(0, host) });
+        let twin = shared(&mut f, 2, v6);
+        let change = |f: &mut Fabric, id, source: IpAddr, change| {
+            f.stacks[2].udp_change_source(id, group(v6), None, source, change)
+        };
+        let heard = |f: &mut Fabric, id| {
+            while f.stacks[2].udp_recv(id).is_ok() {}
+            let to = Some(SocketAddr::new(group(v6), 5_000));
+            for (host, id) in ids.iter().enumerate().take(2) {
+                f.stacks[host]
+                    .udp_send(f.now, *id, to, &[&[host as u8]])
+                    .unwrap();
+            }
+            f.run_for(Duration::from_secs(3));
+            let mut all = Vec::new();
+            while let Ok(d) = f.stacks[2].udp_recv(id) {
+                all.push(d.data[0]);
+            }
+            all
+        };
+        assert_eq!(change(&mut f, ids[2], hosts[1], SourceChange::Join), Ok(()));
+        assert_eq!(heard(&mut f, ids[2]), [1]);
+        // Who is in no group hears what the interface lets in.
+        assert_eq!(heard(&mut f, twin), [1]);
+        assert_eq!(records(&mut f), vec![(5, vec![hosts[1]]); 2]);
+        f.stacks[2].udp_join(twin, group(v6), None).unwrap();
+        assert_eq!(
+            (heard(&mut f, twin), heard(&mut f, ids[2])),
+            (vec![0, 1], vec![1])
+        );
+        assert_eq!(records(&mut f), vec![(4, vec![]); 2]);
+        assert_eq!(change(&mut f, twin, hosts[0], SourceChange::Block), Ok(()));
+        assert_eq!(heard(&mut f, twin), [1]);
+        assert_eq!(records(&mut f), vec![(6, vec![hosts[0]]); 2]);
+        assert_eq!(
+            change(&mut f, ids[2], hosts[1], SourceChange::Leave),
+            Ok(())
+        );
+        f.stacks[2].udp_close(twin);
+        f.run_for(Duration::from_secs(3));
+        assert_eq!(records(&mut f), vec![(3, vec![]); 2]);
+    }
 }
 
 #[test]

@@ -73,6 +73,36 @@ fn options(value: &[u8]) {
             None => assert!(value.len() >= 10),
         }
     }
+    match values::source_v4(value) {
+        None => assert!(value.len() < 12),
+        Some(named) => {
+            let at = named.map(|ip| ip.octets()).concat();
+            assert_eq!(at, value[..12]);
+        }
+    }
+    match values::filter_v4(value) {
+        None => assert!(value.len() < 16),
+        Some((_, mode, count)) => {
+            assert_eq!([mode, count as i32], [word(value, 8), word(value, 12)]);
+        }
+    }
+    // Behind a group's address, which takes 136 bytes.
+    let long = [&[0; 136], value].concat();
+    match values::group_filter(&long) {
+        None => assert!(value.len() < 8),
+        Some((mode, count)) => assert_eq!([mode, count as i32], [word(value, 0), word(value, 4)]),
+    }
+    if let Some(Some(source)) = values::source_request(&long) {
+        let at = if source.is_ipv4() { 4 } else { 8 };
+        let octets = match source {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        assert!(value[at..].starts_with(&octets));
+    }
+    let list = long.repeat(2);
+    let count = values::stored_addresses(&list).count();
+    assert_eq!(count, list.len() / values::STORAGE);
     assert_eq!(values::ints(value).count(), value.len() / 4);
 }
 
@@ -131,6 +161,10 @@ pub fn fuzz_one(data: &[u8]) {
     }
     request(&mut source, &value);
     options(&value);
+    if let Some(family) = value.first_chunk_mut::<2>() {
+        *family = source.pick(&[2_u16, 10, 0x0202]).to_ne_bytes();
+        options(&value);
+    }
     written(&mut source);
     controls(source.0);
 }

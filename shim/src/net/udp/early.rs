@@ -2,15 +2,18 @@
 //! kernel's. The kernel does not tell of them, and knows nothing of the stack's addresses, so they are noted
 //! as they are set, and repeated when the socket has an address: to the stack, if that one is the stack's.
 
+use core::net::IpAddr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::collections::VecDeque;
 
+use kcm_stack::{SourceChange, SourceFilter, Stays};
 use rustix::fd::BorrowedFd;
 
-use super::groups::{self, Place, Request};
+use super::filter;
+use super::groups::{self, Change, Place, Request};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{Kind, lookup};
-use crate::net::{decide, device, inherited, steer};
+use crate::net::{decide, device, errors, inherited, steer};
 use crate::sync::{Mutex, Rank};
 use crate::user_mem::{self, UserPtr};
 use crate::{log, route, sys};
@@ -28,14 +31,24 @@ struct Wish {
     option: (i32, i32),
     value: Vec<u8>,
     place: Place,
-    /// Of a membership: what it says.
+    /// About a group: what it says.
     request: Option<Request>,
+}
+
+/// A group that was joined.
+struct Member {
+    group: IpAddr,
+    place: Place,
+    filter: SourceFilter,
+    /// What makes it one, and then makes its filter.
+    wishes: Vec<Wish>,
 }
 
 struct Early {
     /// SO_COOKIE: no other socket's, whatever number it has.
     cookie: u64,
-    wishes: Vec<Wish>,
+    members: Vec<Member>,
+    interface: Option<Wish>,
 }
 
 static NOTED: Mutex<VecDeque<Early>> = Mutex::ranked(Rank::Leaf, VecDeque::new());
@@ -59,9 +72,24 @@ pub(crate) fn set(
     length: u32,
     native: impl FnOnce() -> i32,
 ) -> Outcome<i32> {
+    if filter::is_filter(level, name) {
+        return set_filter(fd, (level, name), value, length);
+    }
     match groups::is_about_groups(level, name) || (level, name) == MULTICAST_IF {
         true => set_group(fd, (level, name), value, length, native),
         false => Err(Exit::Native),
+    }
+}
+
+/// Whole lists are not noted.
+#[cold]
+fn set_filter(fd: i32, (level, name): (i32, i32), value: UserPtr, length: u32) -> Outcome<i32> {
+    if route::plan().is_none() || !decide::is_unbound_udp(fd)? {
+        return Err(Exit::Native);
+    }
+    match filter::place(level, name, value, length)? {
+        Some(Place::Any | Place::Here(_)) => Err(Errno::ENOPROTOOPT.into()),
+        _ => Err(Exit::Native),
     }
 }
 
@@ -121,8 +149,11 @@ fn set_group(
             if noted.len() >= SOCKETS_MAX {
                 noted.pop_front();
             }
-            let wishes = Vec::new();
-            noted.push_back(Early { cookie, wishes });
+            noted.push_back(Early {
+                cookie,
+                members: Vec::new(),
+                interface: None,
+            });
             noted.len() - 1
         }
     };
@@ -137,29 +168,60 @@ impl Early {
     /// `is_known`: the kernel has been asked too, and has not refused.
     fn note(&mut self, wish: Wish, is_known: bool) -> Outcome<()> {
         let Some(request) = wish.request else {
-            self.wishes.retain(|other| other.option != wish.option);
-            self.wishes.push(wish);
+            self.interface = Some(wish);
             return Ok(());
         };
-        let joined = |other: &Wish| other.request.is_some_and(|other| other.is_of(&request));
-        let at = self.wishes.iter().position(joined);
-        match (request.joins, at) {
-            (true, Some(_)) => Err(Errno::EADDRINUSE.into()),
-            (true, None) => {
-                let memberships = self.wishes.iter().filter(|other| other.request.is_some());
-                if memberships.count() >= JOINED_MAX {
-                    return Err(Errno::ENOBUFS.into());
+        let Request { group, place, .. } = request;
+        // Who leaves on any interface leaves where it is.
+        let leaves_any = request.change == Change::Leave && place == Place::Any;
+        let is_it = |m: &Member| m.group == group && (m.place == place || leaves_any);
+        let at = self.members.iter().position(is_it);
+        match (request.change, at.and_then(|at| self.members.get_mut(at))) {
+            (Change::Join, None) => self.join(request, SourceFilter::ALL, wish),
+            (Change::Join, Some(_)) => Err(Errno::EADDRINUSE.into()),
+            (Change::Leave, Some(_)) => self.leave(at),
+            (Change::Leave, None) if is_known => Ok(()),
+            (Change::Leave, None) => Err(Errno::EADDRNOTAVAIL.into()),
+            (Change::Source(SourceChange::Join, source), None) => {
+                self.join(request, SourceFilter::only(source), wish)
+            }
+            (Change::Source(..), None) => Err(Errno::EINVAL.into()),
+            (Change::Source(change, source), Some(member)) => {
+                match member
+                    .filter
+                    .change(change, source)
+                    .map_err(errors::socket)?
+                {
+                    Stays::No => return self.leave(at),
+                    Stays::Yes => {}
                 }
-                self.wishes.push(wish);
+                let had = member.wishes.len();
+                member.wishes.retain(|other| other.source() != Some(source));
+                // Else it takes one back.
+                if member.wishes.len() == had {
+                    member.wishes.push(wish);
+                }
                 Ok(())
             }
-            (false, Some(at)) => {
-                self.wishes.remove(at);
-                Ok(())
-            }
-            (false, None) if is_known => Ok(()),
-            (false, None) => Err(Errno::EADDRNOTAVAIL.into()),
         }
+    }
+
+    fn join(&mut self, request: Request, filter: SourceFilter, wish: Wish) -> Outcome<()> {
+        if self.members.len() >= JOINED_MAX {
+            return Err(Errno::ENOBUFS.into());
+        }
+        self.members.push(Member {
+            group: request.group,
+            place: request.place,
+            filter,
+            wishes: vec![wish],
+        });
+        Ok(())
+    }
+
+    fn leave(&mut self, at: Option<usize>) -> Outcome<()> {
+        at.map(|at| self.members.remove(at));
+        Ok(())
     }
 }
 
@@ -180,12 +242,11 @@ pub(in crate::net) fn of(fd: i32) -> Noted {
 impl Noted {
     /// Whether the socket has chosen an interface of the stack's for what it sends to groups.
     pub(in crate::net) fn sends_on_stack(&self) -> bool {
-        let is_chosen =
-            |wish: &Wish| wish.request.is_none() && matches!(wish.place, Place::Here(_));
+        let is_chosen = |wish: &Wish| matches!(wish.place, Place::Here(_));
         self.cookie.is_some_and(|cookie| {
             NOTED.lock().is_ok_and(|noted| {
                 let mut known = noted.iter().filter(|early| early.cookie == cookie);
-                known.any(|early| early.wishes.iter().any(is_chosen))
+                known.any(|early| early.interface.as_ref().is_some_and(is_chosen))
             })
         })
     }
@@ -200,7 +261,8 @@ impl Noted {
         };
         COUNT.store(noted.len(), Ordering::Relaxed);
         drop(noted);
-        for wish in early.wishes {
+        let memberships = early.members.into_iter().flat_map(|member| member.wishes);
+        for wish in memberships.chain(early.interface) {
             let (level, name) = wish.option;
             if wish.repeat(fd).is_err() {
                 log::debug(format_args!(
@@ -212,6 +274,14 @@ impl Noted {
 }
 
 impl Wish {
+    /// The sender it names.
+    fn source(&self) -> Option<IpAddr> {
+        match self.request?.change {
+            Change::Source(_, source) => Some(source),
+            Change::Join | Change::Leave => None,
+        }
+    }
+
     fn repeat(&self, fd: i32) -> Outcome<()> {
         let (level, name) = self.option;
         let Some(file) = lookup(fd) else {

@@ -1,15 +1,16 @@
-//! Membership of multicast groups: IP_ADD_MEMBERSHIP, IPV6_JOIN_GROUP, MCAST_JOIN_GROUP (RFC 3678) and
-//! their opposites. Whose datagrams a member hears (IP_ADD_SOURCE_MEMBERSHIP and its kin) cannot be chosen.
+//! Membership of multicast groups, and whom a member hears there by one sender more or less:
+//! IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE, IPV6_JOIN_GROUP, MCAST_JOIN_GROUP,
+//! MCAST_JOIN_SOURCE_GROUP (RFC 3678) and their kin. Whole lists of senders: [`super::filter`].
 
 use core::net::{IpAddr, Ipv4Addr};
 
-use kcm_stack::IfaceId;
+use kcm_stack::{IfaceId, SourceChange};
 
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::net::socket::State;
 use crate::net::steer;
-use crate::net::udp::is_udp;
+use crate::net::udp::{filter, is_udp};
 use crate::net::{cells, errors};
 use crate::route;
 use crate::user_mem::{self, UserPtr};
@@ -25,58 +26,90 @@ pub(in crate::net) enum Place {
     Elsewhere,
 }
 
+/// What is to become of a membership.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Change {
+    Join,
+    Leave,
+    Source(SourceChange, IpAddr),
+}
+
 /// What an option asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Request {
-    /// Else it leaves.
-    pub(super) joins: bool,
+    pub(super) change: Change,
     pub(super) group: IpAddr,
     pub(super) place: Place,
 }
 
-impl Request {
-    /// Whether both are about one membership; on any interface, one there is.
-    pub(super) fn is_of(&self, wish: &Self) -> bool {
-        let leaves_any = !wish.joins && wish.place == Place::Any;
-        self.group == wish.group && (self.place == wish.place || leaves_any)
-    }
+/// What an option is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Join,
+    Leave,
+    Source(SourceChange),
 }
 
-/// Whether the option is one of these, and joins.
-fn joins(level: i32, name: i32) -> Option<bool> {
-    match (level, name) {
-        (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP | MCAST_JOIN_GROUP)
-        | (libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP | MCAST_JOIN_GROUP) => Some(true),
-        (libc::IPPROTO_IP, libc::IP_DROP_MEMBERSHIP | MCAST_LEAVE_GROUP)
-        | (libc::IPPROTO_IPV6, libc::IPV6_DROP_MEMBERSHIP | MCAST_LEAVE_GROUP) => Some(false),
-        _ => None,
-    }
+/// Whether the option is one of these, and what it asks for.
+fn what(level: i32, name: i32) -> Option<What> {
+    use SourceChange::{Block, Join, Leave, Unblock};
+    Some(match (level, name) {
+        (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP)
+        | (libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP)
+        | (libc::IPPROTO_IP | libc::IPPROTO_IPV6, MCAST_JOIN_GROUP) => What::Join,
+        (libc::IPPROTO_IP, libc::IP_DROP_MEMBERSHIP)
+        | (libc::IPPROTO_IPV6, libc::IPV6_DROP_MEMBERSHIP)
+        | (libc::IPPROTO_IP | libc::IPPROTO_IPV6, MCAST_LEAVE_GROUP) => What::Leave,
+        (libc::IPPROTO_IP, libc::IP_ADD_SOURCE_MEMBERSHIP)
+        | (libc::IPPROTO_IP | libc::IPPROTO_IPV6, MCAST_JOIN_SOURCE_GROUP) => What::Source(Join),
+        (libc::IPPROTO_IP, libc::IP_DROP_SOURCE_MEMBERSHIP)
+        | (libc::IPPROTO_IP | libc::IPPROTO_IPV6, MCAST_LEAVE_SOURCE_GROUP) => What::Source(Leave),
+        (libc::IPPROTO_IP, libc::IP_BLOCK_SOURCE)
+        | (libc::IPPROTO_IP | libc::IPPROTO_IPV6, MCAST_BLOCK_SOURCE) => What::Source(Block),
+        (libc::IPPROTO_IP, libc::IP_UNBLOCK_SOURCE)
+        | (libc::IPPROTO_IP | libc::IPPROTO_IPV6, MCAST_UNBLOCK_SOURCE) => What::Source(Unblock),
+        _ => return None,
+    })
 }
 
 /// Whether the option is one of these.
 pub(super) fn is_about_groups(level: i32, name: i32) -> bool {
-    joins(level, name).is_some()
+    what(level, name).is_some()
+}
+
+/// Whether it is one whose value names no family (RFC 3678).
+fn is_of_any_family(name: i32) -> bool {
+    (MCAST_JOIN_GROUP..=MCAST_LEAVE_SOURCE_GROUP).contains(&name)
 }
 
 /// Bytes that the value of an option has at least.
 fn least(level: i32, name: i32) -> usize {
-    match (level, name) {
-        (_, MCAST_JOIN_GROUP | MCAST_LEAVE_GROUP) => size_of::<libc::group_req>(),
+    let source = matches!(what(level, name), Some(What::Source(_)));
+    match (level, is_of_any_family(name)) {
+        (_, true) if source => SOURCE_REQUEST,
+        (_, true) => size_of::<libc::group_req>(),
+        (libc::IPPROTO_IP, _) if source => size_of::<libc::ip_mreq_source>(),
         (libc::IPPROTO_IP, _) => size_of::<libc::ip_mreq>(),
         _ => size_of::<libc::ipv6_mreq>(),
     }
 }
 
+/// sizeof(struct group_source_req).
+const SOURCE_REQUEST: usize = size_of::<libc::group_req>() + values::STORAGE;
+
 /// Room for the longest of values.
-pub(super) const VALUE_MAX: usize = size_of::<libc::group_req>();
+pub(super) const VALUE_MAX: usize = SOURCE_REQUEST;
 
 /// Bytes that the kernel reads of an option's value, if there are so many.
 pub(super) fn wanted(level: i32, name: i32) -> usize {
-    match level {
-        libc::IPPROTO_IP if least(level, name) < VALUE_MAX => size_of::<libc::ip_mreqn>(),
-        _ => least(level, name),
+    match least(level, name) {
+        BARE => size_of::<libc::ip_mreqn>(),
+        least => least,
     }
 }
+
+/// sizeof(struct ip_mreq), behind which the number of the interface may stand.
+const BARE: usize = size_of::<libc::ip_mreq>();
 
 /// Where a group is joined or left by an option; `None` for any other, and for what makes no sense.
 pub(in crate::net) fn place(
@@ -85,6 +118,9 @@ pub(in crate::net) fn place(
     value: UserPtr,
     length: u32,
 ) -> Outcome<Option<Place>> {
+    if filter::is_filter(level, name) {
+        return filter::place(level, name, value, length);
+    }
     if !is_about_groups(level, name) {
         return Ok(None);
     }
@@ -102,20 +138,33 @@ pub(in crate::net) fn place(
 /// # Errors
 /// `EINVAL`, `EADDRNOTAVAIL` if it is too short, or names no group.
 pub(super) fn request(level: i32, name: i32, value: &[u8]) -> Outcome<Request> {
-    let joins = joins(level, name).ok_or(Errno::EINVAL)?;
+    let what = what(level, name).ok_or(Errno::EINVAL)?;
     if value.len() < least(level, name) {
         return Err(Errno::EINVAL.into());
     }
-    let (group, place) = match (level, name) {
-        (_, MCAST_JOIN_GROUP | MCAST_LEAVE_GROUP) => group_of_any(level, value)?,
-        (libc::IPPROTO_IP, _) => group_v4(value)?,
-        _ => group_v6(value)?,
+    let (change, group, place) = match what {
+        What::Source(change) => {
+            let (group, place, source) = source(level, name, value)?;
+            (Change::Source(change, source), group, place)
+        }
+        What::Join | What::Leave => {
+            let (group, place) = match (level, is_of_any_family(name)) {
+                (_, true) => group_of_any(level, value)?,
+                (libc::IPPROTO_IP, _) => group_v4(value)?,
+                _ => group_v6(value)?,
+            };
+            let change = match what {
+                What::Join => Change::Join,
+                _ => Change::Leave,
+            };
+            (change, group, place)
+        }
     };
     if !group.is_multicast() {
         return Err(Errno::EINVAL.into());
     }
     Ok(Request {
-        joins,
+        change,
         group,
         place,
     })
@@ -137,10 +186,18 @@ pub(crate) fn set(
         return Ok(None);
     }
     match (level, name, is_udp(file)?) {
-        (_, MCAST_JOIN_GROUP | MCAST_LEAVE_GROUP, false) => return Ok(None),
         // A stream belongs to no group (do_ip_setsockopt, do_ipv6_setsockopt).
-        (libc::IPPROTO_IP, _, false) => return Err(Errno::EPROTO.into()),
+        (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP | libc::IP_DROP_MEMBERSHIP, false) => {
+            return Err(Errno::EPROTO.into());
+        }
+        (libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP | libc::IPV6_DROP_MEMBERSHIP, _) => {}
+        (_, _, false) => return Ok(None),
         _ => {}
+    }
+    // Of these the kernel takes one length only.
+    let is_exact = least(level, name) == size_of::<libc::ip_mreq_source>();
+    if is_exact && length as usize != size_of::<libc::ip_mreq_source>() {
+        return Err(Errno::EINVAL.into());
     }
     let mut room = [0; VALUE_MAX];
     let value = user_mem::value(value, length, least(level, name), &mut room)?;
@@ -155,9 +212,11 @@ pub(crate) fn set(
     let State::Udp(id) = engine.socket(file)?.state else {
         return Err(Errno::EPROTO.into());
     };
-    let done = match request.joins {
-        true => engine.stack.udp_join(id, request.group, iface),
-        false => engine.stack.udp_leave(id, request.group, iface),
+    let (stack, group) = (&mut engine.stack, request.group);
+    let done = match request.change {
+        Change::Join => stack.udp_join(id, group, iface),
+        Change::Leave => stack.udp_leave(id, group, iface),
+        Change::Source(change, source) => stack.udp_change_source(id, group, iface, source, change),
     };
     done.map_err(errors::socket)?;
     Ok(Some(0))
@@ -165,9 +224,14 @@ pub(crate) fn set(
 
 /// linux/in.h; the same for IPv6.
 const MCAST_JOIN_GROUP: i32 = 42;
+const MCAST_BLOCK_SOURCE: i32 = 43;
+const MCAST_UNBLOCK_SOURCE: i32 = 44;
 const MCAST_LEAVE_GROUP: i32 = 45;
+const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
+const MCAST_LEAVE_SOURCE_GROUP: i32 = 47;
 
-fn numbered(index: u32) -> Place {
+/// The interface with that number; any, if it is 0.
+pub(super) fn numbered(index: u32) -> Place {
     match steer::numbered_or_any(index) {
         Ok(None) => Place::Any,
         Ok(Some(iface)) => Place::Here(iface),
@@ -193,6 +257,27 @@ fn group_of_any(level: i32, value: &[u8]) -> Outcome<(IpAddr, Place)> {
         _ => return Err(Errno::EADDRNOTAVAIL.into()),
     };
     Ok((group, numbered(index)))
+}
+
+/// A group, where, and a sender to it: `struct group_source_req`, or `struct ip_mreq_source`.
+fn source(level: i32, name: i32, value: &[u8]) -> Outcome<(IpAddr, Place, IpAddr)> {
+    if !is_of_any_family(name) {
+        let [group, local, source] = values::source_v4(value).ok_or(Errno::EINVAL)?;
+        return Ok((group.into(), place_of(local), source.into()));
+    }
+    let (index, group) = values::group_request(value).ok_or(Errno::EINVAL)?;
+    let source = values::source_request(value).ok_or(Errno::EINVAL)?;
+    match (group, source) {
+        (Some(group), Some(source)) if [group, source].iter().all(|ip| is_of(level, *ip)) => {
+            Ok((group, numbered(index), source))
+        }
+        _ => Err(Errno::EADDRNOTAVAIL.into()),
+    }
+}
+
+/// Whether an address is of the family that a level is for.
+pub(super) fn is_of(level: i32, ip: IpAddr) -> bool {
+    ip.is_ipv4() == (level == libc::IPPROTO_IP)
 }
 
 /// `struct ip_mreq`, or `struct ip_mreqn` with a number of an interface.
