@@ -1,8 +1,11 @@
 //! Descriptors that the shim uses itself. To the program they are not open: a sweep passes over
 //! them, close and fcntl answer EBADF, dup2 onto one EBUSY.
 
-use rustix::fd::OwnedFd;
+use core::ops::Deref;
 
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::errno::Outcome;
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::sync::{Mutex, Rank};
@@ -16,6 +19,49 @@ pub(crate) fn keep(fd: OwnedFd) -> OwnedFd {
     table::fresh(sys::number(&fd));
     protect(sys::number(&fd));
     fd
+}
+
+/// A descriptor that is the shim's for as long as this lives. A program that closes whatever it finds, and a child
+/// that is forked meanwhile, have no part in it.
+pub(crate) struct Kept(OwnedFd);
+
+impl Kept {
+    /// One that was received just now.
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self(keep(fd))
+    }
+
+    /// The descriptor, which goes on being the shim's: whoever closes it unprotects it.
+    pub(crate) fn stay(self) -> OwnedFd {
+        let fd = sys::take_back(sys::number(&self.0));
+        core::mem::forget(self);
+        fd
+    }
+
+    /// A descriptor of the same for the program, with FD_CLOEXEC: the lowest that is free.
+    pub(crate) fn for_program(&self) -> Outcome<OwnedFd> {
+        Ok(rustix::io::fcntl_dupfd_cloexec(&self.0, 0)?)
+    }
+}
+
+impl Deref for Kept {
+    type Target = OwnedFd;
+
+    fn deref(&self) -> &OwnedFd {
+        &self.0
+    }
+}
+
+impl AsFd for Kept {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        unprotect(sys::number(&self.0));
+    }
 }
 
 /// Whether a number is one of them.

@@ -13,7 +13,8 @@ use super::connections::Few;
 use crate::fd::File;
 use crate::net::cells::Engines;
 use crate::net::psock::Source;
-use crate::{own, sys, tcp};
+use crate::own::{self, Kept};
+use crate::{sys, tcp};
 
 /// One attached TCP socket.
 pub(crate) struct Connection {
@@ -66,10 +67,8 @@ impl Connection {
     }
 
     /// A connection whose descriptor came from another process.
-    pub(crate) fn apart(fd: OwnedFd, cookie: u64) -> Self {
-        let fd = sys::raise(fd);
-        own::protect(sys::number(&fd));
-        Self::over(ConnFd::Kept(fd), None, cookie)
+    pub(crate) fn apart(fd: Kept, cookie: u64) -> Self {
+        Self::over(ConnFd::Kept(fd.stay()), None, cookie)
     }
 
     /// The stack connection `source` of `file`.

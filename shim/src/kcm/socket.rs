@@ -16,6 +16,7 @@ use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::net::psock::{self, Source, Standing};
 use crate::net::{beneath, inherited};
+use crate::own::Kept;
 use crate::sync::{Mutex, Rank};
 use crate::tcp::Left;
 use crate::{bpf, epoll, heap, housekeeper, sys, tcp};
@@ -227,7 +228,7 @@ fn attach_stack(
 /// `left` is what an earlier attach left for that process.
 pub(crate) fn attach_apart(
     file: &'static File,
-    tcp: OwnedFd,
+    tcp: Kept,
     standing: Option<Standing>,
     program: Parser,
     left: Left,

@@ -6,7 +6,7 @@ use core::net::SocketAddr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use kcm_mux::Nanos;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::AsFd;
 use rustix::net::sockopt::{self, Timeout};
 
 use super::channel::holder;
@@ -21,6 +21,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, table};
 use crate::interpose::poll::native_ppoll;
 use crate::kcm::recv::deadline;
+use crate::own::Kept;
 use crate::route::Plan;
 use crate::share::guest::{self, Given, Token, What, Wish};
 use crate::share::stack;
@@ -92,7 +93,7 @@ pub(super) fn is_silent(plan: &Plan) -> bool {
 }
 
 /// Asks for what `wish` says with the options that `of` has, which come back too.
-fn ask(owner: &[u8], wish: &Wish, of: Candidate) -> Outcome<(Given, Settings)> {
+fn ask(owner: &[u8], wish: &Wish, of: Candidate) -> Outcome<(Given<Kept>, Settings)> {
     let at = sys::borrow(of.fd);
     if pristine::is_pristine(of.fd) {
         return Ok((guest::ask(owner, wish, None)?, Settings::default()));
@@ -239,7 +240,7 @@ fn first_try(file: &'static File, fd: i32) -> Outcome<i32> {
 }
 
 /// What was given takes the place of the socket behind `fd`.
-fn put(fd: i32, given: Given, settings: Settings, phase: Phase) -> Outcome<&'static File> {
+fn put(fd: i32, given: Given<Kept>, settings: Settings, phase: Phase) -> Outcome<&'static File> {
     let socket = given.socket.ok_or(Errno::EPIPE)?;
     let name = Name::parse(&given.name).ok_or(Errno::EPIPE)?;
     if !table::in_range(fd) {
@@ -263,7 +264,7 @@ fn put(fd: i32, given: Given, settings: Settings, phase: Phase) -> Outcome<&'sta
 }
 
 /// Sets of the kernel's that have the old socket get the new one.
-fn replace(fd: i32, socket: OwnedFd) -> Outcome<()> {
+fn replace(fd: i32, socket: Kept) -> Outcome<()> {
     let stays_open = rustix::io::fcntl_getfd(sys::borrow(fd)).is_ok_and(|f| f.is_empty());
     let registered = kernel_set::take_registrations(fd);
     let moved = sys::put_onto(&socket, fd, !stays_open);

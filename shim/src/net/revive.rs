@@ -15,7 +15,7 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::route::{self, OnFailure};
-use crate::share::guest::{Given, Wish, ask};
+use crate::share::guest::{Wish, ask};
 use crate::share::{name, owner};
 use crate::sync::Mutex;
 use crate::{housekeeper, log, own, signal, sys};
@@ -244,16 +244,16 @@ fn serve(place: &Place, fd: i32, file: &'static File, backlog: i32) -> Outcome<(
         backlog,
         ..guest::wish_to_listen(known.name.v6)
     };
-    let given: Given = match place {
+    let called = match place {
         Place::Here => {
             let _in_flight = owner::in_flight(); // a child of a fork would keep the copy, and the listener
             let copy = sys::dup_high(sys::borrow(fd))?;
-            host::give(&wish, Some(&copy))?.ok_or(Errno::EIO)?
+            host::give(&wish, Some(&copy))?.ok_or(Errno::EIO)?.name
         }
-        Place::With(host) => ask(&host.claim, &wish, Some(sys::borrow(fd)))?,
+        Place::With(host) => ask(&host.claim, &wish, Some(sys::borrow(fd)))?.name,
     };
     if known.is_kernels
-        && let Some(name) = Name::parse(&given.name)
+        && let Some(name) = Name::parse(&called)
         && let Ok(Body::Inherited(known, _)) = file.body.lock().as_deref_mut()
     {
         known.name = name;

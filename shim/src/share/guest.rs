@@ -11,6 +11,7 @@ use super::{name, parcel, remote};
 use crate::errno::{Errno, Outcome};
 use crate::net::host;
 use crate::net::name::{ADDRESS_BYTES, get, put};
+use crate::own::Kept;
 
 /// What whoever knows it has from the owner's memory.
 pub(crate) type Token = [u8; TOKEN_BYTES];
@@ -47,10 +48,10 @@ pub(crate) struct Wish {
     pub(crate) token: Token,
 }
 
-/// What the owner gives.
-pub(crate) struct Given {
+/// What the owner gives, and what arrives.
+pub(crate) struct Given<Socket = OwnedFd> {
     /// What takes the place of the asking program's socket; a listener of the kernel's stays.
-    pub(crate) socket: Option<OwnedFd>,
+    pub(crate) socket: Option<Socket>,
     /// The name of the socket.
     pub(crate) name: Vec<u8>,
 }
@@ -106,7 +107,7 @@ pub(crate) fn is_silent(owner: &[u8], wish: &Wish) -> bool {
 ///
 /// # Errors
 /// What the owner answers; EPIPE if it does not.
-pub(crate) fn ask(owner: &[u8], wish: &Wish, like: Option<BorrowedFd<'_>>) -> Outcome<Given> {
+pub(crate) fn ask(owner: &[u8], wish: &Wish, like: Option<BorrowedFd<'_>>) -> Outcome<Given<Kept>> {
     let (request, data) = wish.encode();
     let fds: Vec<_> = like.into_iter().collect();
     let (_, passed) = remote::call(owner, request, &data, &fds)?;
@@ -121,13 +122,13 @@ pub(super) fn answer(
     client: impl AsFd,
     request: Request,
     data: &[u8],
-    like: Option<OwnedFd>,
+    like: Option<&OwnedFd>,
 ) -> Outcome<Reply> {
     let wish = Wish::parse(&request, data).ok_or(Errno::EINVAL)?;
     if !host::knows(&wish.token) && !name::is_trusted(client) {
         return Err(Errno::EPERM.into());
     }
-    let Some(given) = host::give(&wish, like.as_ref())? else {
+    let Some(given) = host::give(&wish, like)? else {
         return Ok((0, 0, Vec::new()));
     };
     let mut passed = vec![parcel::post(&given.name)?];

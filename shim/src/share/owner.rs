@@ -14,6 +14,7 @@ use crate::fd::file::Link;
 use crate::fd::{File, Kind, lookup, table};
 use crate::kcm::{EngineGuard, MuxCell, socket};
 use crate::net::psock::Standing;
+use crate::own::Kept;
 use crate::proc_net::{self, Page};
 use crate::sync::{Mutex, Rank};
 use crate::tcp::Left;
@@ -351,7 +352,7 @@ impl Client {
         wire::send(&self.fd, &answer.to_bytes(), &[], &passed, flags)
     }
 
-    fn answer(&mut self, request: Request, data: &[u8], fds: Vec<OwnedFd>) -> Outcome<Reply> {
+    fn answer(&mut self, request: Request, data: &[u8], fds: Vec<Kept>) -> Outcome<Reply> {
         let mut fds = fds.into_iter();
         match request.op {
             Op::Hold => {
@@ -367,8 +368,8 @@ impl Client {
                 };
                 return Ok((0, 0, vec![proc_net::snapshot(page)?]));
             }
-            Op::Stack => return stack::answer(request, data, fds.next()),
-            Op::Open => return guest::answer(&self.fd, request, data, fds.next()),
+            Op::Stack => return stack::answer(request, data, fds.next().as_deref()),
+            Op::Open => return guest::answer(&self.fd, request, data, fds.next().as_deref()),
             _ if !self.held.contains(&request.handle) => return Err(Errno::EPERM.into()),
             _ => {}
         }
@@ -477,7 +478,7 @@ pub(crate) fn own_socket(fd: impl AsFd, owner: &[u8]) -> Option<&'static File> {
 
 /// The socket of which `copy` came along, from now on shared. `strangers` more, or less, of its
 /// copies may be with processes that do not count what they take.
-fn hold(copy: OwnedFd, strangers: i64) -> Outcome<Reply> {
+fn hold(copy: Kept, strangers: i64) -> Outcome<Reply> {
     let file = find(copy)?;
     meet_strangers(file, strangers)?;
     share(file)?;
@@ -519,7 +520,7 @@ fn attach(
     file: &'static File,
     request: Request,
     data: &[u8],
-    mut fds: impl Iterator<Item = OwnedFd>,
+    mut fds: impl Iterator<Item = Kept>,
 ) -> Outcome<Reply> {
     let tcp = fds.next().ok_or(Errno::EINVAL)?;
     let program = fds.next().ok_or(Errno::EINVAL)?;

@@ -17,6 +17,7 @@ use crate::interpose::poll::native_ppoll;
 use crate::kcm::recv::deadline;
 use crate::kcm::socket;
 use crate::net::psock;
+use crate::own::Kept;
 use crate::proc_net::Page;
 use crate::sync::Mutex;
 use crate::tcp::Left;
@@ -92,7 +93,7 @@ fn hold_request(strangers: i64) -> Request {
 }
 
 /// Takes in what the owner says of a socket: its type, and where to count what is taken.
-fn count_on(file: &'static File, answer: Answer, page: Option<OwnedFd>) {
+fn count_on(file: &'static File, answer: Answer, page: Option<Kept>) {
     file.set_socket_type(match answer.more & 1 {
         0 => SocketType::Dgram,
         _ => SocketType::Seqpacket,
@@ -143,7 +144,7 @@ pub(super) fn call(
     request: Request,
     data: &[u8],
     fds: &[BorrowedFd<'_>],
-) -> Outcome<(Answer, Vec<OwnedFd>)> {
+) -> Outcome<(Answer, Vec<Kept>)> {
     let mut owners = OWNERS.lock()?;
     let at = connection(&mut owners, owner)?;
     let (_, fd) = owners.get(at).ok_or(Errno::EIO)?;
@@ -264,7 +265,7 @@ fn ask(
     words: [u64; 2],
     data: &[u8],
     fds: &[BorrowedFd<'_>],
-) -> Outcome<(Answer, Vec<OwnedFd>)> {
+) -> Outcome<(Answer, Vec<Kept>)> {
     let mut answer = ask_once(file, fd, op, words, data, fds);
     if matches!(answer, Err(Exit::Failed(Errno::EPIPE))) && op != Op::Send {
         ask_again(file); // another process may have become the owner
@@ -280,7 +281,7 @@ fn ask_once(
     words: [u64; 2],
     data: &[u8],
     fds: &[BorrowedFd<'_>],
-) -> Outcome<(Answer, Vec<OwnedFd>)> {
+) -> Outcome<(Answer, Vec<Kept>)> {
     hold(file, fd);
     let (owner, handle) = match &*file.body.lock()? {
         Body::Remote(remote) => (remote.owner.clone(), remote.handle),
@@ -380,7 +381,7 @@ pub(crate) fn clone(
 ) -> Outcome<i32> {
     let (answer, passed) = ask(file, fd, Op::Clone, [0; 2], &[], &[])?;
     let mut passed = passed.into_iter();
-    let new = passed.next().ok_or(Errno::EIO)?;
+    let new = passed.next().ok_or(Errno::EIO)?.for_program()?;
     let remote = Remote {
         asked: true,
         handle: Some(answer.value),
@@ -479,7 +480,7 @@ pub(crate) fn page(page: Page) -> Option<OwnedFd> {
         b: 0,
     };
     let (_, passed) = call(&owner, request, &[], &[]).ok()?;
-    passed.into_iter().next()
+    passed.first()?.for_program().ok()
 }
 
 /// Holds still for the length of a fork: an answer may be waited for meanwhile.

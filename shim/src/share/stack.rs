@@ -86,7 +86,7 @@ pub(super) fn is_told(request: &Request) -> bool {
 }
 
 /// The owner's side.
-pub(super) fn answer(request: Request, data: &[u8], copy: Option<OwnedFd>) -> Outcome<Reply> {
+pub(super) fn answer(request: Request, data: &[u8], copy: Option<&OwnedFd>) -> Outcome<Reply> {
     let copy = copy.ok_or(Errno::EINVAL)?;
     let (level, name) = ((request.b >> 32) as i32, request.b as i32);
     let question = match request.a {
@@ -99,7 +99,7 @@ pub(super) fn answer(request: Request, data: &[u8], copy: Option<OwnedFd>) -> Ou
         IOCTL => Question::Ioctl(request.b as u32),
         _ => return Err(Errno::EINVAL.into()),
     };
-    match question::answer(&copy, question) {
+    match question::answer(copy, question) {
         Err(Exit::Native) => Ok((0, NATIVE, Vec::new())),
         Err(why) => Err(why),
         Ok(bytes) if bytes.len() <= SHORT => {

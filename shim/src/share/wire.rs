@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::IoSlice;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -10,6 +10,7 @@ use rustix::net::{
 };
 
 use crate::errno::{Errno, Outcome};
+use crate::own::Kept;
 
 /// Descriptors one message may carry.
 const FDS_MAX: usize = 3;
@@ -164,12 +165,12 @@ pub(super) fn send(
     }
 }
 
-/// One message and its descriptors. ENOTCONN at the end.
+/// One message and its descriptors, which are no program's. ENOTCONN at the end.
 pub(super) fn receive(
     from: impl AsFd,
     bytes: &mut [u8],
     flags: RecvFlags,
-) -> Outcome<(usize, Vec<OwnedFd>)> {
+) -> Outcome<(usize, Vec<Kept>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = flags | RecvFlags::CMSG_CLOEXEC;
@@ -183,11 +184,37 @@ pub(super) fn receive(
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(passed) = message {
-            fds.extend(passed);
+            fds.extend(passed.map(Kept::new));
         }
     }
     if got.bytes == 0 || got.flags.contains(ReturnFlags::TRUNC) {
         return Err(Errno::ENOTCONN.into());
     }
     Ok((got.bytes, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{own, sys};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    /// No program closes, nor a forked child keeps, what has come and is not handed out yet.
+    #[test]
+    fn what_comes_is_no_programs() {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (here, there) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let passed = [here.as_fd(), there.as_fd()];
+        send(&there, b"head", b"", &passed, SendFlags::empty()).unwrap();
+        let (count, fds) = receive(&here, &mut [0; HEAD_BYTES], RecvFlags::empty()).unwrap();
+        assert_eq!((count, fds.len()), (4, 2));
+        for fd in fds {
+            let number = sys::number(&fd);
+            assert!(own::has(number) && number >= sys::floor());
+            let handed_out = fd.for_program().unwrap();
+            assert!(!own::has(sys::number(&handed_out)));
+            drop(fd);
+            assert!(!own::has(number));
+        }
+    }
 }
