@@ -74,8 +74,9 @@ pub const PMTU_MIN_V6: u16 = 1280;
 /// MSS tried when full-sized segments vanish without an ICMP error (tcp_base_mss). Each further timeout
 /// halves it, down to [`MSS_MIN`] (Linux: tcp_mtu_probe_floor, 48).
 pub const BLACK_HOLE_MSS: u16 = 1024;
-/// Timeouts of one full-sized segment after which a black hole is suspected (tcp_retries1).
-pub const BLACK_HOLE_TIMEOUTS: u8 = 3;
+/// Time from the first timeout of a full-sized segment to the one at which a black hole is suspected: that of
+/// tcp_retries1 (3) retransmissions that begin with the least RTO.
+pub const BLACK_HOLE_TIME: Duration = RTO_MIN.saturating_mul(15);
 /// The search for a larger MSS ends when its interval is below so many bytes (tcp_probe_threshold).
 pub const MTU_PROBE_THRESHOLD: u16 = 8;
 /// Time after which a search that has ended begins again (tcp_probe_interval).

@@ -402,6 +402,8 @@ pub(crate) struct Busy {
     pub(crate) pace_late_us: u16,
     /// Timeouts of what is unacknowledged now.
     pub(crate) retries: u8,
+    /// The first of these.
+    pub(crate) timed_out_at: Stamp,
     pub(crate) rack: Rack,
     pub(crate) rate: Sampler,
     pub(crate) tuning: RcvTuning,

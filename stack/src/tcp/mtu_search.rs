@@ -7,13 +7,13 @@
 //!                    (gets through)    (does not, or was not tried)
 //! ```
 
-use super::conn::Flags;
+use super::conn::{Flags, stamp};
 use super::reassembly::Range;
 use super::recovery::{DUP_ACK_THRESHOLD, Episode, Phase};
 use super::segment::Plan;
 use super::{Tcb, mss};
 use crate::limits::{
-    BLACK_HOLE_MSS, BLACK_HOLE_TIMEOUTS, MSS_MIN, MTU_PROBE_CWND_SEGMENTS, MTU_PROBE_INTERVAL,
+    BLACK_HOLE_MSS, BLACK_HOLE_TIME, MSS_MIN, MTU_PROBE_CWND_SEGMENTS, MTU_PROBE_INTERVAL,
     MTU_PROBE_THRESHOLD, SENT_SEGMENTS_MAX,
 };
 use crate::time::Instant;
@@ -48,7 +48,8 @@ impl Tcb<'_> {
         let mss = self.c.mss;
         let front = self.b.board.front();
         let is_full = front.is_some_and(|f| f.bytes() >= u32::from(mss));
-        if !is_full || self.b.retries < BLACK_HOLE_TIMEOUTS {
+        let since_us = stamp(self.now).wrapping_sub(self.b.timed_out_at);
+        if !is_full || u128::from(since_us) < BLACK_HOLE_TIME.as_micros() {
             return;
         }
         self.env.stats.black_holes += 1;

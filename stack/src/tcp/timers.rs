@@ -108,6 +108,9 @@ impl Tcb<'_> {
         }
         self.env.stats.timeouts += 1;
         let is_first = self.b.retries == 0;
+        if is_first {
+            self.b.timed_out_at = stamp(self.now);
+        }
         self.b.retries = self.b.retries.saturating_add(1);
         self.b.backoff = self.b.backoff.saturating_add(1);
         if !self.c.state.is_synchronized() {
