@@ -22,7 +22,7 @@ pub(crate) fn close(file: &'static File, fd: i32, native: impl FnOnce() -> i32) 
     }
     let done = match number {
         Number::Free => {
-            net::beneath::spare(file, fd);
+            net::spare::keep(file, fd);
             native()
         }
         Number::Needed => {

@@ -23,6 +23,7 @@
 #include <sys/select.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -606,6 +607,110 @@ static void case_one_after_another(void)
 	close(s);
 }
 
+/* Connects a new socket to loopback, after what `round` says was done to it. The number of the copy that has to
+ * be connected then. */
+static int by_way_of(int round, int fd, const struct sockaddr_in *to)
+{
+	int priority = 6, pair[2], ep, me = getpid();
+	char control[CMSG_SPACE(sizeof(int))] = "", byte;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	struct sockaddr_in any = at("127.0.0.1", 0);
+	struct epoll_event e = { .events = EPOLLOUT | EPOLLET };
+	int copy = fd;
+	switch (round) {
+	case 1:
+		R(setsockopt(fd, SOL_SOCKET, SO_PRIORITY, &priority, sizeof priority));
+		break;
+	case 2:
+		copy = dup(fd);
+		break;
+	case 3:
+		R(bind(fd, (void *)&any, sizeof any));
+		break;
+	case 4:
+		R(fcntl(fd, F_SETOWN, me));
+		break;
+	case 5:
+		ep = epoll_create1(0);
+		R(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e));
+		show_events("not connected", ep, 0);
+		break;
+	case 6:
+		socketpair(AF_UNIX, SOCK_DGRAM, 0, pair);
+		*c = (struct cmsghdr){ CMSG_LEN(sizeof fd), SOL_SOCKET, SCM_RIGHTS };
+		memcpy(CMSG_DATA(c), &fd, sizeof fd);
+		R(sendmsg(pair[0], &m, 0));
+		R(recvmsg(pair[1], &m, 0));
+		memcpy(&copy, CMSG_DATA(c), sizeof copy);
+		break;
+	case 9:
+		R(ioctl(fd, SIOCSPGRP, &me));
+		break;
+	}
+	if (round == 7 && !fork()) {
+		connect(fd, (void *)to, sizeof *to);
+		_exit(0);
+	}
+	if (round == 7)
+		wait(NULL);
+	else
+		connect(fd, (void *)to, sizeof *to);
+	if (round == 5) {
+		show_events("connected", ep, -1);
+		close(ep);
+	}
+	if (round == 6) {
+		close(pair[0]);
+		close(pair[1]);
+	}
+	return copy;
+}
+
+/* A socket that is made after a connection has ended is as new, whoever turns out to have its peer. */
+static void case_after_a_connection(void)
+{
+	char text[8];
+	int l = tcp();
+	struct sockaddr_in a = at("127.0.0.1", 0);
+	socklen_t len = sizeof a;
+	bind(l, (void *)&a, sizeof a);
+	getsockname(l, (void *)&a, &len);
+	R(listen(l, 4));
+	for (int round = 0; round < 10; round++) {
+		struct stat before, after;
+		int first = socket(AF_INET, SOCK_STREAM, 0), fd, copy, other;
+		struct sockaddr_in echo = at(peer_address, ECHO);
+		fstat(first, &before);
+		R(connect(first, (void *)&echo, sizeof echo));
+		close(first);
+		fd = socket(AF_INET, SOCK_STREAM | (round % 2 ? SOCK_CLOEXEC : 0), 0);
+		R(fd == first);
+		printf("  round %d: flags %x %x owner %d priority %d\n", round, fcntl(fd, F_GETFL), fcntl(fd, F_GETFD),
+		       fcntl(fd, F_GETOWN), option(fd, SOL_SOCKET, SO_PRIORITY));
+		if (round == 8) {
+			R(listen(fd, 1));
+			close(fd);
+			continue;
+		}
+		copy = by_way_of(round, fd, &a);
+		fstat(fd, &after);
+		if (round == 0 || round == 1 || round == 3 || round == 9)
+			R(after.st_ino == before.st_ino);
+		other = accept(l, NULL, NULL);
+		R(write(copy, "abc", 3));
+		R(read(other, text, sizeof text));
+		printf("  then flags %x owner %d priority %d\n", fcntl(fd, F_GETFL), fcntl(fd, F_GETOWN) != 0,
+		       option(fd, SOL_SOCKET, SO_PRIORITY));
+		if (copy != fd)
+			close(copy);
+		close(fd);
+		close(other);
+	}
+	close(l);
+}
+
 static void case_urgent(void)
 {
 	char buf[16];
@@ -807,6 +912,7 @@ static int guest(void)
 		{ "connect, not blocking", case_connect_nonblocking }, { "refused", case_refused },
 		{ "reset", case_reset }, { "epoll", case_epoll }, { "idle", case_idle }, { "select", case_select },
 		{ "listen", case_listen }, { "one after another", case_one_after_another },
+		{ "after a connection", case_after_a_connection },
 		{ "urgent", case_urgent }, { "timeouts", case_timeouts },
 		{ "full", case_full }, { "bulk", case_bulk }, { "files", case_files },
 		{ "copies", case_copies }, { "options", case_options },

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use kcm_mux::{KcmId, PsockId, RxBatch, SocketType};
+use rustix::net::AddressFamily;
 
 use super::slot::Slot;
 use crate::bpf::BpfObject;
@@ -63,8 +64,8 @@ pub(crate) struct File {
     speaks: AtomicBool,
     /// A stack socket of type SOCK_STREAM.
     stream: AtomicBool,
-    /// Of a stack socket: the AF_UNIX socket beneath is as accept made it, and nobody else's.
-    plain: AtomicBool,
+    /// Of a stack socket: the family of the socket beneath, if that is as new, and nobody else's; 0 if it is not.
+    plain: AtomicU16,
     /// A KCM socket of type SOCK_SEQPACKET.
     seqpacket: AtomicBool,
     /// SO_RCVTIMEO and SO_SNDTIMEO of a KCM socket in nanoseconds, 0 for none.
@@ -152,7 +153,7 @@ impl File {
                 attached: AtomicBool::new(false),
                 speaks: AtomicBool::new(false),
                 stream: AtomicBool::new(false),
-                plain: AtomicBool::new(false),
+                plain: AtomicU16::new(0),
                 seqpacket: AtomicBool::new(false),
                 rcvtimeo: AtomicU64::new(0),
                 blocking: AtomicU32::new(0),
@@ -322,16 +323,21 @@ impl File {
         self.stream.store(on, Ordering::Relaxed);
     }
 
-    /// Whether the socket beneath a stack socket could serve another as well, and the caller has the last
-    /// number of it.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.plain.load(Ordering::Acquire)
-            && self.link() == Link::Private
-            && self.refs.load(Ordering::Acquire) == 1
+    /// The family of the socket beneath a stack socket, if it could serve another as well and the caller has the
+    /// last number of it.
+    pub(crate) fn plain(&self) -> Option<AddressFamily> {
+        let family = self.plain.load(Ordering::Acquire);
+        let is_last = || self.link() == Link::Private && self.refs.load(Ordering::Acquire) == 1;
+        (family != 0 && is_last()).then(|| AddressFamily::from_raw(family))
     }
 
-    pub(crate) fn set_plain(&self, on: bool) {
-        self.plain.store(on, Ordering::Release);
+    pub(crate) fn set_plain(&self, family: AddressFamily) {
+        self.plain.store(family.as_raw(), Ordering::Release);
+    }
+
+    /// Something was done to the socket beneath, or others have it too.
+    pub(crate) fn not_plain(&self) {
+        self.plain.store(0, Ordering::Release);
     }
 
     /// What the descriptor just made is known to do.
@@ -451,7 +457,7 @@ impl File {
         self.taken.swap(None);
         self.set_link(Link::Private);
         self.set_speaks(false);
-        self.set_plain(false);
+        self.not_plain();
         self.engines.store(0, Ordering::Relaxed);
         self.attached.store(false, Ordering::Relaxed);
         self.watch.clear();

@@ -7,7 +7,7 @@ use crate::descriptor;
 use crate::errno::Errno;
 use crate::fd::{lookup, table};
 use crate::ioctl::ioctl as ioctl_on;
-use crate::net::pristine;
+use crate::net::{pristine, spare};
 use crate::own;
 use crate::real::hooks;
 use crate::user_mem::UserPtr;
@@ -71,20 +71,31 @@ fn concerns_us(cmd: c_int) -> bool {
     )
 }
 
-/// What an fcntl(2) that returned `done` means for a file of ours.
+/// ioctl(2) requests that do the same (asm-generic/sockios.h).
+const FIOSETOWN: c_ulong = 0x8901;
+const SIOCSPGRP: c_ulong = 0x8902;
+
+/// Somebody is to get signals of `fd`.
+#[cold]
+fn owned(fd: c_int) {
+    spare::renew(fd);
+    if let Some(file) = lookup(fd) {
+        file.not_plain();
+    }
+}
+
+/// An fcntl(2) by `native`, and what it means for a file of ours.
 #[inline]
-fn controlled(fd: c_int, cmd: c_int, done: c_int) -> c_int {
+fn controlled(fd: c_int, cmd: c_int, native: impl FnOnce() -> c_int) -> c_int {
+    if matches!(cmd, libc::F_SETOWN | F_SETSIG | F_SETOWN_EX) {
+        owned(fd);
+    }
+    let done = native();
     match cmd {
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, done),
         libc::F_SETFL => {
             if let Some(file) = lookup(fd) {
                 file.flags_changed();
-            }
-            done
-        }
-        libc::F_SETOWN | F_SETSIG | F_SETOWN_EX => {
-            if let Some(file) = lookup(fd) {
-                file.set_plain(false);
             }
             done
         }
@@ -143,7 +154,7 @@ hooks! {
         if !concerns_us(cmd) {
             return native();
         }
-        controlled(fd, cmd, native())
+        controlled(fd, cmd, native)
     }
 
     /// fcntl(2) of programs compiled for 64-bit offsets.
@@ -156,11 +167,14 @@ hooks! {
         if !concerns_us(cmd) {
             return native();
         }
-        controlled(fd, cmd, native())
+        controlled(fd, cmd, native)
     }
 
     /// ioctl(2). The third argument as in fcntl above.
     fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
+        if matches!(request, FIOSETOWN | SIOCSPGRP) {
+            owned(fd);
+        }
         if lookup(fd).is_none() && !KcmRequest::is_own(request as u32) {
             // SAFETY: forwards the caller's own arguments.
             return unsafe { next::ioctl(fd, request, arg) };

@@ -68,7 +68,7 @@ fn set_option(
     len: socklen_t,
 ) -> c_int {
     let native = || {
-        file.set_plain(false);
+        file.not_plain();
         set_natively(fd, level, name, value, len)
     };
     let outcome = match file.kind() {
@@ -128,7 +128,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::socket(family, ty, protocol) });
         if family != AF_KCM {
-            let made = native();
+            let made = net::spare::socket(family, ty, protocol).unwrap_or_else(native);
             net::pristine::made(made, family, ty, protocol);
             return made;
         }

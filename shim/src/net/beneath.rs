@@ -3,24 +3,20 @@
 //! other processes need the AF_UNIX socket: what is lent or attached gets it before
 //! ([`settle`]).
 //!
-//! To make a socket and to end one takes as long as several frames. So the AF_UNIX socket of an accepted
-//! connection is used again ([`spare`]), unless something was done to it that a new one does not show.
+//! Some are used again: [`spare`].
 
 use core::sync::atomic::Ordering;
 
 use kcm_stack::IfaceId;
-use rustix::fd::OwnedFd;
-use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::carry;
 use super::cells::{self, NetCell};
 use super::socket::{self, State};
+use super::{carry, pristine, spare};
 use crate::errno::Outcome;
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, place, table};
-use crate::sync::{Mutex, Rank};
-use crate::{own, sys};
+use crate::sys;
 
 /// A stack socket takes the place of the kernel's TCP socket behind `fd`, which has no address and goes on
 /// holding the number.
@@ -32,6 +28,14 @@ pub(super) fn keep(
 ) -> Outcome<&'static File> {
     let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(true);
+    spare::stays(fd);
+    if pristine::is_pristine(fd) && pristine::is_unwatched(fd) {
+        file.set_plain(if v6 {
+            AddressFamily::INET6
+        } else {
+            AddressFamily::INET
+        });
+    }
     socket::enrol((fd, file), (v6, false), State::Unbound, device, cell)?;
     cells::lock(file)?.socket(file)?.is_on_kernels = true;
     Ok(file)
@@ -40,7 +44,7 @@ pub(super) fn keep(
 /// The socket beneath is about to be known by itself: it is an AF_UNIX socket from now on, the same for as
 /// long as the stack socket is there. `fd` is one of the numbers.
 pub(crate) fn settle(file: &'static File, fd: i32) -> Outcome<()> {
-    file.set_plain(false);
+    file.not_plain();
     if cells::lock(file)?.socket(file)?.is_on_kernels {
         own(file, fd)?;
     }
@@ -63,57 +67,4 @@ fn own(file: &'static File, fd: i32) -> Outcome<()> {
     }
     cells::lock(file)?.socket(file)?.is_on_kernels = false;
     Ok(())
-}
-
-/// One, so that how many descriptors are open does not tell how many connections there were at a time.
-static SPARE: Mutex<Option<OwnedFd>> = Mutex::ranked(Rank::Leaf, None);
-
-/// The program is closing `fd`: if that is the last number of `file`, and the socket beneath is as a new one
-/// would be, it is kept for another connection.
-pub(crate) fn spare(file: &File, fd: i32) {
-    if !file.is_plain() || SPARE.lock().map_or(true, |spare| spare.is_some()) {
-        return;
-    }
-    let high = sys::dup_high(sys::borrow(fd)).ok();
-    let Some(high) = high.filter(|high| sys::number(high) >= sys::floor()) else {
-        return; // there are few numbers left
-    };
-    own::protect(sys::number(&high));
-    let unused = match SPARE.lock() {
-        Ok(mut spare) => spare.replace(high),
-        Err(_) => Some(high),
-    };
-    give_up(unused);
-}
-
-fn give_up(spare: Option<OwnedFd>) {
-    if let Some(fd) = spare {
-        own::unprotect(sys::number(&fd));
-    }
-}
-
-/// An AF_UNIX socket at the lowest number that is free.
-pub(super) fn take(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
-    match again(flags) {
-        Some(taken) => Ok(taken),
-        None => rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None),
-    }
-}
-
-fn again(flags: SocketFlags) -> Option<OwnedFd> {
-    let spare = SPARE.lock().ok()?.take()?;
-    own::unprotect(sys::number(&spare));
-    let mut status = OFlags::RDWR;
-    status.set(OFlags::NONBLOCK, flags.contains(SocketFlags::NONBLOCK));
-    rustix::fs::fcntl_setfl(&spare, status).ok()?;
-    match flags.contains(SocketFlags::CLOEXEC) {
-        true => rustix::io::fcntl_dupfd_cloexec(&spare, 0).ok(),
-        false => rustix::io::dup(&spare).ok(),
-    }
-}
-
-/// Gives up what is kept, before a child gets a copy.
-pub(super) fn forget_spare() {
-    let spare = SPARE.lock().map_or(None, |mut spare| spare.take());
-    give_up(spare);
 }

@@ -14,7 +14,7 @@ use super::guest::{self, Candidate, Host};
 use super::open::{self, Place};
 use super::socket::{self, State};
 use super::udp::early;
-use super::{beneath, cells, homes, lease, pristine, steer, udp};
+use super::{beneath, cells, homes, lease, pristine, spare, steer, udp};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::File;
 use crate::interpose::poll::native_ppoll;
@@ -190,6 +190,9 @@ pub(super) fn is_unbound_udp(fd: i32) -> Outcome<bool> {
 fn with_early<T>(fd: i32, call: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     let noted = early::of(fd);
     let done = call();
+    if let Err(Exit::Native) = done {
+        spare::renew(fd);
+    }
     if let Ok(_) | Err(Exit::Native) = done {
         noted.repeat(fd);
     }
@@ -203,6 +206,7 @@ pub(crate) fn bind(
     length: u32,
     native: impl FnOnce() -> i32,
 ) -> Outcome<i32> {
+    spare::renew(fd);
     with_early(fd, || bind_by_plan(fd, addr, length, native))
 }
 
@@ -268,6 +272,7 @@ fn bind_by_plan(fd: i32, addr: UserPtr, length: u32, native: impl FnOnce() -> i3
 /// listen(2).
 pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
+    spare::renew(fd);
     let new = pristine::first_use(fd);
     let inet = inet(fd, new)?;
     if inet.udp {

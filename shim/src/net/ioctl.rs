@@ -32,7 +32,7 @@ pub(crate) fn ioctl(file: &'static File, request: u32, arg: UserPtr) -> Outcome<
         return Err(Errno::ENOTTY.into());
     }
     if !matches!(request, FIONREAD | SIOCOUTQ | SIOCOUTQNSD | SIOCATMARK) {
-        file.set_plain(false);
+        file.not_plain();
         return Err(Exit::Native);
     }
     let mut engine = cells::lock(file)?;

@@ -18,7 +18,7 @@ use super::name::{Door, Name};
 use super::options::Settings;
 use super::relay::Relay;
 use super::socket::{self, Socket, State};
-use super::{address, beneath, cells, handover, inherited, listeners, ready};
+use super::{address, beneath, cells, handover, inherited, listeners, ready, spare};
 use crate::errno::{Errno, Outcome};
 use crate::fd::file::{Body, Link};
 use crate::fd::{File, Kind, lookup, table};
@@ -60,7 +60,7 @@ pub(crate) fn lend_all() {
     if !cells::is_open() {
         return;
     }
-    beneath::forget_spare();
+    spare::forget();
     for fd in table::ours_in(0, u32::MAX) {
         // What another thread has closed meanwhile need not be shared.
         if let Some(file) = lookup(fd).filter(|file| file.kind() == Kind::Stack)
@@ -86,7 +86,7 @@ pub(crate) fn lend(file: &'static File, fd: i32) -> Outcome<()> {
     let Ok(_kept) = Pin::new(file) else {
         return Ok(());
     };
-    file.set_plain(false);
+    file.not_plain();
     fence(Ordering::SeqCst); // whoever closes sees this, or we that it has
     let state = cells::lock(file)?.socket(file)?.state;
     if matches!(
@@ -470,6 +470,7 @@ pub(crate) fn inherit() {
     if let Ok(mut doors) = DOORS.lock() {
         core::mem::forget(core::mem::take(&mut *doors)); // closed with all others of ours
     }
+    spare::reset_in_child();
     if !cells::is_open() {
         return;
     }

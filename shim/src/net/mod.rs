@@ -43,6 +43,7 @@ pub(crate) mod revive;
 mod shown;
 pub(crate) mod sleep;
 pub(crate) mod socket;
+pub(crate) mod spare;
 mod spread;
 pub(crate) mod steer;
 pub(crate) mod stream;

@@ -339,7 +339,7 @@ pub(crate) fn get(
             None => match fixed::value(level, name) {
                 Some(only) => only,
                 None if level == libc::SOL_SOCKET => {
-                    file.set_plain(false); // SO_COOKIE, which is no other socket's
+                    file.not_plain(); // SO_COOKIE, which is no other socket's
                     return Err(Exit::Native);
                 }
                 None => return Err(Errno::ENOPROTOOPT.into()),

@@ -3,6 +3,7 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
+use super::spare;
 use crate::fd::table::FDS_MAX;
 use crate::route;
 
@@ -51,6 +52,7 @@ pub(crate) fn changed(fd: i32) {
         && place.load(Ordering::Relaxed) != 0
     {
         place.store(0, Ordering::Relaxed);
+        spare::stays(fd);
     }
 }
 
@@ -60,6 +62,7 @@ pub(crate) fn sets(fd: i32, level: i32) {
     if !route::is_set() {
         return;
     }
+    spare::renew(fd);
     let before = place(fd).map_or(0, |place| place.load(Ordering::Relaxed));
     changed(fd);
     let mut kept = before & UNWATCHED;
@@ -80,6 +83,7 @@ pub(crate) fn watched(fd: i32) {
         && let Some(place) = place(fd)
         && place.load(Ordering::Relaxed) & UNWATCHED != 0
     {
+        spare::renew(fd);
         place.fetch_and(!UNWATCHED, Ordering::Relaxed);
     }
 }

@@ -19,6 +19,7 @@ const CONTROL_MAX: usize = 64 << 10;
 /// since whoever gets them may know nothing of us.
 pub(crate) fn sending(msg: UserPtr) {
     for fd in carried(msg).unwrap_or_default() {
+        crate::net::spare::stays(fd);
         if let Some(socket) = lend::lendable(fd) {
             lend::before_program(&[socket], false);
         }

@@ -4,7 +4,7 @@ use core::net::SocketAddr;
 use core::sync::atomic::Ordering;
 
 use kcm_stack::ListenerId;
-use rustix::net::SocketFlags;
+use rustix::net::{AddressFamily, SocketFlags};
 
 use super::{Socket, State, waits};
 use crate::errno::{Errno, Outcome};
@@ -15,7 +15,7 @@ use crate::net::cells::{self, NetCell};
 use crate::net::engine::Engine;
 use crate::net::name::Door;
 use crate::net::options::Settings;
-use crate::net::{address, beneath, errors, homes, inherited, lend, listeners, sleep};
+use crate::net::{address, errors, homes, inherited, lend, listeners, sleep, spare};
 use crate::sync::{Mutex, Rank};
 use crate::sys;
 use crate::user_mem::UserPtr;
@@ -155,10 +155,10 @@ fn take_connection(
     let mut socket_flags = SocketFlags::empty();
     socket_flags.set(SocketFlags::CLOEXEC, flags & libc::SOCK_CLOEXEC != 0);
     socket_flags.set(SocketFlags::NONBLOCK, flags & libc::SOCK_NONBLOCK != 0);
-    let beneath = beneath::take(socket_flags)?;
+    let beneath = spare::take(socket_flags)?;
     let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(true);
-    file.set_plain(true);
+    file.set_plain(AddressFamily::UNIX);
     file.set_nonblocking(socket_flags.contains(SocketFlags::NONBLOCK));
     if !table::in_range(sys::number(&beneath)) {
         file.release();
