@@ -3,6 +3,8 @@
  *   stack_guests trace ADDRESS    children of a process that has connections open their own, and print what
  *                                 each call returned; ADDRESS is that of `stack_share peer`
  *   stack_guests leaves ADDRESS   children that end before what they sent is taken
+ *   stack_guests ports ADDRESS OWN
+ *                                 uses the port of what another has left at OWN
  *   stack_guests survives ADDRESS OWN
  *                                 kills the makers of listeners at OWN, and prints what the peer hears
  *   stack_guests forks ADDRESS OWN
@@ -24,6 +26,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 
 enum { OWN = 7210 };
 /* UDP: where nobody reads; how often a socket is connected there and back. */
@@ -562,6 +565,68 @@ static int bound(const char *own, int port)
 	return s;
 }
 
+/* The port of a connection, which the peer has accepted. */
+static int chosen(void)
+{
+	struct linger hard = { 1, 0 };
+	int fd = dial('E'), port = ntohs(local(fd).sin_port);
+	char byte;
+	check(send(fd, "x", 1, 0) == 1 && recv(fd, &byte, 1, 0) == 1, "echo");
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+	close(fd);
+	return port;
+}
+
+/* The ports of connections that a program has left, of which the peer does not read one for now, nor end any. Among
+ * the ports that are chosen so many times would be one of theirs, but for three of a thousand runs. */
+static void ports(const char *own)
+{
+	enum { PORT_LEFT = OWN + 20, BYTES = 150000, LEFT = 240, CHOSEN = 700 };
+	static char bytes[BYTES];
+	struct sockaddr_in a = at(own, PORT_LEFT), same = at(ip, PORT), other = at(ip, 9);
+	long all[2] = { 0 };
+	unsigned char times = LEFT;
+	char *is_left = mmap(NULL, 1 << 16, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	hang_guard("ports");
+	CHILD({
+		int fd = bound(own, PORT_LEFT), size = 2 * BYTES;
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+		check(connect(fd, (void *)&same, sizeof same) == 0 && send(fd, "H", 1, 0) == 1, "connect");
+		for (int i = 1; i < LEFT; i++) {
+			is_left[ntohs(local(dial('H')).sin_port)] = 1;
+			if (i % 16 == 0)
+				chosen(); /* the peer has room for a few that it has not accepted yet */
+		}
+		check(send(fd, bytes, BYTES, 0) == BYTES, "send");
+	});
+	join("sends and ends");
+	for (int i = 0; i < CHOSEN; i++)
+		check(!is_left[chosen()], "a port of its own");
+	int s = tcp(0);
+	say("its port", bind(s, (void *)&a, sizeof a));
+	a.sin_addr.s_addr = INADDR_ANY;
+	if (bind(s, (void *)&a, sizeof a) == 0) /* that is the kernel's to say, before the stack has its turn */
+		say("on any address", listen(s, 16));
+	else
+		say("on any address", -1);
+	close(s);
+	s = bound(own, PORT_LEFT);
+	say("to its peer", connect(s, (void *)&same, sizeof same));
+	say("to another", connect(s, (void *)&other, sizeof other));
+	close(s);
+	s = bound(own, PORT_LEFT);
+	say("listen", listen(s, 16));
+	int calling = calls(PORT_LEFT, 2);
+	answers(s, 2, 'l');
+	heard("who calls there", calling, 2);
+	close(s);
+	int fd = dial('G');
+	check(send(fd, &times, 1, 0) == 1, "send");
+	check(recv(fd, all, sizeof all, MSG_WAITALL) == sizeof all, "what came");
+	printf("%ld of %d bytes, %ld resets\n", all[0], BYTES, all[1]);
+	puts("done");
+}
+
 /* Until somebody listens at the port, the peer cannot be told to call there. */
 static void wait_listens(int ready)
 {
@@ -957,7 +1022,7 @@ static void trace(void)
 
 int main(int argc, char **argv)
 {
-	check(argc >= 3, "usage: stack_guests trace|survives|leaves|forks|hold|echo ADDRESS [OWN]");
+	check(argc >= 3, "usage: stack_guests trace|survives|leaves|ports|forks|hold|echo ADDRESS [OWN]");
 	ip = argv[2];
 	signal(SIGPIPE, SIG_IGN);
 	if (!strcmp(argv[1], "trace"))
@@ -976,6 +1041,8 @@ int main(int argc, char **argv)
 		survives(argv[3]);
 	else if (!strcmp(argv[1], "leaves"))
 		leaves();
+	else if (!strcmp(argv[1], "ports"))
+		ports(argv[3]);
 	else if (!strcmp(argv[1], "forks"))
 		forks(argv[3]);
 	else if (!strcmp(argv[1], "hold")) {

@@ -143,8 +143,8 @@ static void *serve(void *arg)
 		break;
 	}
 	case 'G': { /* now they are, so many; tells what has come */
-		char count;
-		read_all(fd, &count, 1);
+		unsigned char count;
+		read_all(fd, (char *)&count, 1);
 		pthread_mutex_lock(&lock);
 		are_read = 1;
 		pthread_cond_broadcast(&changed);

@@ -194,6 +194,12 @@ fn what_is_left_arrives_while_others_begin() {
     same_on_devices("leaves", &[("xdp:eth0", "")]);
 }
 
+/// Whoever has the address next may have the port of what is left as far as the kernel lets it, and harms nothing.
+#[test]
+fn the_port_of_what_is_left_is_used_as_on_the_kernel() {
+    same_as_on_the_kernel("ports");
+}
+
 /// Children and programs listen and connect with sockets that were only bound.
 #[test]
 fn bound_sockets_are_used_by_other_processes() {

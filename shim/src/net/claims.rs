@@ -6,11 +6,10 @@
 //! A process that only finishes what a program has left ([`super::ending`]) gives its claims up, so that
 //! the next has an engine of its own. Both hear what is for either, so neither answers what it does not
 //! know: the one that leaves nothing at all, the other no segment without a connection, until the name that
-//! says so is free.
+//! says so is free ([`super::leaving`]).
 
 use core::net::IpAddr;
 
-use kcm_stack::device::DeviceName;
 use rustix::fd::OwnedFd;
 
 use crate::own;
@@ -56,27 +55,4 @@ pub(super) fn of_addresses(plan: &Plan) -> impl Iterator<Item = Vec<u8>> {
 /// Takes a name for this process, if no other has it.
 fn take(name: &[u8]) -> Option<OwnedFd> {
     name::door(name).ok().map(own::keep)
-}
-
-/// Says that this process leaves the addresses of the plan, for as long as what comes back is open. `None`
-/// if another does already, or two cannot be at the devices at a time.
-pub(super) fn leave(plan: &Plan) -> Option<Vec<OwnedFd>> {
-    let is_shared = |interface: &Interface| {
-        !interface.dhcp && matches!(interface.device.parse(), Ok(DeviceName::Packet(_)))
-    };
-    if !plan.interfaces.iter().all(is_shared) {
-        return None;
-    }
-    let names: Result<Vec<_>, _> = names_of_leaving(plan).map(|it| name::bind(&it)).collect();
-    Some(names.ok()?.into_iter().map(own::keep).collect())
-}
-
-/// Whether another process leaves addresses of the plan.
-pub(super) fn is_left(plan: &Plan) -> bool {
-    names_of_leaving(plan).any(|it| name::bind(&it).is_err())
-}
-
-fn names_of_leaving(plan: &Plan) -> impl Iterator<Item = Vec<u8>> {
-    let addresses = plan.interfaces.iter().flat_map(|i| &i.addresses);
-    addresses.map(|address| format!("kcmshim/leaving/{}", address.ip).into_bytes())
 }

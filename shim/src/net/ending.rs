@@ -2,13 +2,14 @@
 //! engine's to deliver, as it is the kernel's where the kernel serves, and what other processes hold
 //! lives on.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use kcm_mux::Nanos;
 
 use super::engine::Engine;
+use super::leaving::{self, Leaving, Ports};
 use super::socket::{Socket, State};
-use super::{cells, claims, lend, listeners};
+use super::{cells, lend, listeners};
 use crate::fd::file::Link;
 use crate::fd::{File, place, table};
 use crate::interpose::poll::native_ppoll;
@@ -142,20 +143,61 @@ pub(crate) fn has_sockets() -> bool {
 }
 
 /// Another process may have the addresses from now on, if both can be at the devices; else this one serves
-/// it.
+/// it. Later: it may have the ports that have become free.
 pub(crate) fn give_up_addresses() {
     if cells::all().all(|cell| cell.lock().is_ok_and(|engine| engine.claims().is_empty())) {
-        return;
+        return give_up_ports();
     }
-    let Some(mut leaving) = route::plan().and_then(claims::leave) else {
+    let Some(plan) = route::plan().filter(|plan| leaving::is_possible(plan)) else {
         return;
     };
+    /// Flows that used too many ports: if they are no few, they are not looked at again before half have ended.
+    static TOO_MANY: AtomicUsize = AtomicUsize::new(usize::MAX);
+    let flows = flow_count();
+    if flows > (TOO_MANY.load(Ordering::Relaxed) / 2).max(leaving::NAMES_MAX) {
+        return;
+    }
+    let Some(leaving) = Leaving::begin(plan) else {
+        return;
+    };
+    let Some(leaving) = leaving.with_ports(&used_ports(false)) else {
+        return TOO_MANY.store(flows, Ordering::Relaxed);
+    };
+    let mut leaving = Some(leaving);
     // The claims are the first engine's, and nobody has them before all engines are quiet.
     for cell in cells::all().collect::<Vec<_>>().into_iter().rev() {
         if let Ok(mut engine) = cell.lock() {
-            engine.give_up_addresses(core::mem::take(&mut leaving));
+            engine.give_up_addresses(leaving.take());
         }
     }
+}
+
+fn give_up_ports() {
+    /// Flows when that was last done.
+    static FLOWS: AtomicUsize = AtomicUsize::new(usize::MAX);
+    let flows = flow_count();
+    if FLOWS.swap(flows, Ordering::Relaxed) != flows {
+        let used = used_ports(true);
+        for mut engine in cells::all().filter_map(|cell| cell.lock().ok()) {
+            engine.give_up_ports_but(&used);
+        }
+    }
+}
+
+fn flow_count() -> usize {
+    let engines = cells::all().filter_map(|cell| cell.lock().ok());
+    engines.map(|engine| engine.stack.flow_count()).sum()
+}
+
+fn used_ports(with_time_waits: bool) -> Ports {
+    let mut ports = Ports::new();
+    for engine in cells::all().filter_map(|cell| cell.lock().ok()) {
+        let waits = engine.stack.tcp_time_waits().filter(|_| with_time_waits);
+        for (local, remote) in engine.stack.tcp_connections().chain(waits) {
+            ports.entry(local).or_default().insert(remote);
+        }
+    }
+    ports
 }
 
 /// In a child that goes on with the engine of its parent, which ends.

@@ -11,9 +11,9 @@ use libc::pollfd;
 use rustix::fd::OwnedFd;
 
 use super::channel::Channel;
-use super::claims;
 use super::devices::Devices;
 use super::lease::Leases;
+use super::leaving::{Leaving, Left, Ports};
 use super::ready::{self, Bits};
 use super::relay::{Relay, Through};
 use super::socket::{Socket, State};
@@ -42,8 +42,10 @@ pub(crate) struct Engine {
     pub(super) leases: Leases,
     /// Keep the addresses from other processes.
     claims: Vec<OwnedFd>,
-    /// Tell them that the addresses are left.
-    leaving: Vec<OwnedFd>,
+    /// Tells them that the addresses are left, and which ports are still used.
+    leaving: Option<Leaving>,
+    /// What a process that leaves the addresses still uses of them.
+    left: Option<Arc<Left>>,
     /// Segments that may have been for a process which leaves them, when that was last looked for.
     spared: u64,
     /// Sockets by the index their file has.
@@ -89,7 +91,8 @@ impl Engine {
             devices,
             leases,
             claims,
-            leaving: Vec::new(),
+            leaving: None,
+            left: None,
             spared: 0,
             sockets: Vec::new(),
             free: Vec::new(),
@@ -248,16 +251,31 @@ impl Engine {
         self.has_worked |= self.devices.pump(&mut self.stack, now);
         self.leases.follow(self.index, &mut self.stack);
         if self.stack.tcp_stats().strangers_spared != self.spared {
-            self.look_for_leaving();
+            self.spared = self.stack.tcp_stats().strangers_spared;
+            self.look_for_left();
         }
     }
 
-    /// Whoever was leaving the addresses may have ended.
+    /// Another process still uses some of the addresses.
+    pub(super) fn spare(&mut self, left: Arc<Left>) {
+        self.stack.set_strangers(Strangers::Spared);
+        self.left = Some(left);
+    }
+
+    /// What another process still uses of the addresses, if it has not ended.
+    #[inline]
+    pub(super) fn left(&mut self) -> Option<Arc<Left>> {
+        self.left.as_ref()?;
+        self.look_for_left();
+        self.left.clone()
+    }
+
     #[cold]
-    fn look_for_leaving(&mut self) {
-        self.spared = self.stack.tcp_stats().strangers_spared;
-        if !route::plan().is_some_and(claims::is_left) {
+    fn look_for_left(&mut self) {
+        let is_there = |left: &Arc<Left>| route::plan().is_some_and(|plan| left.is_there(plan));
+        if !self.left.as_ref().is_some_and(is_there) {
             self.stack.set_strangers(Strangers::Answered);
+            self.left = None;
         }
     }
 
@@ -394,11 +412,19 @@ impl Engine {
     }
 
     /// Lets other processes have the addresses: nothing new starts here. `leaving` tells them of it.
-    pub(crate) fn give_up_addresses(&mut self, leaving: Vec<OwnedFd>) {
+    pub(super) fn give_up_addresses(&mut self, leaving: Option<Leaving>) {
         self.stack.set_strangers(Strangers::Ignored);
+        self.stack.tcp_forget_time_waits(); // as if the process had ended
         self.leaving = leaving;
         for claim in self.claims.drain(..) {
             own::unprotect(sys::number(&claim));
+        }
+    }
+
+    /// Other processes may have the ports that are not used any more.
+    pub(super) fn give_up_ports_but(&mut self, used: &Ports) {
+        if let Some(leaving) = &mut self.leaving {
+            leaving.keep_only(used);
         }
     }
 

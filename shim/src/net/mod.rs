@@ -28,6 +28,7 @@ mod info;
 pub(crate) mod inherited;
 pub(crate) mod ioctl;
 mod lease;
+mod leaving;
 pub(crate) mod lend;
 mod listeners;
 pub(crate) mod message;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use kcm_mux::Nanos;
 use kcm_stack::device::{self, Fault, LinkFaults, Loss, NetDevice, OpenOptions};
-use kcm_stack::{Config, IfaceId, Key, Shard, Stack, Strangers};
+use kcm_stack::{Config, IfaceId, Key, Shard, Stack};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -19,6 +19,7 @@ use super::devices::{Devices, Part};
 use super::engine::{Engine, instant};
 use super::guest::{self, Host};
 use super::lease::Leases;
+use super::leaving::Left;
 use super::spread::{Exchange, Spread};
 use super::{handover, steer};
 use crate::errno::{Errno, Exit, Outcome};
@@ -177,7 +178,7 @@ fn make_with(plan: &'static Plan, claims: &mut Vec<OwnedFd>) -> Result<Vec<Engin
     for interface in &plan.interfaces {
         claims::claim(interface, claims)?;
     }
-    let is_left = claims::is_left(plan);
+    let left = Left::find(plan).map(Arc::new);
     for (at, interface) in plan.interfaces.iter().enumerate() {
         let parts = parts(interface, count)?;
         let failed = |why: kcm_stack::SocketError| format!("{}: {why}", interface.device);
@@ -189,11 +190,7 @@ fn make_with(plan: &'static Plan, claims: &mut Vec<OwnedFd>) -> Result<Vec<Engin
                     capabilities.configure(&mut config);
                     config.tcp.hold_acks = true;
                     config.shard = Shard::new(index as u8, count).unwrap_or_default();
-                    let mut stack = Stack::new(&config, now);
-                    if is_left {
-                        stack.set_strangers(Strangers::Spared);
-                    }
-                    stacks.push(stack);
+                    stacks.push(Stack::new(&config, now));
                     (stacks.last_mut(), IfaceId::FIRST)
                 }
                 Some(stack) => {
@@ -237,7 +234,11 @@ fn make_with(plan: &'static Plan, claims: &mut Vec<OwnedFd>) -> Result<Vec<Engin
         // The first has what the host has once.
         let leases = core::mem::take(&mut leases);
         let claims = core::mem::take(claims);
-        made.push(Engine::new(index, stack, devices, leases, claims));
+        let mut engine = Engine::new(index, stack, devices, leases, claims);
+        if let Some(left) = &left {
+            engine.spare(left.clone());
+        }
+        made.push(engine);
     }
     guest::make_token();
     Ok(made)

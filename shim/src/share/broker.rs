@@ -154,10 +154,10 @@ fn leave_program() {
         }
     }
     net::ending::close_rest(false);
+    sys::close_all_but(table::ours_in(0, u32::MAX).filter(|fd| own::has(*fd)));
     if !net::lend::is_needed() {
         net::ending::give_up_addresses();
     }
-    sys::close_all_but(table::ours_in(0, u32::MAX).filter(|fd| own::has(*fd)));
 }
 
 fn run() {

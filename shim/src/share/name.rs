@@ -4,13 +4,14 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::errno::{Errno, Outcome};
+use crate::{own, sys};
 
 /// What every name of ours begins with.
 const PREFIX: &[u8] = b"kcmshim/";
 
 /// The name of an owner's control socket: unguessable, so that nobody takes it beforehand.
 pub(crate) fn fresh() -> Outcome<Vec<u8>> {
-    let nonce = crate::sys::random().ok_or(Errno::EAGAIN)?;
+    let nonce = sys::random().ok_or(Errno::EAGAIN)?;
     let pid = rustix::process::getpid().as_raw_nonzero();
     Ok(format!("kcmshim/{pid}/{nonce:016x}").into_bytes())
 }
@@ -49,6 +50,58 @@ pub(crate) fn is_trusted(fd: impl AsFd) -> bool {
 
 pub(crate) fn socket() -> Outcome<OwnedFd> {
     let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        kind,
+        flags,
+        None,
+    )?)
+}
+
+/// A name that says, while this is there, that something is so. Whoever knows it can see it ([`Probe`]).
+pub(crate) struct Sign(OwnedFd);
+
+impl Sign {
+    /// # Errors
+    /// EADDRINUSE if the name is up already.
+    pub(crate) fn put_up(name: &[u8]) -> Outcome<Self> {
+        let fd = datagrams()?;
+        rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(name)?)?;
+        Ok(Self(own::keep(fd)))
+    }
+}
+
+impl Drop for Sign {
+    fn drop(&mut self) {
+        own::unprotect(sys::number(&self.0));
+    }
+}
+
+/// Sees which signs are up, one system call for each.
+pub(crate) struct Probe(OwnedFd);
+
+impl Probe {
+    pub(crate) fn new() -> Outcome<Self> {
+        Ok(Self(own::keep(datagrams()?)))
+    }
+
+    /// The kernel connects datagram sockets without asking the other end, and as often as one likes.
+    pub(crate) fn sees(&self, name: &[u8]) -> bool {
+        let Ok(name) = SocketAddrUnix::new_abstract_name(name) else {
+            return false;
+        };
+        rustix::net::connect(&self.0, &name) != Err(rustix::io::Errno::CONNREFUSED)
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        own::unprotect(sys::number(&self.0));
+    }
+}
+
+fn datagrams() -> Outcome<OwnedFd> {
+    let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC);
     Ok(rustix::net::socket_with(
         AddressFamily::UNIX,
         kind,

@@ -303,6 +303,23 @@ impl Stack {
         self.tcp.flow_count()
     }
 
+    /// Local and remote address of each connection, whatever its state but TIME-WAIT.
+    pub fn tcp_connections(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
+        let flows = self.tcp.connections();
+        flows.map(|flow| (flow.local.to_std(), flow.remote.to_std()))
+    }
+
+    /// As [`tcp_connections`](Self::tcp_connections), of those in TIME-WAIT.
+    pub fn tcp_time_waits(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
+        let flows = self.tcp.time_waits();
+        flows.map(|flow| (flow.local.to_std(), flow.remote.to_std()))
+    }
+
+    /// Ends every TIME-WAIT, for a stack that gives its addresses up: another one may use the ports.
+    pub fn tcp_forget_time_waits(&mut self) {
+        self.tcp.forget_time_waits();
+    }
+
     /// Resets handshakes whose listener is gone, for a stack that ends: the peer may have all it waits for, and
     /// says nothing more that another stack with the address could answer.
     pub fn tcp_refuse_handshakes(&mut self, now: Instant) {

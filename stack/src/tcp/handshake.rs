@@ -329,8 +329,7 @@ impl Engine {
     pub(crate) fn refuse_handshakes(&mut self, ip: &mut IpLayer, now: Instant) {
         let mut orphans = Vec::new();
         for (i, e) in (0..).zip(self.embryos.slots()) {
-            let is = |entry| entry == Entry::Embryo(i);
-            if self.listeners.get(e.listener).is_none() && self.demux.find(e.tag, is).is_some() {
+            if self.listeners.get(e.listener).is_none() && self.is_filed(e.tag, Entry::Embryo(i)) {
                 orphans.push((i, *e));
             }
         }

@@ -66,13 +66,13 @@ use crate::stack::{InterfaceConfig, Shard, TcpConfig, TcpId};
 use crate::time::Instant;
 use buffer::BlockPool;
 use conn::{Busy, Conn, Flags, NONE};
-use demux::Demux;
+use demux::{Demux, Entry};
 use egress::Egress;
 use handshake::Embryo;
 use listener::Listeners;
 use run::Run;
 use timer_wheel::TimerWheel;
-use timewait::TimeWaits;
+use timewait::{TimeWait, TimeWaits};
 
 /// Connections whose records are brought into the cache together: enough to overlap misses, few
 /// enough to fit in the first-level cache.
@@ -242,6 +242,33 @@ impl Engine {
     /// Connections, embryos and TIME-WAIT records.
     pub(crate) fn flow_count(&self) -> usize {
         self.demux.len()
+    }
+
+    /// Connections, in whatever state but TIME-WAIT.
+    pub(crate) fn connections(&self) -> impl Iterator<Item = FourTuple> {
+        let conns = self.conns.slots().filter(|c| c.flags.has(Flags::FILED));
+        conns.map(Conn::tuple)
+    }
+
+    /// Those in TIME-WAIT.
+    pub(crate) fn time_waits(&self) -> impl Iterator<Item = FourTuple> {
+        self.waits().map(|(_, record)| record.tuple())
+    }
+
+    fn waits(&self) -> impl Iterator<Item = (u32, &TimeWait)> {
+        let records = (0..).zip(self.time_waits.records.slots());
+        records.filter(|(i, record)| self.is_filed(record.tag, Entry::TimeWait(*i)))
+    }
+
+    fn is_filed(&self, tag: u32, entry: Entry) -> bool {
+        self.demux.find(tag, |other| other == entry).is_some()
+    }
+
+    /// Ends every TIME-WAIT.
+    pub(crate) fn forget_time_waits(&mut self) {
+        for i in self.waits().map(|(i, _)| i).collect::<Vec<_>>() {
+            self.end_time_wait(i);
+        }
     }
 
     /// Whether a connection still has something to get across.

@@ -780,6 +780,45 @@ fn who_leaves_its_addresses_still_says_whose_they_are() {
     }
 }
 
+/// A stack that gives its addresses up says what it has left of them, and keeps no TIME-WAIT.
+#[test]
+fn what_is_left_is_known_and_time_wait_can_be_forgotten() {
+    let mut w = Shards::new(1, &LinkConfig::default(), 1);
+    let any = SocketAddr::new("::".parse().unwrap(), 7_000);
+    let at_peer = w.peer.tcp_listen(any, &ListenOptions::default()).unwrap();
+    let mut open = Vec::new();
+    for addr in [ip(PEER), ip6(PEER), ip(PEER)] {
+        let (now, remote) = (w.now, SocketAddr::new(addr, 7_000));
+        let none = ConnectOptions::default();
+        let ours = w.shards[0].tcp_connect(now, remote, &none).unwrap();
+        w.run_for(Duration::from_secs(1));
+        let theirs = w.peer.tcp_accept(at_peer).unwrap();
+        let names = w.shards[0].tcp_addresses(ours).unwrap();
+        open.push((ours, theirs, names));
+    }
+    let names = |all: &[(TcpId, TcpId, (SocketAddr, SocketAddr))]| {
+        all.iter().map(|(_, _, names)| *names).collect::<Vec<_>>()
+    };
+    let host = |w: &Shards| {
+        let (of, waits) = (w.shards[0].tcp_connections(), w.shards[0].tcp_time_waits());
+        (of.collect::<Vec<_>>(), waits.collect::<Vec<_>>())
+    };
+    assert_eq!(host(&w), (names(&open), vec![]));
+    for (ours, theirs, _) in &open[..2] {
+        let now = w.now;
+        w.shards[0].tcp_close(now, *ours);
+        w.run_for(Duration::from_secs(1));
+        let now = w.now;
+        w.peer.tcp_close(now, *theirs);
+        w.run_for(Duration::from_secs(1));
+    }
+    assert_eq!(host(&w), (names(&open[2..]), names(&open[..2])));
+    w.shards[0].tcp_forget_time_waits();
+    assert_eq!(host(&w), (names(&open[2..]), vec![]));
+    w.run_for(Duration::from_secs(100)); // their timers find nothing any more
+    assert_eq!(w.shards[0].flow_count(), 1);
+}
+
 /// Of the two, the heir speaks for the host; what it does not know it leaves alone until the other is gone.
 #[test]
 fn the_heir_answers_for_the_host() {

@@ -10,8 +10,8 @@ use crate::fd::File;
 use crate::net::address::{self, Address};
 use crate::net::engine::Engine;
 use crate::net::{cells, handover, lend, listeners};
-use crate::sys;
 use crate::user_mem::UserPtr;
+use crate::{route, sys};
 
 /// bind(2) on a stack socket.
 pub(crate) fn bind(file: &'static File, addr: UserPtr, length: u32) -> Outcome<i32> {
@@ -67,7 +67,9 @@ pub(in crate::net) fn bind_placed(file: &'static File, local: SocketAddr) -> Out
     };
     let local = match local.port() {
         0 => SocketAddr::new(local.ip(), claim.free_port(local)?),
-        _ if claim.is_taken(local) => return Err(Errno::EADDRINUSE.into()),
+        _ if claim.is_taken(local) || !claim.reuses() && is_left(local) => {
+            return Err(Errno::EADDRINUSE.into());
+        }
         _ => local,
     };
     let mut engine = cells::lock(file)?;
@@ -112,13 +114,37 @@ impl Claim {
         cells::all().any(|cell| { cell.lock() }.is_ok_and(|engine| engine.sockets().any(clashes)))
     }
 
+    fn reuses(&self) -> bool {
+        self.reuse_address || self.reuse_port
+    }
+
     fn free_port(&self, local: SocketAddr) -> Outcome<u16> {
         let range = kcm_stack::limits::EPHEMERAL_PORTS;
         let count = u64::from(range.end() - range.start()) + 1;
         let start = sys::random().unwrap_or(sys::now()) % count;
         (0..count)
             .map(|n| range.start() + ((start + n) % count) as u16)
-            .find(|port| !self.is_taken(SocketAddr::new(local.ip(), *port)))
+            .map(|port| SocketAddr::new(local.ip(), port))
+            .find(|local| !self.is_taken(*local) && !is_left(*local))
+            .map(|local| local.port())
             .ok_or(Exit::Failed(Errno::EADDRINUSE))
+    }
+}
+
+/// Whether a program that has ended has left connections at the address.
+fn is_left(local: SocketAddr) -> bool {
+    let left = { cells::first().lock() }.map(|mut engine| engine.left());
+    let (Ok(Some(left)), Some(plan)) = (left, route::plan()) else {
+        return false;
+    };
+    match local.ip().is_unspecified() {
+        false => left.has_port(local),
+        true => {
+            plan.interfaces
+                .iter()
+                .flat_map(|interface| &interface.addresses)
+        }
+        .filter(|own| own.ip.is_ipv4() == local.is_ipv4())
+        .any(|own| left.has_port(SocketAddr::new(own.ip, local.port()))),
     }
 }

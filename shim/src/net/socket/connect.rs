@@ -66,7 +66,6 @@ pub(in crate::net) fn start(
     file: &'static File,
     remote: SocketAddr,
 ) -> Outcome<()> {
-    let now = engine.now();
     let socket = engine.socket(file)?;
     let options = kcm_stack::ConnectOptions {
         local: socket.bound,
@@ -74,15 +73,42 @@ pub(in crate::net) fn start(
         flags: socket.settings.flags(),
         iface: socket.settings.device,
     };
-    // Linux takes the wildcard for this host.
-    let id = engine
-        .stack
-        .tcp_connect(now, remote, &options)
-        .map_err(errors::connect)?;
+    let id = open(engine, remote, &options)?;
     let socket = engine.socket(file)?;
     (socket.ended, socket.error) = (false, 0);
     engine.set_state(file, State::Connecting(id))?;
     Ok(())
+}
+
+/// Makes a connection that nobody has. One that an ended program has left at the same address would be reset by its
+/// SYN; as on Linux a port of the program's choice may be used with other peers, and another port is chosen.
+fn open(
+    engine: &mut EngineGuard,
+    remote: SocketAddr,
+    options: &kcm_stack::ConnectOptions,
+) -> Outcome<TcpId> {
+    /// Of the ports that may be chosen, a seventh is left at most, where there are 16 engines; mostly a hundredth.
+    const TRIES: u32 = 64;
+    let now = engine.now();
+    let is_chosen = options.local.is_some_and(|local| local.port() != 0);
+    let tries = if is_chosen { 1 } else { TRIES };
+    for _ in 0..tries {
+        // Linux takes the wildcard for this host.
+        let id = engine.stack.tcp_connect(now, remote, options);
+        let id = id.map_err(errors::connect)?;
+        let Some(left) = engine.left() else {
+            return Ok(id);
+        };
+        let is_left = |(local, remote)| match is_chosen {
+            true => left.has_flow(local, remote),
+            false => left.has_port(local),
+        };
+        if !engine.stack.tcp_addresses(id).is_some_and(is_left) {
+            return Ok(id);
+        }
+        engine.stack.tcp_abort(now, id); // nothing of it has left yet
+    }
+    Err(Errno::EADDRNOTAVAIL.into())
 }
 
 /// Whether the outcome of a connect is known.
