@@ -425,8 +425,12 @@ static void worker(int s, char byte, int by_epoll)
 	int ep = epoll_create1(0);
 	check(epoll_ctl(ep, EPOLL_CTL_ADD, s, &e) == 0, "epoll_ctl");
 	for (;;) {
-		if (by_epoll)
-			check(epoll_wait(ep, &e, 1, -1) == 1 && fcntl(s, F_SETFL, O_NONBLOCK) == 0, "epoll_wait");
+		if (by_epoll) {
+			int n = epoll_wait(ep, &e, 1, -1);
+			if (n < 0 && errno == EINTR)
+				continue; /* stopped for a while: signal(7) */
+			check(n == 1 && fcntl(s, F_SETFL, O_NONBLOCK) == 0, "epoll_wait");
+		}
 		int fd = accept(s, NULL, NULL);
 		char buf[5];
 		if (fd < 0 && errno == EAGAIN)
