@@ -83,13 +83,31 @@ pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
     // Through a number of ours: the program may close its own meanwhile, and open another socket there.
     let fd = sys::dup_high(fd.as_fd())?;
     let socket = file.ino.load(Ordering::Relaxed);
-    if sys::inode(fd.as_fd()) != socket {
+    let cell = file.mux()?;
+    // A file that another thread makes a socket of just now is in no mux yet: one that were connected without
+    // getting its line could never be tied.
+    let engine = socket::checked(file, cell)?;
+    if !file.retain() {
         return Err(Errno::EBADF.into());
     }
+    drop(engine);
+    let is = [sys::inode(fd.as_fd()), file.ino.load(Ordering::Relaxed)];
+    let tied = match is == [socket; 2] {
+        true => connect(file, cell, &fd),
+        false => Err(Errno::EBADF.into()), // the number, or the file, has become another socket's
+    };
+    if tied.is_err() {
+        file.release();
+    }
+    tied
+}
+
+/// Connects `fd`, the socket of a file that is kept, to a line.
+fn connect(file: &'static File, cell: &'static MuxCell, fd: &OwnedFd) -> Outcome<()> {
     housekeeper::start()?;
     let line_name = next_name()?;
     let listener = name::listen(&line_name, 1)?;
-    name::connect(&fd, &line_name)?;
+    name::connect(fd, &line_name)?;
     let end = loop {
         let end = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)?;
         if sockopt::socket_peercred(&end)?.pid == rustix::process::getpid() {
@@ -97,17 +115,8 @@ pub(crate) fn tie(file: &'static File, fd: impl AsFd) -> Outcome<()> {
         }
     };
     let lent = ledger::lend()?;
-    let line = Line::new(end, sockopt::socket_cookie(&fd)?, lent);
-    let cell = file.mux()?;
+    let line = Line::new(end, sockopt::socket_cookie(fd)?, lent);
     let mut engine = socket::checked(file, cell)?;
-    if !file.retain() {
-        return Err(Errno::EBADF.into());
-    }
-    if file.ino.load(Ordering::Relaxed) != socket {
-        drop(engine);
-        file.release(); // it has become another socket's
-        return Err(Errno::EBADF.into());
-    }
     let id = file.kcm_id();
     housekeeper::add_line(cell.index(), id, &line);
     engine.lines.put(id, Box::new(line));
