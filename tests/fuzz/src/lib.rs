@@ -9,6 +9,7 @@ pub mod bpf_gen;
 pub mod bpf_interp;
 pub mod bpf_verifier;
 pub mod engine;
+pub mod groups;
 #[path = "../../../shim/src/route/plan/mod.rs"]
 #[allow(dead_code, reason = "part of it is the library's alone")]
 mod plan;
