@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use kcm_mux::Nanos;
-use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::io;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -128,7 +128,7 @@ pub(crate) fn take(fd: i32) -> OwnedFd {
 }
 
 /// Puts what `fd` names behind the program's number `to`, instead of what is there.
-pub(crate) fn put_onto(fd: &OwnedFd, to: i32, cloexec: bool) -> io::Result<()> {
+pub(crate) fn put_onto(fd: impl AsFd, to: i32, cloexec: bool) -> io::Result<()> {
     let mut flags = io::DupFlags::empty();
     flags.set(io::DupFlags::CLOEXEC, cloexec);
     // SAFETY: the number is the program's; the wrapper is not dropped.

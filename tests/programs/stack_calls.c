@@ -624,7 +624,7 @@ static int by_way_of(int round, int fd, const struct sockaddr_in *to)
 		R(setsockopt(fd, SOL_SOCKET, SO_PRIORITY, &priority, sizeof priority));
 		break;
 	case 2:
-		copy = dup(fd);
+		copy = dup2(fd, 90);
 		break;
 	case 3:
 		R(bind(fd, (void *)&any, sizeof any));
@@ -666,6 +666,51 @@ static int by_way_of(int round, int fd, const struct sockaddr_in *to)
 		close(pair[1]);
 	}
 	return copy;
+}
+
+/* A copy that was made first is a copy of what the socket becomes. */
+static void case_copied_early(void)
+{
+	char text[64];
+	struct sockaddr_in echo = at(peer_address, ECHO), own = at(own_address, 0);
+	socklen_t len = sizeof own;
+	for (int how = 0; how < 4; how++) {
+		int fd = tcp(), ep = epoll_create1(0), copy, one = 1;
+		struct epoll_event e = { .events = EPOLLIN | EPOLLET };
+		R(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one));
+		copy = how == 0 ? dup(fd) : how == 1 ? dup2(fd, 90) : how == 2 ? dup3(fd, 91, O_CLOEXEC) :
+			fcntl(fd, F_DUPFD_CLOEXEC, 92);
+		R(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one));
+		R(epoll_ctl(ep, EPOLL_CTL_ADD, copy, &e));
+		show_events("not connected", ep, 0);
+		R(connect(how % 2 ? copy : fd, (void *)&echo, sizeof echo));
+		printf("  copy: flags %x nodelay %d keepalive %d\n", fcntl(copy, F_GETFD),
+		       option(copy, IPPROTO_TCP, TCP_NODELAY), option(copy, SOL_SOCKET, SO_KEEPALIVE));
+		show_name("getpeername", getpeername, copy);
+		R(write(copy, "abc", 3));
+		show_events("answered", ep, -1);
+		R(read(fd, text, 3));
+		close(fd);
+		R(write(copy, "def", 3));
+		wait_for(copy, 3);
+		show_events("answered again", ep, -1);
+		R(read(copy, text, sizeof text));
+		close(copy);
+		close(ep);
+	}
+	int fd = tcp(), copy = dup(fd);
+	R(bind(fd, (void *)&own, sizeof own));
+	R(listen(copy, 4));
+	close(fd);
+	R(getsockname(copy, (void *)&own, &len));
+	int control = connected(CALLBACK);
+	write_all(control, text, snprintf(text, sizeof text, "%s %d", own_address, ntohs(own.sin_port)));
+	fd = accept(copy, NULL, NULL);
+	write_all(fd, "pong", 4);
+	R(recv(control, text, 4, MSG_WAITALL));
+	close(fd);
+	close(control);
+	close(copy);
 }
 
 /* A socket that is made after a connection has ended is as new, whoever turns out to have its peer. */
@@ -912,7 +957,7 @@ static int guest(void)
 		{ "connect, not blocking", case_connect_nonblocking }, { "refused", case_refused },
 		{ "reset", case_reset }, { "epoll", case_epoll }, { "idle", case_idle }, { "select", case_select },
 		{ "listen", case_listen }, { "one after another", case_one_after_another },
-		{ "after a connection", case_after_a_connection },
+		{ "copied early", case_copied_early }, { "after a connection", case_after_a_connection },
 		{ "urgent", case_urgent }, { "timeouts", case_timeouts },
 		{ "full", case_full }, { "bulk", case_bulk }, { "files", case_files },
 		{ "copies", case_copies }, { "options", case_options },

@@ -48,6 +48,15 @@ pub(crate) fn move_registrations(fd: i32, file: &'static File) {
     }
 }
 
+/// Sets that had what was at `fd` get the file of ours that is there now.
+pub(crate) fn hand_over(fd: i32, file: &'static File, registered: Vec<(i32, epoll_event)>) {
+    for (epfd, event) in registered {
+        if let Ok(set) = adopt(epfd) {
+            let _ = add(set, fd, file, event);
+        }
+    }
+}
+
 /// How sets have `fd`, which is about to name another socket: they have it no more.
 pub(crate) fn take_registrations(fd: i32) -> Vec<(i32, epoll_event)> {
     let Ok(mut created) = CREATED.lock() else {

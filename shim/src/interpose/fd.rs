@@ -23,9 +23,17 @@ fn not_open() -> c_int {
 /// A fresh duplicate of `old`.
 fn duplicated(old: c_int, new: c_int) -> c_int {
     if new >= 0 {
-        pristine::changed(old);
-        pristine::changed(new);
+        pristine::copied(old, new);
         descriptor::duplicated(old, new);
+    }
+    new
+}
+
+/// As [`duplicated`], where neither is ours.
+#[inline]
+fn duplicated_natively(old: c_int, new: c_int) -> c_int {
+    if new >= 0 && new != old {
+        pristine::copied(old, new);
     }
     new
 }
@@ -128,7 +136,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::dup2(old, new) };
         if lookup(old).is_none() && lookup(new).is_none() {
-            return native();
+            return duplicated_natively(old, native());
         }
         descriptor::dup_onto(old, new, native)
     }
@@ -138,7 +146,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::dup3(old, new, flags) };
         if lookup(old).is_none() && lookup(new).is_none() {
-            return native();
+            return duplicated_natively(old, native());
         }
         descriptor::dup_onto(old, new, native)
     }

@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
 use super::address::{self, Address};
 use super::channel::holder;
+use super::copies::Copies;
 use super::guest::{self, Candidate, Host};
 use super::open::{self, Place};
 use super::socket::{self, State};
@@ -186,10 +187,13 @@ pub(super) fn is_unbound_udp(fd: i32) -> Outcome<bool> {
     Ok(inet.udp && bound(fd, inet).port() == 0)
 }
 
-/// Runs a call that gives the socket an address, after which what was set on it early holds there.
+/// Runs a call that gives the socket an address, after which what was set on it early holds there, and its
+/// copies are copies of what it is then.
 fn with_early<T>(fd: i32, call: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     let noted = early::of(fd);
+    let copies = Copies::of(fd);
     let done = call();
+    copies.follow(fd);
     if let Err(Exit::Native) = done {
         spare::renew(fd);
     }
@@ -271,6 +275,10 @@ fn bind_by_plan(fd: i32, addr: UserPtr, length: u32, native: impl FnOnce() -> i3
 
 /// listen(2).
 pub(crate) fn listen(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
+    with_early(fd, || listen_by_plan(fd, backlog, native))
+}
+
+fn listen_by_plan(fd: i32, backlog: i32, native: impl FnOnce() -> i32) -> Outcome<i32> {
     let plan = route::plan().ok_or(Exit::Native)?;
     spare::renew(fd);
     let new = pristine::first_use(fd);

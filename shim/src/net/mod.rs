@@ -13,6 +13,7 @@ mod carry;
 pub(crate) mod cells;
 pub(crate) mod channel;
 mod claims;
+mod copies;
 mod decide;
 mod device;
 mod devices;

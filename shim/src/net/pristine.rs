@@ -1,7 +1,7 @@
 //! What is known of kernel sockets since socket(2) made them: one that becomes a stack socket need not be
 //! asked for its options, which is some twenty system calls, nor for its kind and its address.
 
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use super::spare;
 use crate::fd::table::FDS_MAX;
@@ -19,6 +19,8 @@ const V6: u8 = 8;
 
 /// Has never been put into an epoll set.
 const UNWATCHED: u8 = 32;
+/// There is, or was, a number that dup made of this one, or this one of another.
+const COPIED: u8 = 64;
 
 /// By number, from socket(2) to the call that changes it.
 static NUMBERS: [AtomicU8; FDS_MAX] = [const { AtomicU8::new(0) }; FDS_MAX];
@@ -56,6 +58,39 @@ pub(crate) fn changed(fd: i32) {
     }
 }
 
+/// No copy has a higher number.
+static HIGHEST_COPY: AtomicUsize = AtomicUsize::new(0);
+
+/// `new` is a copy of `old`.
+#[inline]
+pub(crate) fn copied(old: i32, new: i32) {
+    if !route::is_set() {
+        return;
+    }
+    for fd in [old, new] {
+        changed(fd);
+        if let Some(place) = place(fd) {
+            place.store(COPIED, Ordering::Relaxed);
+            HIGHEST_COPY.fetch_max(fd as usize, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The other numbers that may be copies of what is behind `fd`, or it of theirs.
+pub(super) fn copies(fd: i32) -> impl Iterator<Item = i32> {
+    let is_copied = |place: &AtomicU8| place.load(Ordering::Relaxed) & COPIED != 0;
+    let numbers = match place(fd).is_some_and(is_copied) {
+        true => &NUMBERS[..=HIGHEST_COPY.load(Ordering::Relaxed)],
+        false => &[],
+    };
+    let others = (0..)
+        .zip(numbers)
+        .filter(move |(_, place)| is_copied(place));
+    others
+        .map(|(number, _)| number)
+        .filter(move |number| *number != fd)
+}
+
 /// An option of the level is being set.
 #[inline]
 pub(crate) fn sets(fd: i32, level: i32) {
@@ -65,7 +100,7 @@ pub(crate) fn sets(fd: i32, level: i32) {
     spare::renew(fd);
     let before = place(fd).map_or(0, |place| place.load(Ordering::Relaxed));
     changed(fd);
-    let mut kept = before & UNWATCHED;
+    let mut kept = before & (UNWATCHED | COPIED);
     if level != libc::SOL_SOCKET {
         kept |= before & GENERIC;
     }
