@@ -58,6 +58,8 @@ impl Tcb<'_> {
                 // Karn: what was held behind the hole arrived long before this ACK.
                 d.rtt_us = None;
                 d.latest_rtt_us = None;
+                // Without SACK it may have been held, too, and says nothing of the timeout (as in Linux).
+                d.original &= self.c.flags.has(Flags::SACK);
             }
             let data = (d.cumulative as usize).min(self.b.tx.len());
             self.b.tx.advance(&mut self.env.pool, data);
