@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use kcm_mux::Nanos;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::io;
+use rustix::net::SocketFlags;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::errno::Errno;
@@ -154,6 +155,14 @@ pub(crate) fn inode(fd: BorrowedFd<'_>) -> u64 {
 /// O_NONBLOCK of the open file description behind `fd`.
 pub(crate) fn is_nonblocking(fd: i32) -> bool {
     rustix::fs::fcntl_getfl(borrow(fd)).is_ok_and(|f| f.contains(rustix::fs::OFlags::NONBLOCK))
+}
+
+/// The flags that socket(2) takes beside the type, and accept4(2) alone.
+pub(crate) const SOCKET_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+
+/// Those of `ty` that are such flags.
+pub(crate) const fn socket_flags(ty: i32) -> SocketFlags {
+    SocketFlags::from_bits_retain((ty & SOCKET_FLAGS) as u32)
 }
 
 /// Number of a descriptor we own.

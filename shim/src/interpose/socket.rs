@@ -1,6 +1,7 @@
 //! socket(2) and the calls on its address, state and options.
 
 use libc::{c_int, c_void, sockaddr, socklen_t};
+use rustix::net::SocketFlags;
 
 use super::numbers::fresh_pair;
 use super::{conclude, fresh, on};
@@ -8,12 +9,9 @@ use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind, lookup};
 use crate::kcm::{self, AF_KCM};
 use crate::message::check_address;
-use crate::net;
-use crate::publish;
 use crate::real::hooks;
-use crate::route;
-use crate::tcp;
 use crate::user_mem::UserPtr;
+use crate::{net, publish, route, sys, tcp};
 
 fn at<T>(ptr: *const T) -> UserPtr {
     UserPtr::new(ptr.cast_mut().cast())
@@ -50,9 +48,10 @@ fn routed(stack: impl FnOnce() -> Outcome<c_int>, native: impl FnOnce() -> c_int
     }
 }
 
-fn known_accept_flags(flags: c_int) -> Outcome<()> {
-    match flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) {
-        0 => Ok(()),
+/// The flags of accept4(2).
+fn accept_flags(flags: c_int) -> Outcome<SocketFlags> {
+    match flags & !sys::SOCKET_FLAGS {
+        0 => Ok(sys::socket_flags(flags)),
         _ => Err(Errno::EINVAL.into()),
     }
 }
@@ -192,8 +191,8 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::accept(fd, addr, len) });
         on(fd, |f| match f.kind() {
-            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), 0, native),
-            Kind::Inherited => net::inherited::accept(f, fd, at(addr), at(len), 0),
+            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), SocketFlags::empty(), native),
+            Kind::Inherited => net::inherited::accept(f, fd, at(addr), at(len), SocketFlags::empty()),
             _ => refuse("accept", f, || Ok(())),
         }, native)
     }
@@ -203,9 +202,9 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || fresh(unsafe { next::accept4(fd, addr, len, flags) });
         on(fd, |f| match f.kind() {
-            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), flags, native),
-            Kind::Inherited => net::inherited::accept(f, fd, at(addr), at(len), flags),
-            _ => refuse("accept4", f, || known_accept_flags(flags)),
+            Kind::Stack => net::socket::accept(f, fd, at(addr), at(len), accept_flags(flags)?, native),
+            Kind::Inherited => net::inherited::accept(f, fd, at(addr), at(len), accept_flags(flags)?),
+            _ => refuse("accept4", f, || accept_flags(flags).map(drop)),
         }, native)
     }
 

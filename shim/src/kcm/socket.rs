@@ -29,10 +29,7 @@ static ATTACHED: Mutex<BTreeMap<u64, (&'static MuxCell, PsockId)>> =
 /// socket(AF_KCM, `ty`, `protocol`).
 pub(crate) fn create(ty: i32, protocol: i32) -> Outcome<i32> {
     let kcm_type = check_type(ty, protocol)?;
-    let mut flags = SocketFlags::empty();
-    flags.set(SocketFlags::CLOEXEC, ty & libc::SOCK_CLOEXEC != 0);
-    flags.set(SocketFlags::NONBLOCK, ty & libc::SOCK_NONBLOCK != 0);
-    let (number, file) = reserve(flags)?;
+    let (number, file) = reserve(sys::socket_flags(ty))?;
     file.set_socket_type(kcm_type);
     match MuxCell::create(kcm_type, file, buffers(number)) {
         Ok(()) => {
@@ -49,9 +46,8 @@ pub(crate) fn create(ty: i32, protocol: i32) -> Outcome<i32> {
 
 /// The checks of socket(2) before anything is made.
 pub(crate) fn check_type(ty: i32, protocol: i32) -> Outcome<SocketType> {
-    let known = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let kind = ty & 0xf;
-    if ty & !0xf & !known != 0 || kind >= 11 {
+    if ty & !0xf & !sys::SOCKET_FLAGS != 0 || kind >= 11 {
         return Err(Errno::EINVAL.into());
     }
     let kcm_type = match kind {

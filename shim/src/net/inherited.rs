@@ -226,7 +226,7 @@ pub(crate) fn accept(
     fd: i32,
     addr: UserPtr,
     length: UserPtr,
-    flags: i32,
+    flags: SocketFlags,
 ) -> Outcome<i32> {
     let known = known(file)?;
     if known.name.udp {
@@ -247,13 +247,9 @@ pub(super) fn accept_beneath(
     fd: i32,
     addr: UserPtr,
     length: UserPtr,
-    flags: i32,
+    flags: SocketFlags,
 ) -> Outcome<i32> {
-    if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
-        return Err(Errno::EINVAL.into());
-    }
     let (door, settings) = listener;
-    let flags = SocketFlags::from_bits_truncate(flags as u32);
     let accepted = rustix::net::accept_with(sys::borrow(fd), flags)?;
     if !table::in_range(sys::number(&accepted)) {
         return Err(Errno::EMFILE.into());

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use super::spare;
 use crate::fd::table::FDS_MAX;
-use crate::route;
+use crate::{route, sys};
 
 /// No option has been set, and nothing else changed that options show.
 const UNTOUCHED: u8 = 1;
@@ -34,7 +34,7 @@ pub(crate) fn made(fd: i32, family: i32, kind: i32, protocol: i32) {
     if !route::is_set() {
         return;
     }
-    let kind = kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+    let kind = kind & !sys::SOCKET_FLAGS;
     let is_tcp = kind == libc::SOCK_STREAM && matches!(protocol, 0 | libc::IPPROTO_TCP);
     let known = match family {
         libc::AF_INET if is_tcp => UNUSED | TCP,

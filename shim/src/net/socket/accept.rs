@@ -55,12 +55,9 @@ pub(crate) fn accept(
     fd: i32,
     addr: UserPtr,
     length: UserPtr,
-    flags: i32,
+    flags: SocketFlags,
     native: impl Fn() -> i32,
 ) -> Outcome<i32> {
-    if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
-        return Err(Errno::EINVAL.into());
-    }
     let mut until = None;
     let mut pin = None;
     let mut slept = false;
@@ -150,16 +147,13 @@ fn listener(engine: &mut Engine, file: &File) -> Outcome<ListenerId> {
 fn take_connection(
     listener_file: &'static File,
     cell: &'static NetCell,
-    flags: i32,
+    flags: SocketFlags,
 ) -> Outcome<Option<(i32, SocketAddr)>> {
-    let mut socket_flags = SocketFlags::empty();
-    socket_flags.set(SocketFlags::CLOEXEC, flags & libc::SOCK_CLOEXEC != 0);
-    socket_flags.set(SocketFlags::NONBLOCK, flags & libc::SOCK_NONBLOCK != 0);
-    let beneath = spare::take(socket_flags)?;
+    let beneath = spare::take(flags)?;
     let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(true);
     file.set_plain(AddressFamily::UNIX);
-    file.set_nonblocking(socket_flags.contains(SocketFlags::NONBLOCK));
+    file.set_nonblocking(flags.contains(SocketFlags::NONBLOCK));
     if !table::in_range(sys::number(&beneath)) {
         file.release();
         return Err(Errno::EMFILE.into());
