@@ -18,7 +18,6 @@ use std::collections::{BTreeMap, VecDeque};
 use kcm_mux::Nanos;
 use libc::epoll_event;
 use rustix::event::epoll;
-use rustix::fd::OwnedFd;
 
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::file::Body;
@@ -42,13 +41,13 @@ pub(crate) struct EpollSet {
     next_key: u64,
     /// The program's own set, by a number of ours: a thread goes on waiting when the program closes
     /// its number.
-    kernel: OwnedFd,
+    kernel: own::Kept,
     /// Wakes the threads that already slept in the kernel when the set became ours.
     call_in: Option<kernel_set::CallIn>,
     /// Keys of members that may have something, each at most once.
     ready: VecDeque<u64>,
     /// Watches what lies beneath the members.
-    aux: OwnedFd,
+    aux: own::Kept,
     /// Something was ever put into `aux`.
     has_beneath: bool,
     /// Where the members are, and what lies beneath those that are KCM sockets.
@@ -125,10 +124,8 @@ fn adopt(epfd: i32) -> Outcome<&'static File> {
     if !table::in_range(epfd) {
         return Err(Errno::ENOMEM.into());
     }
-    let kernel = sys::dup_high(sys::borrow(epfd)).map_err(no_descriptor)?;
-    let aux = sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(no_descriptor)?);
-    own::protect(sys::number(&kernel));
-    own::protect(sys::number(&aux));
+    let kernel = own::copy(sys::borrow(epfd)).map_err(no_descriptor)?;
+    let aux = own::keep(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(no_descriptor)?);
     let set = EpollSet {
         members: BTreeMap::new(),
         next_key: 0,
@@ -343,16 +340,14 @@ pub(crate) fn renew_in_child(
     epfd: i32,
     renewed: impl Fn(&'static File) -> Option<&'static File>,
 ) {
-    let aux = epoll::create(epoll::CreateFlags::CLOEXEC).map(sys::raise);
-    let (Ok(aux), Ok(kernel)) = (aux, sys::dup_high(sys::borrow(epfd))) else {
+    let aux = epoll::create(epoll::CreateFlags::CLOEXEC).map(own::keep);
+    let (Ok(aux), Ok(kernel)) = (aux, own::copy(sys::borrow(epfd))) else {
         // No descriptors are left. The set answers EBADF; its numbers are others' to close.
         if let Ok(mut body) = file.body.lock() {
             core::mem::forget(core::mem::replace(&mut *body, Body::None));
         }
         return;
     };
-    own::protect(sys::number(&aux));
-    own::protect(sys::number(&kernel));
     let members = with(file, |set| {
         core::mem::forget(core::mem::replace(&mut set.aux, aux));
         core::mem::forget(core::mem::replace(&mut set.kernel, kernel));
@@ -405,13 +400,8 @@ pub(crate) fn forget(file: &'static File, key: u64) {
 
 /// The last descriptor of the set is gone.
 pub(crate) fn last_close(file: &'static File) {
-    let members = with(file, |set| {
-        own::unprotect(sys::number(&set.aux));
-        own::unprotect(sys::number(&set.kernel));
-        core::mem::take(&mut set.members)
-    });
-    let members = members.unwrap_or_default();
-    for (key, member) in members {
+    let members = with(file, |set| core::mem::take(&mut set.members));
+    for (key, member) in members.unwrap_or_default() {
         member.file.watch.remove(Watcher::Set { set: file, key });
     }
 }

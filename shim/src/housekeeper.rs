@@ -233,7 +233,7 @@ fn arm_device(cell: &NetCell, entry: libc::pollfd) {
 }
 
 /// A process that wants the address of this claim says so there.
-pub(crate) fn add_claim(claim: &OwnedFd) {
+pub(crate) fn add_claim(claim: &own::Kept) {
     let tag = epoll::EventData::new_u64(CLAIM);
     let _ = epoll::add(epfd(), claim, tag, epoll::EventFlags::IN);
 }
@@ -342,8 +342,7 @@ pub(crate) fn reset_in_child() {
     for fd in [&EPFD, &BELL_FD] {
         let number = fd.swap(-1, Ordering::AcqRel);
         if number >= 0 {
-            own::unprotect(number);
-            let _ = sys::close(number);
+            own::close(number);
         }
     }
     WAKES_AT.store(u64::MAX, Ordering::Relaxed);
@@ -371,8 +370,8 @@ impl Fired {
 
 /// State of the thread.
 struct Keeper {
-    set: OwnedFd,
-    bell: OwnedFd,
+    set: own::Kept,
+    bell: own::Kept,
     fired: BTreeMap<u64, Fired>,
     /// Rounds of each engine that the program had made when its timers were last looked at.
     passes: [u32; ENGINES_MAX],
@@ -380,7 +379,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(set: OwnedFd, bell: OwnedFd) -> Self {
+    fn new(set: own::Kept, bell: own::Kept) -> Self {
         Self {
             set,
             bell,

@@ -4,8 +4,8 @@
 use core::ops::Deref;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io;
 
-use crate::errno::Outcome;
 use crate::fd::file::Body;
 use crate::fd::{File, Kind, lookup, table};
 use crate::sync::{Mutex, Rank};
@@ -13,34 +13,21 @@ use crate::sys;
 
 static FILE: Mutex<Option<&'static File>> = Mutex::ranked(Rank::Leaf, None);
 
-/// Takes a descriptor that was made just now out of the program's way and hands.
-pub(crate) fn keep(fd: OwnedFd) -> OwnedFd {
-    let fd = sys::raise(fd);
-    table::fresh(sys::number(&fd));
-    protect(sys::number(&fd));
-    fd
-}
-
 /// A descriptor that is the shim's for as long as this lives. A program that closes whatever it finds, and a child
 /// that is forked meanwhile, have no part in it.
+#[derive(Debug)]
 pub(crate) struct Kept(OwnedFd);
 
 impl Kept {
-    /// One that was received just now.
-    pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self(keep(fd))
-    }
-
-    /// The descriptor, which goes on being the shim's: whoever closes it unprotects it.
-    pub(crate) fn stay(self) -> OwnedFd {
-        let fd = sys::take_back(sys::number(&self.0));
-        core::mem::forget(self);
-        fd
-    }
-
     /// A descriptor of the same for the program, with FD_CLOEXEC: the lowest that is free.
-    pub(crate) fn for_program(&self) -> Outcome<OwnedFd> {
-        Ok(rustix::io::fcntl_dupfd_cloexec(&self.0, 0)?)
+    pub(crate) fn for_program(&self) -> io::Result<OwnedFd> {
+        io::fcntl_dupfd_cloexec(&self.0, 0)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        unprotect(sys::number(&self.0));
     }
 }
 
@@ -58,10 +45,31 @@ impl AsFd for Kept {
     }
 }
 
-impl Drop for Kept {
-    fn drop(&mut self) {
-        unprotect(sys::number(&self.0));
-    }
+/// Takes a descriptor that was made just now out of the program's way and hands.
+pub(crate) fn keep(fd: OwnedFd) -> Kept {
+    keep_raised(sys::raise(fd))
+}
+
+/// Another descriptor, of our own, of what `fd` names.
+pub(crate) fn copy(fd: BorrowedFd<'_>) -> io::Result<Kept> {
+    sys::dup_high(fd).map(keep_raised)
+}
+
+/// Takes a descriptor that is out of the program's way already out of its hands.
+pub(crate) fn keep_raised(fd: OwnedFd) -> Kept {
+    Kept(hide(fd))
+}
+
+/// As [`keep`], for a device that closes it without a word: [`forget_closed`] is to follow then.
+pub(crate) fn keep_for_device(fd: OwnedFd) -> OwnedFd {
+    hide(sys::raise(fd))
+}
+
+fn hide(fd: OwnedFd) -> OwnedFd {
+    let number = sys::number(&fd);
+    table::fresh(number);
+    protect(number);
+    fd
 }
 
 /// Whether a number is one of them.
@@ -74,7 +82,7 @@ pub(crate) fn has(fd: i32) -> bool {
 pub(crate) fn forget_closed() {
     let Ok(_no_new_one) = FILE.lock() else { return };
     for fd in table::ours_in(0, u32::MAX) {
-        if has(fd) && rustix::io::fcntl_getfd(sys::borrow(fd)).is_err() {
+        if has(fd) && io::fcntl_getfd(sys::borrow(fd)).is_err() {
             unprotect(fd);
         }
     }
@@ -101,8 +109,14 @@ pub(crate) fn freeze() -> impl Sized {
     FILE.lock().ok()
 }
 
+/// Closes one of which only the number is known.
+pub(crate) fn close(fd: i32) {
+    unprotect(fd);
+    let _ = sys::close(fd);
+}
+
 /// The number is about to be closed by the shim.
-pub(crate) fn unprotect(fd: i32) {
+fn unprotect(fd: i32) {
     if let Some(file) = lookup(fd).filter(|f| f.kind() == Kind::Own)
         && table::remove_if(fd, file)
     {

@@ -16,7 +16,7 @@ use crate::fd::{File, Kind, lookup, table};
 use crate::kcm::{EngineGuard, options::put_int};
 use crate::net::inherited;
 use crate::user_mem::{Iovecs, UserPtr};
-use crate::{housekeeper, own, sys};
+use crate::{housekeeper, sys};
 
 /// What a TCP file has besides its socket.
 #[derive(Default)]
@@ -186,7 +186,6 @@ pub(crate) fn keep_number(file: &'static File, fd: i32) {
         && conn.raw_fd() == fd
     {
         conn.keep_number();
-        own::protect(fd);
     }
 }
 

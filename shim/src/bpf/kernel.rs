@@ -6,7 +6,6 @@
 use kcm_mux::bpf::map::{MAP_TYPE_ARRAY, MAP_TYPE_HASH, flag};
 use kcm_mux::bpf::{Env, MapSpec, Packet};
 use kcm_mux::{Cb, MsgView, ParseMsg};
-use rustix::fd::OwnedFd;
 
 use super::{MAP_DELETE_ELEM, MAP_GET_NEXT_KEY, MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM};
 use super::{OBJ_GET_INFO_BY_FD, PROG_TEST_RUN};
@@ -132,20 +131,18 @@ const SKB_CB: usize = 12;
 /// A program that runs in the kernel, one BPF_PROG_TEST_RUN a parse: it was loaded where we could not
 /// see it (by another program, from a pin, by a system call of its own), and what the kernel gives
 /// back of it are instructions for that kernel alone.
-pub(super) struct KernelProgram(Option<OwnedFd>);
+pub(super) struct KernelProgram(own::Kept);
 
 impl KernelProgram {
     /// Keeps the program behind `fd`, if the kernel lets this process run it.
     pub(super) fn adopt(fd: i32) -> Result<Self, Errno> {
-        let kept = sys::dup_high(sys::borrow(fd))?;
-        own::protect(sys::number(&kept));
-        let program = Self(Some(kept));
+        let program = Self(own::copy(sys::borrow(fd))?);
         program.run(&[0], &mut [0; 5])?; // not for its answer
         Ok(program)
     }
 
     fn run(&self, shown: &[u8], cb: &mut Cb) -> Result<i32, Errno> {
-        let fd = self.0.as_ref().map_or(-1, sys::number);
+        let fd = sys::number(&self.0);
         let mut frame = [0; LINK_BYTES + SHOWN_BYTES];
         let length = LINK_BYTES + shown.len();
         if let Some(at) = frame.get_mut(LINK_BYTES..length) {
@@ -188,14 +185,6 @@ impl ParseMsg for KernelProgram {
             Ok(0) if count < Packet::len(msg) => -libc::EOPNOTSUPP, // it never gets to see more
             Ok(length) => length,
             Err(err) => -err.0,
-        }
-    }
-}
-
-impl Drop for KernelProgram {
-    fn drop(&mut self) {
-        if let Some(fd) = self.0.take() {
-            own::unprotect(sys::number(&fd));
         }
     }
 }

@@ -162,7 +162,7 @@ fn parse_registration(line: &str, fd: i32) -> Option<epoll_event> {
 /// when the set became ours comes out, and goes to sleep again here.
 pub(crate) struct CallIn {
     /// Closing it takes it out of the set.
-    event: OwnedFd,
+    _event: own::Kept,
     until: Nanos,
 }
 
@@ -179,13 +179,14 @@ pub(super) fn call_in(set: &OwnedFd) -> Option<CallIn> {
     if !has_threads() {
         return None;
     }
-    let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?;
-    let event = sys::raise(event);
+    let event = own::keep(eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?);
     let data = epoll::EventData::new_u64(CALL);
     epoll::add(set, &event, data, epoll::EventFlags::IN).ok()?;
-    own::protect(sys::number(&event));
     let until = sys::now().saturating_add(CALL_IN_LENGTH);
-    Some(CallIn { event, until })
+    Some(CallIn {
+        _event: event,
+        until,
+    })
 }
 
 /// Whether the program may have another thread.
@@ -201,12 +202,6 @@ impl CallIn {
     pub(super) fn next_look(&self) -> Option<Nanos> {
         let now = sys::now();
         (now < self.until).then(|| now.saturating_add(LOOK_INTERVAL))
-    }
-}
-
-impl Drop for CallIn {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.event));
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::Read;
 
 use kcm_mux::{Nanos, ReadResult, TxResult};
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::io::{self, IoSlice};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
@@ -13,8 +13,7 @@ use super::connections::Few;
 use crate::fd::File;
 use crate::net::cells::Engines;
 use crate::net::psock::Source;
-use crate::own::{self, Kept};
-use crate::{sys, tcp};
+use crate::{own, sys, tcp};
 
 /// One attached TCP socket.
 pub(crate) struct Connection {
@@ -47,17 +46,9 @@ enum ConnFd {
     /// The program's own, while it has it open.
     Lent(i32),
     /// Ours, since the program closed its own.
-    Kept(OwnedFd),
+    Kept(own::Kept),
     /// None: the connection is the stack's in this process, and this tells of it.
     Stack(Source),
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        if let ConnFd::Kept(fd) = &self.fd {
-            own::unprotect(sys::number(fd));
-        }
-    }
 }
 
 impl Connection {
@@ -67,8 +58,8 @@ impl Connection {
     }
 
     /// A connection whose descriptor came from another process.
-    pub(crate) fn apart(fd: Kept, cookie: u64) -> Self {
-        Self::over(ConnFd::Kept(fd.stay()), None, cookie)
+    pub(crate) fn apart(fd: own::Kept, cookie: u64) -> Self {
+        Self::over(ConnFd::Kept(fd), None, cookie)
     }
 
     /// The stack connection `source` of `file`.
@@ -125,17 +116,15 @@ impl Connection {
     /// The program closes the number it lent: from now on the connection lives on one of ours.
     pub(crate) fn keep(&mut self) -> io::Result<()> {
         if let ConnFd::Lent(fd) = self.fd {
-            let kept = sys::dup_high(sys::borrow(fd))?;
-            own::protect(sys::number(&kept));
-            self.fd = ConnFd::Kept(kept);
+            self.fd = ConnFd::Kept(own::copy(sys::borrow(fd))?);
         }
         Ok(())
     }
 
-    /// The number it lent stays open, and is ours from now on. The caller protects it.
+    /// The number it lent stays open, and is ours from now on.
     pub(crate) fn keep_number(&mut self) {
         if let ConnFd::Lent(fd) = self.fd {
-            self.fd = ConnFd::Kept(sys::take(fd));
+            self.fd = ConnFd::Kept(own::keep_raised(sys::take(fd)));
         }
     }
 

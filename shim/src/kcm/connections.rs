@@ -34,15 +34,7 @@ pub(crate) struct Connections {
     /// Those of them that the housekeeper has not been told of.
     untold: Vec<PsockId>,
     /// Watches all connections, edge-triggered.
-    reactor: Option<OwnedFd>,
-}
-
-impl Drop for Connections {
-    fn drop(&mut self) {
-        if let Some(reactor) = &self.reactor {
-            own::unprotect(sys::number(reactor));
-        }
-    }
+    reactor: Option<own::Kept>,
 }
 
 impl Connections {
@@ -97,8 +89,7 @@ impl Connections {
         let Ok(reactor) = epoll::create(epoll::CreateFlags::CLOEXEC) else {
             return;
         };
-        let reactor = sys::raise(reactor);
-        own::protect(sys::number(&reactor));
+        let reactor = own::keep(reactor);
         for (at, conn) in self.slots.iter().enumerate() {
             if let Some(conn) = conn {
                 watch(&reactor, PsockId(at as u32), conn);

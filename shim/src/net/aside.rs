@@ -53,7 +53,7 @@ impl Aside {
             return;
         }
         let new = behind.iter().filter_map(|ingress| {
-            let filter = ingress.keep_from_host(&addresses, own::keep);
+            let filter = ingress.keep_from_host(&addresses, own::keep_for_device);
             match &filter {
                 Ok(_) => log::debug(format_args!("the kernel leaves {addresses:?} alone")),
                 Err(why) => log::debug(format_args!(

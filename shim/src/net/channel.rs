@@ -3,7 +3,6 @@
 //! connections ([`super::relay`]), the owner goes on by its engine until another process uses the socket.
 
 use rustix::buffer::spare_capacity;
-use rustix::fd::OwnedFd;
 use rustix::io::Errno as Sys;
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -31,7 +30,7 @@ const PIECES_MAX: usize = 64;
 pub(crate) struct Channel {
     pub(super) name: Name,
     /// The owner's end.
-    pub(super) fd: OwnedFd,
+    pub(super) fd: own::Kept,
     /// The socket's file: the program's, until others use it.
     pub(super) file: &'static File,
     /// Others use it: datagrams are moved.
@@ -43,14 +42,8 @@ pub(crate) struct Channel {
     gone: bool,
 }
 
-impl Drop for Channel {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.fd));
-    }
-}
-
 impl Channel {
-    pub(super) fn new(name: Name, fd: OwnedFd, file: &'static File, is_shared: bool) -> Self {
+    pub(super) fn new(name: Name, fd: own::Kept, file: &'static File, is_shared: bool) -> Self {
         let (inbound, outbound, gone) = (None, None, false);
         Self {
             name,

@@ -10,8 +10,6 @@
 
 use core::net::IpAddr;
 
-use rustix::fd::OwnedFd;
-
 use crate::own;
 use crate::route::{Interface, Plan};
 use crate::share::name;
@@ -25,7 +23,7 @@ pub(super) enum Taken {
 }
 
 /// Takes the interface's addresses for this process.
-pub(super) fn claim(interface: &Interface, claims: &mut Vec<OwnedFd>) -> Result<(), Taken> {
+pub(super) fn claim(interface: &Interface, claims: &mut Vec<own::Kept>) -> Result<(), Taken> {
     for address in &interface.addresses {
         let what = of_address(address.ip);
         match take(&what) {
@@ -53,6 +51,6 @@ pub(super) fn of_addresses(plan: &Plan) -> impl Iterator<Item = Vec<u8>> {
 }
 
 /// Takes a name for this process, if no other has it.
-fn take(name: &[u8]) -> Option<OwnedFd> {
+fn take(name: &[u8]) -> Option<own::Kept> {
     name::door(name).ok().map(own::keep)
 }

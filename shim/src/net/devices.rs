@@ -32,7 +32,7 @@ pub(super) struct Devices {
     /// Frames received.
     received: u64,
     /// With several: an epoll set of the descriptors of those that work.
-    set: Option<OwnedFd>,
+    set: Option<own::Kept>,
 }
 
 /// What an engine has of a device.

@@ -8,7 +8,6 @@ use kcm_mux::Nanos;
 use kcm_stack::device::{Counters, Ingress};
 use kcm_stack::{Event, Instant, ListenerId, SharedPorts, Stack, Strangers, TcpId, UdpId};
 use libc::pollfd;
-use rustix::fd::OwnedFd;
 
 use super::channel::Channel;
 use super::devices::Devices;
@@ -41,7 +40,7 @@ pub(crate) struct Engine {
     /// Interfaces that get their address by DHCP.
     pub(super) leases: Leases,
     /// Keep the addresses from other processes.
-    claims: Vec<OwnedFd>,
+    claims: Vec<own::Kept>,
     /// Tells them that the addresses are left, and which ports are still used.
     leaving: Option<Leaving>,
     /// What a process that leaves the addresses still uses of them.
@@ -83,7 +82,7 @@ impl Engine {
         stack: Stack,
         devices: Devices,
         leases: Leases,
-        claims: Vec<OwnedFd>,
+        claims: Vec<own::Kept>,
     ) -> Self {
         Self {
             index,
@@ -416,9 +415,7 @@ impl Engine {
         self.stack.set_strangers(Strangers::Ignored);
         self.stack.tcp_forget_time_waits(); // as if the process had ended
         self.leaving = leaving;
-        for claim in self.claims.drain(..) {
-            own::unprotect(sys::number(&claim));
-        }
+        self.claims.clear();
     }
 
     /// Other processes may have the ports that are not used any more.
@@ -429,7 +426,7 @@ impl Engine {
     }
 
     /// What keeps the addresses from other processes.
-    pub(super) fn claims(&self) -> &[OwnedFd] {
+    pub(super) fn claims(&self) -> &[own::Kept] {
         &self.claims
     }
 

@@ -6,7 +6,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use kcm_mux::Nanos;
 use kcm_stack::{ListenerId, TcpId};
-use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::address;
@@ -159,14 +158,13 @@ fn hand_over(
     let end = match door.is_kernels {
         true => knock_by_tcp(door, settings.v6_only)?,
         false => {
-            let end = unix_stream()?;
+            let end = own::keep_raised(unix_stream()?);
             rustix::net::bind(&end, &SocketAddrUnix::new_abstract_name(&name.encode())?)?;
             let at = door.name.encode();
             rustix::net::connect(&end, &SocketAddrUnix::new_abstract_name(&at)?)?;
             end
         }
     };
-    own::protect(sys::number(&end));
     let file = File::new(Kind::Stack, 0, Body::None)?;
     file.set_stream(true);
     let mut socket = Socket::new(file, State::Connected(conn), v6, settings);
@@ -179,15 +177,19 @@ fn hand_over(
 }
 
 /// A connection to the kernel's listener.
-fn knock_by_tcp(door: &Door, v6_only: bool) -> Outcome<OwnedFd> {
+fn knock_by_tcp(door: &Door, v6_only: bool) -> Outcome<own::Kept> {
     let (to, from) = door.loopback(v6_only);
     let family = match to.is_ipv4() {
         true => AddressFamily::INET,
         false => AddressFamily::INET6,
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let end = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    let end = sys::raise(end);
+    let end = own::keep(rustix::net::socket_with(
+        family,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?);
     sockopt::set_tcp_nodelay(&end, true)?;
     rustix::net::bind(&end, &from)?;
     match rustix::net::connect(&end, &to) {

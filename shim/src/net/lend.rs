@@ -50,7 +50,7 @@ pub(super) fn note_shared() {
 }
 
 /// A listener, and its address.
-type Reception = Option<(OwnedFd, Vec<u8>)>;
+type Reception = Option<(own::Kept, Vec<u8>)>;
 
 /// Where the sockets beneath connections, and beneath UDP sockets, are connected to.
 static DOORS: Mutex<[Reception; 2]> = Mutex::new([None, None]);
@@ -250,20 +250,19 @@ fn lend_connection(file: &'static File, beneath: &OwnedFd, name: Name) -> Outcom
 
 /// Connects the socket `beneath`, whose own address becomes `name`, and returns the other end, with
 /// the byte in its queue that means nothing (see [`super::relay`]).
-pub(super) fn connect_beneath(beneath: &OwnedFd, name: &Name) -> Outcome<OwnedFd> {
+pub(super) fn connect_beneath(beneath: &OwnedFd, name: &Name) -> Outcome<own::Kept> {
     let mut doors = DOORS.lock()?;
     let [streams, packets] = &mut *doors;
     let door = if name.udp { packets } else { streams };
     if door.is_none() {
         let at = crate::share::name::fresh()?;
-        let fd = if name.udp {
+        let fd = own::keep_raised(if name.udp {
             unix_packet()?
         } else {
             unix_stream()?
-        };
+        });
         rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(&at)?)?;
         rustix::net::listen(&fd, 1)?;
-        own::protect(sys::number(&fd));
         *door = Some((fd, at));
     }
     let (listener, at) = door.as_ref().ok_or(Errno::EIO)?;
@@ -276,15 +275,13 @@ pub(super) fn connect_beneath(beneath: &OwnedFd, name: &Name) -> Outcome<OwnedFd
         let (end, from) = rustix::net::acceptfrom_with(listener, flags)?;
         let from = from.and_then(|from| SocketAddrUnix::try_from(from).ok());
         if from.as_ref() == Some(&name) {
-            break end; // not a stranger who found the door
+            break own::keep(end); // not a stranger who found the door
         }
     };
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     if !udp {
         rustix::net::send(beneath, &[0], flags)?;
     }
-    let end = sys::raise(end);
-    own::protect(sys::number(&end));
     Ok(end)
 }
 

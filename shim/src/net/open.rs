@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kcm_mux::Nanos;
 use kcm_stack::device::{self, Fault, LinkFaults, Loss, NetDevice, OpenOptions};
 use kcm_stack::{Config, IfaceId, Key, Shard, Stack};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::AsFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::cells::{self, ENGINES_MAX};
@@ -169,7 +169,7 @@ fn make(plan: &'static Plan) -> Result<Vec<Engine>, Why> {
     made
 }
 
-fn make_with(plan: &'static Plan, claims: &mut Vec<OwnedFd>) -> Result<Vec<Engine>, Why> {
+fn make_with(plan: &'static Plan, claims: &mut Vec<own::Kept>) -> Result<Vec<Engine>, Why> {
     let now = instant(sys::now());
     let count = engines(plan);
     let mut leases = Leases::default();
@@ -269,7 +269,7 @@ fn queues(interface: &Interface) -> Result<Vec<Box<dyn NetDevice>>, String> {
         queues: NonZeroU16::new(interface.queues).unwrap_or(NonZeroU16::MIN),
         mtu: interface.mtu.map(usize::from),
         offloads: interface.offloads,
-        keep: own::keep,
+        keep: own::keep_for_device,
         ..OpenOptions::default()
     };
     let queues = device::open(&interface.device, &options).map_err(|why| why.to_string())?;

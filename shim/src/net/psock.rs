@@ -11,28 +11,27 @@ use std::sync::Arc;
 use kcm_mux::{Nanos, ReadResult, TxResult};
 use kcm_stack::{RecvError, SendError, State as TcpState};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 
 use super::cells::{self, EngineGuard, Engines};
 use super::question::Question;
 use super::{errors, inherited, lend, ready, stream};
 use crate::errno::{Errno, Exit, Outcome};
 use crate::fd::{File, Kind, lookup};
+use crate::own;
 use crate::share::stack::ask;
 use crate::wait::Pin;
-use crate::{own, sys};
 
 /// Tells that a connection may have become readable or writable.
 pub(crate) struct Bell {
-    fd: OwnedFd,
+    fd: own::Kept,
     is_rung: AtomicBool,
 }
 
 impl Bell {
     fn new() -> Outcome<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let fd = sys::raise(eventfd(0, flags)?);
-        own::protect(sys::number(&fd));
+        let fd = own::keep(eventfd(0, flags)?);
         Ok(Self {
             fd,
             is_rung: AtomicBool::new(false),
@@ -51,12 +50,6 @@ impl Bell {
         if self.is_rung.swap(false, Ordering::AcqRel) {
             let _ = rustix::io::read(&self.fd, &mut [0; 8]);
         }
-    }
-}
-
-impl Drop for Bell {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.fd));
     }
 }
 

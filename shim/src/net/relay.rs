@@ -12,7 +12,6 @@ use core::mem::MaybeUninit;
 use core::time::Duration;
 
 use kcm_stack::{Ready, RecvError, SendError, State as TcpState, TcpId};
-use rustix::fd::OwnedFd;
 use rustix::io::{Errno as Sys, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags, Shutdown, sockopt};
 
@@ -36,7 +35,7 @@ const KEPT_MAX: usize = 24 << 10;
 pub(crate) struct Relay {
     pub(super) name: Name,
     /// The owner's end.
-    pub(super) fd: OwnedFd,
+    pub(super) fd: own::Kept,
     /// The socket's file: the program's, until others use it.
     pub(super) file: &'static File,
     /// Others use it: bytes are moved.
@@ -69,12 +68,6 @@ enum Front {
     Tcp,
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.fd));
-    }
-}
-
 /// What moving bytes has come to.
 enum Moved {
     /// As far as it goes now.
@@ -105,12 +98,12 @@ impl Through {
 
 impl Relay {
     /// What a process of ours has connected: the byte that means nothing is in the queue.
-    pub(super) fn lent(name: Name, fd: OwnedFd, file: &'static File) -> Self {
+    pub(super) fn lent(name: Name, fd: own::Kept, file: &'static File) -> Self {
         Self::new(name, fd, file, Front::Stale)
     }
 
     /// What waits to be accepted, by the kernel's TCP or by an AF_UNIX socket.
-    pub(super) fn handed(name: Name, fd: OwnedFd, file: &'static File, by_tcp: bool) -> Self {
+    pub(super) fn handed(name: Name, fd: own::Kept, file: &'static File, by_tcp: bool) -> Self {
         let front = if by_tcp { Front::Tcp } else { Front::Unknown };
         let mut relay = Self::new(name, fd, file, front);
         relay.is_shared = true;
@@ -118,13 +111,13 @@ impl Relay {
     }
 
     /// A connection that is being made for another process, of which the queue is `filled`.
-    pub(super) fn opening(name: Name, fd: OwnedFd, file: &'static File, filled: usize) -> Self {
+    pub(super) fn opening(name: Name, fd: own::Kept, file: &'static File, filled: usize) -> Self {
         let mut relay = Self::new(name, fd, file, Front::Stale);
         (relay.is_shared, relay.opening) = (true, Some(filled));
         relay
     }
 
-    fn new(name: Name, fd: OwnedFd, file: &'static File, front: Front) -> Self {
+    fn new(name: Name, fd: own::Kept, file: &'static File, front: Front) -> Self {
         Self {
             name,
             fd,

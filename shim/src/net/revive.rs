@@ -4,7 +4,6 @@
 //! AF_UNIX sockets as before, so that whoever waits there need not know.
 
 use kcm_mux::Nanos;
-use rustix::fd::OwnedFd;
 
 use super::guest::{self, Host};
 use super::inherited::Inherited;
@@ -26,7 +25,7 @@ struct Watch {
     of: Vec<u8>,
     /// A connection to the process that has them: its end is that one's. `None` while a thread looks for
     /// whom to connect to.
-    line: Option<OwnedFd>,
+    line: Option<own::Kept>,
 }
 
 static WATCHES: Mutex<Vec<Watch>> = Mutex::new(Vec::new());
@@ -71,12 +70,11 @@ fn forget(of: &[u8]) {
 /// descriptor left.
 fn connect(of: &[u8], at: &[u8]) -> Outcome<()> {
     let _in_flight = owner::in_flight();
-    let line = sys::raise(name::socket()?);
+    let line = own::keep(name::socket()?);
     rustix::fs::fcntl_setfl(&line, rustix::fs::OFlags::NONBLOCK)?;
     name::connect(&line, at)?;
     let mut watches = WATCHES.lock()?;
     if let Some(watch) = watches.iter_mut().find(|watch| watch.of == of) {
-        own::protect(sys::number(&line));
         let line = watch.line.insert(line);
         housekeeper::add_owner(line);
     }
@@ -85,7 +83,7 @@ fn connect(of: &[u8], at: &[u8]) -> Outcome<()> {
 
 /// Some owner that is watched has ended.
 pub(crate) fn on_end() {
-    let has_ended = |line: &mut OwnedFd| {
+    let has_ended = |line: &mut own::Kept| {
         sys::poll_bits(sys::number(line), 0) & (libc::POLLHUP | libc::POLLERR) != 0
     };
     let Ok(mut watches) = WATCHES.lock() else {
@@ -95,7 +93,6 @@ pub(crate) fn on_end() {
     let ended: Vec<_> = watches.iter_mut().filter_map(end).collect();
     drop(watches);
     for (of, line) in ended {
-        own::unprotect(sys::number(&line));
         drop(line);
         look_for(&of, &of);
     }

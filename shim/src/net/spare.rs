@@ -18,13 +18,13 @@ use crate::sync::{Mutex, Rank};
 use crate::{own, route, sys};
 
 /// One of a kind, so that how many descriptors are open does not tell how many connections there were at a time.
-static SPARE: [Mutex<Option<OwnedFd>>; 3] = [
+static SPARE: [Mutex<Option<own::Kept>>; 3] = [
     Mutex::ranked(Rank::Leaf, None),
     Mutex::ranked(Rank::Leaf, None),
     Mutex::ranked(Rank::Leaf, None),
 ];
 
-fn place(family: AddressFamily) -> &'static Mutex<Option<OwnedFd>> {
+fn place(family: AddressFamily) -> &'static Mutex<Option<own::Kept>> {
     match family {
         AddressFamily::INET => &SPARE[1],
         AddressFamily::INET6 => &SPARE[2],
@@ -45,18 +45,12 @@ pub(crate) fn keep(file: &File, fd: i32) {
     let Some(high) = high.filter(|high| sys::number(high) >= sys::floor()) else {
         return; // there are few numbers left
     };
-    own::protect(sys::number(&high));
+    let high = own::keep_raised(high);
     let unused = match place(family).lock() {
         Ok(mut spare) => spare.replace(high),
         Err(_) => Some(high),
     };
-    give_up(unused);
-}
-
-fn give_up(spare: Option<OwnedFd>) {
-    if let Some(fd) = spare {
-        own::unprotect(sys::number(&fd));
-    }
+    drop(unused); // without the lock
 }
 
 /// An AF_UNIX socket at the lowest number that is free.
@@ -68,9 +62,8 @@ pub(super) fn take(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
 }
 
 /// The one that was kept, and a copy at the lowest number that is free.
-fn again(family: AddressFamily, flags: SocketFlags) -> Option<(OwnedFd, OwnedFd)> {
+fn again(family: AddressFamily, flags: SocketFlags) -> Option<(own::Kept, OwnedFd)> {
     let spare = place(family).lock().ok()?.take()?;
-    own::unprotect(sys::number(&spare));
     let mut status = OFlags::RDWR;
     status.set(OFlags::NONBLOCK, flags.contains(SocketFlags::NONBLOCK));
     rustix::fs::fcntl_setfl(&spare, status).ok()?;
@@ -99,15 +92,12 @@ pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> Option<i32> {
         libc::AF_INET6 => AddressFamily::INET6,
         _ => return None,
     };
-    let mut flags = SocketFlags::empty();
-    flags.set(SocketFlags::CLOEXEC, kind & libc::SOCK_CLOEXEC != 0);
-    flags.set(SocketFlags::NONBLOCK, kind & libc::SOCK_NONBLOCK != 0);
-    if kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != libc::SOCK_STREAM {
+    if kind & !sys::SOCKET_FLAGS != libc::SOCK_STREAM {
         return None;
     }
     LENT.compare_exchange(NONE, SOON, Ordering::Acquire, Ordering::Relaxed)
         .ok()?;
-    let Some((_, copy)) = again(family, flags) else {
+    let Some((_, copy)) = again(family, sys::socket_flags(kind)) else {
         LENT.store(NONE, Ordering::Release);
         return None;
     };
@@ -157,7 +147,7 @@ fn put_new_in_place_of(fd: i32) -> rustix::io::Result<()> {
 pub(super) fn forget() {
     LENT.store(NONE, Ordering::Relaxed);
     for place in &SPARE {
-        give_up(place.lock().map_or(None, |mut spare| spare.take()));
+        drop(place.lock().map_or(None, |mut spare| spare.take()));
     }
 }
 

@@ -14,13 +14,13 @@ use kcm_stack::device::{
 };
 use kcm_stack::{Belongs, IfaceId, Instant, SharedPorts, shard_of};
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 
 use super::shown::Traced;
 use crate::errno::{Errno, Outcome};
+use crate::own;
 use crate::publish::trace;
 use crate::sync::{Mutex, Rank};
-use crate::{own, sys};
 
 /// Bytes that wait for an engine nobody pumps: what a receive ring of a few hundred large frames holds.
 const INBOX_BYTES_MAX: usize = 4 << 20;
@@ -35,7 +35,7 @@ struct Inbox {
     /// Frames there was no room for.
     dropped: AtomicU64,
     /// Readable while something is in; changed under the lock of `frames`.
-    bell: OwnedFd,
+    bell: own::Kept,
 }
 
 impl Inbox {
@@ -82,12 +82,6 @@ impl Inbox {
             let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         }
         taken
-    }
-}
-
-impl Drop for Inbox {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.bell));
     }
 }
 
@@ -172,9 +166,9 @@ pub(super) struct Spread {
     shared: (Arc<SharedPorts>, IfaceId),
     capabilities: Capabilities,
     /// Readable while the queue's descriptor or the inbox's is.
-    readable: OwnedFd,
+    readable: own::Kept,
     /// As `readable`, or writable while the queue has room.
-    writable: OwnedFd,
+    writable: own::Kept,
 }
 
 impl Spread {

@@ -354,12 +354,11 @@ pub(crate) fn recv(
 }
 
 /// Tells of datagrams that arrive at the kernel's socket beneath, however many are queued there.
-struct Arrivals(OwnedFd);
+struct Arrivals(own::Kept);
 
 impl Arrivals {
     fn of(fd: i32) -> Outcome<Self> {
-        let set = sys::raise(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        own::protect(sys::number(&set));
+        let set = own::keep(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let (nothing, flags) = (
             epoll::EventData::new_u64(0),
             epoll::EventFlags::IN | epoll::EventFlags::ET,
@@ -373,12 +372,6 @@ impl Arrivals {
     fn begin(&self) -> i32 {
         sys::epoll_now(sys::number(&self.0), 1);
         sys::number(&self.0)
-    }
-}
-
-impl Drop for Arrivals {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.0));
     }
 }
 

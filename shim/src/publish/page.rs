@@ -15,8 +15,8 @@ use rustix::time::{ClockId, clock_gettime};
 use super::image::Image;
 use super::journal::Journal;
 use super::layout::{DECISIONS_AT, MAGIC, PAGE_WORDS, RECORDS_AT, VERSION, WORD, decision, header};
+use crate::own;
 use crate::sync::Mutex;
-use crate::{own, sys};
 
 /// XDG_RUNTIME_DIR as the process got it.
 static RUNTIME_DIR: OnceLock<&'static [u8]> = OnceLock::new();
@@ -60,7 +60,7 @@ fn open_directory(path: &[u8]) -> io::Result<OwnedFd> {
 
 /// An open page.
 pub(super) struct Page {
-    file: OwnedFd,
+    file: own::Kept,
     path: Vec<u8>,
     /// Under which name it lies until it is whole.
     draft: Option<Vec<u8>>,
@@ -68,12 +68,6 @@ pub(super) struct Page {
     fixed: [u64; header::WORDS],
     /// Decisions up to this number are on the page.
     written: u64,
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.file));
-    }
 }
 
 impl Page {
@@ -103,8 +97,7 @@ impl Page {
         fs::fchmod(&file, mode)?;
         fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         fs::ftruncate(&file, (PAGE_WORDS * WORD) as u64)?;
-        let file = sys::raise(file);
-        own::protect(sys::number(&file));
+        let file = own::keep(file);
         Ok(Self {
             file,
             path: join(directory, &pid.to_string()),

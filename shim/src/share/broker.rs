@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::AsFd;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::owner;
@@ -81,8 +81,8 @@ pub(crate) fn at_exec() -> Option<impl Sized> {
 /// Between a process that is about to execute a program and the broker that it has forked, which does nothing
 /// before that is certain: the kernel closes the process's end then.
 struct Line {
-    process: OwnedFd,
-    broker: OwnedFd,
+    process: own::Kept,
+    broker: own::Kept,
 }
 
 impl Line {
@@ -94,28 +94,22 @@ impl Line {
     }
 
     fn numbers(&self) -> [i32; 2] {
-        [&self.process, &self.broker].map(sys::number)
+        [&self.process, &self.broker].map(|fd| sys::number(fd))
     }
 
     /// What brings the process back, should no program be executed.
     fn back(self) -> Return {
-        own::unprotect(sys::number(&self.broker));
         Return(self.process)
     }
 }
 
 /// In the broker: returns when a program is executed, or whoever was to do it has ended.
 fn await_program([process, broker]: [i32; 2]) {
-    close_own(process);
+    own::close(process);
     if is_called(sys::borrow(broker)) {
         end();
     }
-    close_own(broker);
-}
-
-fn close_own(fd: i32) {
-    own::unprotect(fd);
-    let _ = sys::close(fd);
+    own::close(broker);
 }
 
 /// Waits for a byte, or until nobody is at the other end. Whether a byte came.
@@ -129,14 +123,13 @@ fn is_called(fd: impl AsFd) -> bool {
 }
 
 /// The program was not executed: the broker is told to end, and has ended.
-struct Return(OwnedFd);
+struct Return(own::Kept);
 
 impl Drop for Return {
     fn drop(&mut self) {
         let errno = Errno::current();
         let _ = rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL);
         is_called(&self.0);
-        own::unprotect(sys::number(&self.0));
         errno.set();
     }
 }

@@ -23,7 +23,7 @@ const SEALS: SealFlags = SealFlags::SHRINK;
 
 /// One page of counters.
 struct Page {
-    file: OwnedFd,
+    file: own::Kept,
     words: &'static [AtomicU32; sys::WORDS],
 }
 
@@ -47,11 +47,10 @@ static LEDGER: Mutex<Ledger> = Mutex::new(Ledger {
 impl Ledger {
     fn grow(&mut self) -> Outcome<()> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = sys::raise(memfd_create("kcm ledger", flags)?);
+        let file = own::keep(memfd_create("kcm ledger", flags)?);
         ftruncate(&file, (sys::WORDS * size_of::<AtomicU32>()) as u64)?;
         fcntl_add_seals(&file, SEALS)?;
         let words = sys::shared_words(file.as_fd()).ok_or(Errno::ENOMEM)?;
-        own::protect(sys::number(&file));
         let page = self.pages.len();
         self.pages.push(Page { file, words });
         let places = (0..sys::WORDS).step_by(STRIDE);

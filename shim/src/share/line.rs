@@ -16,7 +16,7 @@ use crate::{housekeeper, log, own, sys};
 
 /// The owner's end of one tied socket.
 pub(crate) struct Line {
-    end: OwnedFd,
+    end: own::Kept,
     /// SO_COOKIE of the socket at the other end, by which its holders prove that they hold it.
     pub(super) cookie: u64,
     /// The kernel's queue is the socket's receive queue.
@@ -61,17 +61,14 @@ enum Offered {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        own::unprotect(sys::number(&self.end));
         ledger::give_back(self.counter);
     }
 }
 
 impl Line {
     pub(super) fn new(end: OwnedFd, cookie: u64, (counter, taken): Lent) -> Self {
-        let end = sys::raise(end);
-        own::protect(sys::number(&end));
         Self {
-            end,
+            end: own::keep(end),
             cookie,
             shared: false,
             rx: RxBatch::empty(),

@@ -59,7 +59,7 @@ pub(crate) fn socket() -> Outcome<OwnedFd> {
 }
 
 /// A name that says, while this is there, that something is so. Whoever knows it can see it ([`Probe`]).
-pub(crate) struct Sign(OwnedFd);
+pub(crate) struct Sign(#[expect(dead_code, reason = "closing it takes the name down")] own::Kept);
 
 impl Sign {
     /// # Errors
@@ -71,14 +71,8 @@ impl Sign {
     }
 }
 
-impl Drop for Sign {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.0));
-    }
-}
-
 /// Sees which signs are up, one system call for each.
-pub(crate) struct Probe(OwnedFd);
+pub(crate) struct Probe(own::Kept);
 
 impl Probe {
     pub(crate) fn new() -> Outcome<Self> {
@@ -91,12 +85,6 @@ impl Probe {
             return false;
         };
         rustix::net::connect(&self.0, &name) != Err(rustix::io::Errno::CONNREFUSED)
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.0));
     }
 }
 

@@ -26,7 +26,7 @@ const CLIENTS_MAX: usize = 4096;
 /// The control socket of this process, made when its first socket is tied.
 struct Control {
     name: Vec<u8>,
-    listener: OwnedFd,
+    listener: Kept,
     /// Lines made, and other things with a number of their own.
     lines: u32,
     clients: Vec<Client>,
@@ -34,7 +34,7 @@ struct Control {
 
 /// One process that holds sockets of ours.
 struct Client {
-    fd: OwnedFd,
+    fd: Kept,
     /// Sockets it has proved to hold.
     held: Vec<u64>,
 }
@@ -268,7 +268,7 @@ pub(crate) fn on_listener() {
 }
 
 /// Whoever stands at a door; `None` if nobody does any more, or if there is no room.
-pub(crate) fn let_in(door: &OwnedFd) -> Option<OwnedFd> {
+pub(crate) fn let_in(door: &Kept) -> Option<OwnedFd> {
     use rustix::io::Errno as Kernels;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let accepted = rustix::net::accept_with(door, flags);
@@ -297,8 +297,7 @@ pub(crate) fn welcome(fd: OwnedFd) {
     if let Some(control) = control.as_mut()
         && control.clients.len() < CLIENTS_MAX
     {
-        let fd = sys::raise(fd);
-        own::protect(sys::number(&fd));
+        let fd = own::keep(fd);
         housekeeper::add_client(&fd);
         let held = Vec::new();
         control.clients.push(Client { fd, held });
@@ -313,7 +312,6 @@ pub(crate) fn on_client(fd: i32) {
     };
     if client.serve().is_err() {
         housekeeper::remove_client(&client.fd);
-        own::unprotect(fd);
     } else if let Ok(mut control) = CONTROL.lock()
         && let Some(control) = control.as_mut()
     {

@@ -49,7 +49,7 @@ impl Remote {
 }
 
 /// Connections to owners by name. The lock is held from a request to its answer.
-static OWNERS: Mutex<Vec<(Vec<u8>, OwnedFd)>> = Mutex::new(Vec::new());
+static OWNERS: Mutex<Vec<(Vec<u8>, Kept)>> = Mutex::new(Vec::new());
 
 /// Sees to it that the owner shares the socket with us. Should the owner not answer, what is in the
 /// kernel's queue can still be taken.
@@ -152,8 +152,7 @@ pub(super) fn call(
     let sent = wire::send(fd, &request.to_bytes(), data, fds, SendFlags::empty());
     let got = sent.and_then(|()| wire::receive(fd, &mut bytes, RecvFlags::empty()));
     if got.is_err() {
-        let (_, fd) = owners.swap_remove(at);
-        own::unprotect(sys::number(&fd));
+        owners.swap_remove(at);
     }
     let (_, passed) = got.map_err(|_| Errno::EPIPE)?;
     let answer = Answer::parse(&bytes).ok_or(Errno::EIO)?;
@@ -175,14 +174,12 @@ pub(super) fn greet(owner: &[u8], request: Request, data: &[u8]) -> Outcome<()> 
             if sys::poll_bits(sys::number(fd), 0) == 0 {
                 return Ok(());
             }
-            let (_, fd) = owners.swap_remove(at);
-            own::unprotect(sys::number(&fd));
+            owners.swap_remove(at);
         }
         let at = connection(&mut owners, owner)?;
         let (_, fd) = owners.get(at).ok_or(Errno::EIO)?;
         if !name::is_trusted(fd) {
-            let (_, fd) = owners.swap_remove(at);
-            own::unprotect(sys::number(&fd));
+            owners.swap_remove(at);
             return Err(Errno::EPERM.into());
         }
     }
@@ -200,22 +197,19 @@ pub(super) fn is_silent(owner: &[u8], request: Request, data: &[u8]) -> bool {
                 events: libc::POLLIN,
                 revents: 0,
             }];
-            let answered = native_ppoll(&mut answer, Some(until));
-            own::unprotect(sys::number(&line));
-            answered == Ok(0)
+            native_ppoll(&mut answer, Some(until)) == Ok(0)
         }
         Err(why) => why == Exit::Failed(Errno::EAGAIN), // others stand at its door
     }
 }
 
 /// A request to an owner by a connection of its own, over which the answer comes.
-fn knock(owner: &[u8], request: Request, data: &[u8]) -> Outcome<OwnedFd> {
+fn knock(owner: &[u8], request: Request, data: &[u8]) -> Outcome<Kept> {
     let _in_flight = owner::in_flight();
-    let line = sys::raise(name::socket()?);
+    let line = own::keep(name::socket()?);
     rustix::fs::fcntl_setfl(&line, rustix::fs::OFlags::NONBLOCK)?;
     name::connect(&line, owner)?;
     wire::send(&line, &request.to_bytes(), data, &[], SendFlags::empty())?;
-    own::protect(sys::number(&line));
     Ok(line)
 }
 
@@ -231,8 +225,7 @@ pub(super) fn tell(
     let (_, fd) = owners.get(at).ok_or(Errno::EIO)?;
     let sent = wire::send(fd, &request.to_bytes(), data, fds, SendFlags::empty());
     if sent.is_err() {
-        let (_, fd) = owners.swap_remove(at);
-        own::unprotect(sys::number(&fd));
+        owners.swap_remove(at);
     }
     sent
 }
@@ -242,17 +235,16 @@ pub(super) fn tell(
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the connection to an owner is among all.
-fn connection(owners: &mut Vec<(Vec<u8>, OwnedFd)>, owner: &[u8]) -> Outcome<usize> {
+fn connection(owners: &mut Vec<(Vec<u8>, Kept)>, owner: &[u8]) -> Outcome<usize> {
     if let Some(at) = owners.iter().position(|(name, _)| name == owner) {
         return Ok(at);
     }
     let _in_flight = owner::in_flight();
-    let fd = sys::raise(name::socket()?);
+    let fd = own::keep(name::socket()?);
     for which in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
         sockopt::set_socket_timeout(&fd, which, Some(PATIENCE))?;
     }
     name::connect(&fd, owner).map_err(|_| Errno::EPIPE)?;
-    own::protect(sys::number(&fd));
     owners.push((owner.to_vec(), fd));
     Ok(owners.len() - 1)
 }

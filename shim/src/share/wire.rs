@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 use crate::errno::{Errno, Outcome};
-use crate::own::Kept;
+use crate::own::{self, Kept};
 
 /// Descriptors one message may carry.
 const FDS_MAX: usize = 3;
@@ -184,7 +184,7 @@ pub(super) fn receive(
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(passed) = message {
-            fds.extend(passed.map(Kept::new));
+            fds.extend(passed.map(own::keep));
         }
     }
     if got.bytes == 0 || got.flags.contains(ReturnFlags::TRUNC) {

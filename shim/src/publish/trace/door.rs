@@ -18,14 +18,12 @@ const ADDRESS_MAX: usize = 108;
 
 /// A listening socket in the file system.
 pub(super) struct Door {
-    listener: OwnedFd,
+    listener: own::Kept,
     path: Vec<u8>,
 }
 
 impl Drop for Door {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.listener));
-    }
+    fn drop(&mut self) {}
 }
 
 impl Door {
@@ -39,8 +37,7 @@ impl Door {
         let _ = fs::unlinkat(CWD, path.as_slice(), fs::AtFlags::empty());
         bind_to(&listener, &path)?;
         listen(&listener, BACKLOG)?;
-        let listener = sys::raise(listener);
-        own::protect(sys::number(&listener));
+        let listener = own::keep(listener);
         Ok(Self { listener, path })
     }
 

@@ -22,7 +22,7 @@ use self::door::Door;
 use self::wire::{HEAD_MAX, RX, TX, WORD, head, request};
 use crate::kcm::{Engine, MuxCell};
 use crate::sync::{Mutex, Rank};
-use crate::{housekeeper, own, sys};
+use crate::{housekeeper, own};
 
 /// Tracers at a time: a person's terminal, a capture, and two to spare.
 const TRACERS_MAX: usize = 4;
@@ -48,7 +48,7 @@ static TRACERS: Mutex<Vec<Tracer>> = Mutex::ranked(Rank::Leaf, Vec::new());
 
 /// Somebody who looks.
 struct Tracer {
-    fd: OwnedFd,
+    fd: own::Kept,
     /// `None` until the request has come.
     wants: Option<Wants>,
     /// Records on their way to the housekeeper.
@@ -62,12 +62,6 @@ struct Tracer {
     full: bool,
     /// The housekeeper waits for write space.
     watched_full: bool,
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        own::unprotect(sys::number(&self.fd));
-    }
 }
 
 /// A [`request`], checked.
@@ -101,10 +95,8 @@ impl Wants {
 
 impl Tracer {
     fn new(fd: OwnedFd) -> Self {
-        let fd = sys::raise(fd);
-        own::protect(sys::number(&fd));
         Self {
-            fd,
+            fd: own::keep(fd),
             wants: None,
             queue: Vec::new(),
             lost: 0,
