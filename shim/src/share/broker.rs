@@ -57,8 +57,8 @@ pub(crate) fn at_exec() -> Option<impl Sized> {
     if !(owner::has_lines() && owner::is_needed() || net::ending::has_sockets()) {
         return None;
     }
-    let line = Line::new().ok();
-    let ends = line.as_ref().map(Line::numbers);
+    let pipe = ExecPipe::new().ok();
+    let ends = pipe.as_ref().map(ExecPipe::numbers);
     let fork = move || {
         let child = fork_apart();
         if child == 0 {
@@ -71,21 +71,21 @@ pub(crate) fn at_exec() -> Option<impl Sized> {
     if child == 0 {
         run();
     }
-    let Some(line) = line else {
+    let Some(pipe) = pipe else {
         core::mem::forget(locks); // without descriptors to spare, there is no way back
         return None;
     };
-    Some((line.back(), locks))
+    Some((pipe.back(), locks))
 }
 
-/// Between a process that is about to execute a program and the broker that it has forked, which does nothing
-/// before that is certain: the kernel closes the process's end then.
-struct Line {
+/// Both ways between a process that is about to execute a program and the broker that it has forked, which does nothing
+/// before that is certain: the kernel closes the process's end then, by FD_CLOEXEC.
+struct ExecPipe {
     process: own::Kept,
     broker: own::Kept,
 }
 
-impl Line {
+impl ExecPipe {
     fn new() -> Outcome<Self> {
         let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
         let (process, broker) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
