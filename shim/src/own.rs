@@ -11,6 +11,14 @@ use crate::fd::{File, Kind, lookup, table};
 use crate::sync::{Mutex, Rank};
 use crate::sys;
 
+/// rustix without its feature std has an `OwnedFd` of its own, which closes by system call. That of std would call
+/// close(2), which is ours and closes nothing of ours. If these two conflict, something that is built together with
+/// the library turns the feature on.
+#[allow(dead_code, reason = "it is there for the conflict")]
+trait ClosesBySystemCall {}
+impl ClosesBySystemCall for OwnedFd {}
+impl ClosesBySystemCall for std::os::fd::OwnedFd {}
+
 static FILE: Mutex<Option<&'static File>> = Mutex::ranked(Rank::Leaf, None);
 
 /// A descriptor that is the shim's for as long as this lives. A program that closes whatever it finds, and a child

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use crate::out::{self, clean};
-use crate::{Outcome, Problem};
+use crate::{Outcome, Problem, fd};
 
 /// This executable. The name is the kernel's, so that a newer file in its place changes nothing.
 pub(crate) const SELF: &str = "/proc/self/exe";
@@ -53,7 +53,7 @@ pub(crate) fn part(name: &str, main: impl FnOnce(&[&str]) -> Outcome<()>) -> Opt
 /// Has this process end with the one that started it: whoever that is may be killed.
 fn follow_parent() -> Outcome<()> {
     let parent = getppid();
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)?;
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(fd::error)?;
     match getppid() == parent {
         true => Ok(()),
         false => Err(Problem::new("whoever started it has ended")),
@@ -109,7 +109,7 @@ fn read_until_end(child: &mut Child, patience: Duration) -> Outcome<Vec<u8>> {
             tv_sec: left.as_secs() as i64,
             tv_nsec: left.subsec_nanos().into(),
         };
-        let mut fds = [PollFd::new(&*stdout, PollFlags::IN)];
+        let mut fds = [PollFd::from_borrowed_fd(fd::of(stdout), PollFlags::IN)];
         if poll(&mut fds, Some(&left)) == Ok(0) {
             continue;
         }

@@ -14,6 +14,7 @@ mod doctor;
 mod elf;
 mod explain;
 mod export;
+mod fd;
 mod figures;
 #[path = "../../src/publish/layout.rs"]
 #[allow(dead_code, reason = "the writer's half is the library's")]

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
 
-use crate::{Outcome, Problem};
+use crate::{Outcome, Problem, fd};
 
 /// What a [`Problem`] says when standard output has no reader any more.
 pub(crate) const PIPE_CLOSED: &str = "standard output is closed";
@@ -40,7 +40,7 @@ pub(crate) fn size() -> Option<(usize, usize)> {
     if !io::stdout().is_terminal() {
         return None;
     }
-    Some(match rustix::termios::tcgetwinsize(io::stdout()) {
+    Some(match rustix::termios::tcgetwinsize(fd::of(&io::stdout())) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
         _ => (80, 24),
     })

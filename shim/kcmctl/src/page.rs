@@ -17,7 +17,7 @@ use crate::layout::{
     STACK_COUNTERS, STACK_SOCKETS, VERSION, Verdict, WORD, decision, header, record,
 };
 use crate::out::clean;
-use crate::{Outcome, Problem, places, process, tracer};
+use crate::{Outcome, Problem, fd, places, process, tracer};
 
 /// How often a page that is being written is read again. A writing takes microseconds.
 const ATTEMPTS: u32 = 50;
@@ -239,7 +239,7 @@ impl Page {
             return Err(Problem::new("belongs to another user"));
         }
         // Whoever gets the lock knows that no writer has it: it is dead, or runs another program.
-        let abandoned = flock(&file, FlockOperation::NonBlockingLockShared).is_ok();
+        let abandoned = flock(fd::of(&file), FlockOperation::NonBlockingLockShared).is_ok();
         if abandoned && is_page(&file) {
             let same = fs::symlink_metadata(path).is_ok_and(|now| now.ino() == meta.ino());
             if same && meta.uid() == me.as_raw() {

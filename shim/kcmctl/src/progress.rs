@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::out;
+use crate::{fd, out};
 
 /// Shorter ones are not announced.
 const WORTH: Duration = Duration::from_secs(2);
@@ -86,7 +86,7 @@ fn line(what: &str, done: usize, steps: usize, elapsed: Duration) -> String {
 }
 
 fn draw(line: &str) {
-    let columns = match rustix::termios::tcgetwinsize(io::stderr()) {
+    let columns = match rustix::termios::tcgetwinsize(fd::of(&io::stderr())) {
         Ok(size) if size.ws_col > 1 => usize::from(size.ws_col) - 1,
         _ => 79,
     };

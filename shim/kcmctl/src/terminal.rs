@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-use crate::{Outcome, out};
+use crate::{Outcome, fd, out};
 
 /// Another screen, no cursor, no wrapping of long lines; and back.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
@@ -22,12 +22,12 @@ impl Screen {
     pub(crate) fn enter() -> Outcome<Self> {
         let mut before = None;
         if io::stdin().is_terminal()
-            && let Ok(modes) = tcgetattr(io::stdin())
+            && let Ok(modes) = tcgetattr(fd::of(&io::stdin()))
         {
             let mut raw = modes.clone();
             // Ctrl-C comes as a key, so that it too leaves the screen in order.
             raw.local_modes -= LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &raw);
+            let _ = tcsetattr(fd::of(&io::stdin()), OptionalActions::Now, &raw);
             before = Some(modes);
         }
         out::print(ENTER)?;
@@ -51,7 +51,7 @@ impl Screen {
     /// Waits for a key. `None` when none came in time; the end of input is a `q`.
     pub(crate) fn key(&self, wait: Duration) -> Option<u8> {
         let stdin = io::stdin();
-        let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+        let mut fds = [PollFd::from_borrowed_fd(fd::of(&stdin), PollFlags::IN)];
         let wait = Timespec {
             tv_sec: wait.as_secs() as i64,
             tv_nsec: wait.subsec_nanos().into(),
@@ -74,7 +74,7 @@ impl Drop for Screen {
         // The terminal may be gone; then there is nothing to put back.
         let _ = out::print(LEAVE);
         if let Some(before) = &self.before {
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
+            let _ = tcsetattr(fd::of(&io::stdin()), OptionalActions::Now, before);
         }
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Kind, ROUNDS, arguments};
 use crate::child::{self, Running};
-use crate::{Outcome, Problem, out};
+use crate::{Outcome, Problem, fd, out};
 
 /// Longest a step may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,7 +49,7 @@ pub(super) fn enter_namespace() -> Outcome<()> {
     as_user.map_err(|err| {
         Problem(format!(
             "no network namespace can be made: {}",
-            std::io::Error::from(err)
+            fd::error(err)
         ))
     })?;
     // user_namespaces(7): a group map needs this first. Old kernels have no such file.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::wire::{DATA, END, Framer, MESSAGE_MIN, Tally, fill};
 use super::{Options, calls};
-use crate::{Outcome, Problem, child};
+use crate::{Outcome, Problem, child, fd};
 
 /// Bytes the source hands to one write.
 const BATCH_BYTES: usize = 65_536;
@@ -160,7 +160,7 @@ fn wait_for_room(outlets: &[Outlet]) {
     use rustix::event::{PollFd, PollFlags, poll};
     let mut room: Vec<_> = outlets
         .iter()
-        .map(|outlet| PollFd::new(&outlet.conn, PollFlags::OUT))
+        .map(|outlet| PollFd::from_borrowed_fd(fd::of(&outlet.conn), PollFlags::OUT))
         .collect();
     let _ = poll(&mut room, None);
 }
