@@ -217,7 +217,8 @@ static void expect_message(int kcm)
 
 int main(void)
 {
-	struct monitor monitor = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+	/* Static: the other thread still looks at it while main() has returned and exit() runs. */
+	static struct monitor monitor = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
 	int i, peers[CONNECTIONS];
 	char echo[MESSAGE];
 	pthread_t thread;
