@@ -217,7 +217,8 @@ static int usage(void)
 
 int main(int argc, char **argv)
 {
-	struct pool pool = { .connections = 4, .threads = 8, .calls = 1000 };
+	/* Static: threads still use it while main() has returned and exit() runs. */
+	static struct pool pool = { .connections = 4, .threads = 8, .calls = 1000 };
 	unsigned long answered = 0, wrong = 0;
 	pthread_t receiver;
 	int option, i, port = 0;

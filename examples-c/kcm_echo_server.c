@@ -204,7 +204,8 @@ static struct worker *start_workers(int kcm, int threads)
 int main(int argc, char **argv)
 {
 	struct kcm_length field = { .width = HEADER, .adjust = HEADER, .most = MESSAGE_MAX };
-	struct acceptor acceptor;
+	/* Static: threads still use it while main() has returned and exit() runs. */
+	static struct acceptor acceptor;
 	struct worker *workers;
 	pthread_t thread;
 	sigset_t ending;
