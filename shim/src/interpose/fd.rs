@@ -10,6 +10,7 @@ use crate::ioctl::ioctl as ioctl_on;
 use crate::net::{pristine, spare};
 use crate::own;
 use crate::real::hooks;
+use crate::route;
 use crate::user_mem::UserPtr;
 use crate::values::KcmRequest;
 
@@ -29,9 +30,19 @@ fn duplicated(old: c_int, new: c_int) -> c_int {
     new
 }
 
-/// As [`duplicated`], where neither is ours.
-#[inline]
-fn duplicated_natively(old: c_int, new: c_int) -> c_int {
+/// As [`duplicated`], where neither is ours: only a socket that may become the stack's concerns us. Without one
+/// the call is the last thing done, so that its return is predicted.
+#[inline(always)]
+fn duplicate_natively(old: c_int, native: impl FnOnce() -> c_int) -> c_int {
+    if route::is_set() {
+        return duplicate_noted(old, native);
+    }
+    native()
+}
+
+#[cold]
+fn duplicate_noted(old: c_int, native: impl FnOnce() -> c_int) -> c_int {
+    let new = native();
     if new >= 0 && new != old {
         pristine::copied(old, new);
     }
@@ -136,7 +147,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::dup2(old, new) };
         if lookup(old).is_none() && lookup(new).is_none() {
-            return duplicated_natively(old, native());
+            return duplicate_natively(old, native);
         }
         descriptor::dup_onto(old, new, native)
     }
@@ -146,7 +157,7 @@ hooks! {
         // SAFETY: forwards the caller's own arguments.
         let native = || unsafe { next::dup3(old, new, flags) };
         if lookup(old).is_none() && lookup(new).is_none() {
-            return duplicated_natively(old, native());
+            return duplicate_natively(old, native);
         }
         descriptor::dup_onto(old, new, native)
     }
