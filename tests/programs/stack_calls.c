@@ -300,6 +300,8 @@ static void case_stream(void)
 	R(recvfrom(fd, buf, 1, 0, (void *)&a, &len));
 	printf("    length %u\n", len);
 	R(shutdown(fd, 9));
+	R(setsockopt(-1, SOL_SOCKET, SO_KEEPALIVE, &(int){ 1 }, sizeof(int)));
+	R(fcntl(-1, F_SETOWN, getpid()));
 	R(shutdown(fd, SHUT_WR));
 	R(send(fd, "x", 1, MSG_NOSIGNAL));
 	R(read(fd, buf, sizeof buf));

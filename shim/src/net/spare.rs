@@ -112,7 +112,7 @@ pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> Option<i32> {
 /// The socket of `fd` stays what it is: a stack socket has it, or others may have copies.
 #[inline]
 pub(crate) fn stays(fd: i32) {
-    if LENT.load(Ordering::Relaxed) == fd {
+    if fd >= 0 && LENT.load(Ordering::Relaxed) == fd {
         let _ = LENT.compare_exchange(fd, NONE, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
@@ -120,7 +120,7 @@ pub(crate) fn stays(fd: i32) {
 /// Something is about to be done to the kernel's socket of `fd`, to which nothing was done before.
 #[inline]
 pub(crate) fn renew(fd: i32) {
-    if LENT.load(Ordering::Relaxed) == fd {
+    if fd >= 0 && LENT.load(Ordering::Relaxed) == fd {
         put_new(fd);
     }
 }
