@@ -49,7 +49,11 @@ pub(crate) fn is_trusted(fd: impl AsFd) -> bool {
 }
 
 pub(crate) fn socket() -> Outcome<OwnedFd> {
-    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    unix(SocketType::SEQPACKET)
+}
+
+fn unix(kind: SocketType) -> Outcome<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
     Ok(rustix::net::socket_with(
         AddressFamily::UNIX,
         kind,
@@ -65,7 +69,7 @@ impl Sign {
     /// # Errors
     /// EADDRINUSE if the name is up already.
     pub(crate) fn put_up(name: &[u8]) -> Outcome<Self> {
-        let fd = datagrams()?;
+        let fd = unix(SocketType::DGRAM)?;
         rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(name)?)?;
         Ok(Self(own::keep(fd)))
     }
@@ -76,7 +80,7 @@ pub(crate) struct Probe(own::Kept);
 
 impl Probe {
     pub(crate) fn new() -> Outcome<Self> {
-        Ok(Self(own::keep(datagrams()?)))
+        Ok(Self(own::keep(unix(SocketType::DGRAM)?)))
     }
 
     /// The kernel connects datagram sockets without asking the other end, and as often as one likes.
@@ -86,16 +90,6 @@ impl Probe {
         };
         rustix::net::connect(&self.0, &name) != Err(rustix::io::Errno::CONNREFUSED)
     }
-}
-
-fn datagrams() -> Outcome<OwnedFd> {
-    let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC);
-    Ok(rustix::net::socket_with(
-        AddressFamily::UNIX,
-        kind,
-        flags,
-        None,
-    )?)
 }
 
 /// A socket that nobody can call, and that keeps others from the name.

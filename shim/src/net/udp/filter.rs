@@ -131,12 +131,7 @@ pub(crate) fn set(
         MCAST_EXCLUDE => FilterMode::Exclude,
         _ => return Err(Errno::EINVAL.into()),
     };
-    let iface = match head.place {
-        Place::Any => None,
-        Place::Here(iface) => Some(iface),
-        Place::Elsewhere if file.speaks() => return Err(Exit::Native),
-        Place::Elsewhere => return Err(Errno::ENODEV.into()),
-    };
+    let iface = head.place.of_stack(file)?;
     let mut engine = cells::lock(file)?;
     let State::Udp(id) = engine.socket(file)?.state else {
         return Err(Errno::EPROTO.into());
@@ -166,12 +161,7 @@ pub(crate) fn get(
         return Ok(None);
     }
     let head = Head::read(level, name, value, user_mem::copy_in::<u32>(length)?)?;
-    let iface = match head.place {
-        Place::Any => None,
-        Place::Here(iface) => Some(iface),
-        Place::Elsewhere if file.speaks() => return Err(Exit::Native),
-        Place::Elsewhere => return Err(Errno::ENODEV.into()),
-    };
+    let iface = head.place.of_stack(file)?;
     let group = head.group.ok_or(Errno::EINVAL)?;
     let found = engine.stack.udp_filter(id, group, iface);
     let (mode, sources) = found.map_err(errors::socket)?;

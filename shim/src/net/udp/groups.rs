@@ -202,12 +202,7 @@ pub(crate) fn set(
     let mut room = [0; VALUE_MAX];
     let value = user_mem::value(value, length, least(level, name), &mut room)?;
     let request = request(level, name, value)?;
-    let iface = match request.place {
-        Place::Any => None,
-        Place::Here(iface) => Some(iface),
-        Place::Elsewhere if file.speaks() => return Err(Exit::Native),
-        Place::Elsewhere => return Err(Errno::ENODEV.into()),
-    };
+    let iface = request.place.of_stack(file)?;
     let mut engine = cells::lock(file)?;
     let State::Udp(id) = engine.socket(file)?.state else {
         return Err(Errno::EPROTO.into());
@@ -229,6 +224,18 @@ const MCAST_UNBLOCK_SOURCE: i32 = 44;
 const MCAST_LEAVE_GROUP: i32 = 45;
 const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
 const MCAST_LEAVE_SOURCE_GROUP: i32 = 47;
+
+impl Place {
+    /// The interface of the stack's; any, if `None`. Native for one of the kernel's, if the socket is its too.
+    pub(super) fn of_stack(self, file: &File) -> Outcome<Option<IfaceId>> {
+        match self {
+            Self::Any => Ok(None),
+            Self::Here(iface) => Ok(Some(iface)),
+            Self::Elsewhere if file.speaks() => Err(Exit::Native),
+            Self::Elsewhere => Err(Errno::ENODEV.into()),
+        }
+    }
+}
 
 /// The interface with that number; any, if it is 0.
 pub(super) fn numbered(index: u32) -> Place {
